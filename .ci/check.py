@@ -1,0 +1,55 @@
+"""Check that diffnb/ is what the notebooks export, that notebooks are clean, that README.md is current, and that style holds."""
+
+import filecmp
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def run(*command, cwd=ROOT) -> bool:
+    """Run a command from the virtual environment; print what it says if it fails."""
+    result = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=cwd, capture_output=True, text=True)
+    if result.returncode:
+        print(f"$ {' '.join(command)}\n{result.stdout}{result.stderr}")
+    return result.returncode == 0
+
+
+def same_after(command, folder, pattern, advice) -> bool:
+    """Run a command on a copy of the project and compare the files of a folder with those that stand here."""
+    with tempfile.TemporaryDirectory() as tmp:
+        copy = Path(tmp) / "project"
+        copy.mkdir()
+        for name in ("nbs", "diffnb"):
+            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        for name in ("pyproject.toml", "settings.ini", "setup.py", "_quarto.yml", "README.md"):
+            shutil.copy(ROOT / name, copy / name)
+        if not run(command, cwd=copy):
+            return False
+        here, there = ({p.relative_to(base) for p in (base / folder).rglob(pattern) if ".ipynb_checkpoints" not in p.parts} for base in (ROOT, copy))
+        wrong = sorted(map(str, here ^ there)) + sorted(str(p) for p in here & there if not filecmp.cmp(ROOT / p, copy / p, shallow=False))
+    if wrong:
+        print(f"{', '.join(wrong)}: {advice}")
+    return not wrong
+
+
+def main() -> int:
+    """Run every check and report how many failed."""
+    passed = [
+        same_after("nbdev-export", "diffnb", "*.py", "not what the notebooks export; run nbdev-export"),
+        same_after("nbdev-clean", "nbs", "*.ipynb", "not clean; run nbdev-clean"),
+        run("python", ".ci/readme.py", "--check"),
+        run("ruff", "check", "."),
+        run("ruff", "format", "--check", "nbs", "tests", "benchmarks", ".ci", "setup.py"),
+        run("ruff", "check", "--select", "D", "--ignore", "D107,D209", "--exclude", "_modidx.py", "diffnb"),
+    ]
+    print(f"{sum(passed)} checks passed, {len(passed) - sum(passed)} failed")
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
