@@ -7,8 +7,10 @@ Docs: https://diffnb.github.io/diffnb/core.html.md"""
 # %% auto #0
 __all__ = ['STREAMS', 'expand', 'to_model', 'to_unit', 'Registry', 'philox', 'NoiseSource']
 
-# %% ../nbs/00_core.ipynb #d4812787
+# %% ../nbs/00_core.ipynb #073bf5e3
 import difflib
+import math
+import operator
 import re
 import secrets
 from collections.abc import Sequence
@@ -16,11 +18,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #1017a181
+# %% ../nbs/00_core.ipynb #229d278a
 def expand(
     a: Tensor,  # one number a sample, (n,), or one for all, ()
     x: Tensor,  # a batch (n, ...)
-) -> Tensor:  # `a` shaped to multiply `x`: () or (n, 1, ..., 1), in the dtype of `x` when (n, 1, ..., 1)
+) -> Tensor:  # `a` shaped to multiply `x`: () as it came, or (n, 1, ..., 1) in the dtype of `x`
     """Shape a coefficient so that it broadcasts over the samples of a batch.
 
     Raises:
@@ -32,7 +34,7 @@ def expand(
         raise ValueError(f"a must have shape () or ({x.shape[0]},) to multiply a batch of shape {tuple(x.shape)}, got {tuple(a.shape)}")
     return a.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
-# %% ../nbs/00_core.ipynb #f56c5f51
+# %% ../nbs/00_core.ipynb #ca72660a
 def to_model(
     x: Tensor,  # images with values in [0, 1]
 ) -> Tensor:  # the same with values in [-1, 1]
@@ -46,8 +48,9 @@ def to_unit(
     """Map images from the network's range to the user's; what lies outside is clamped."""
     return ((x + 1) / 2).clamp(0, 1)
 
-# %% ../nbs/00_core.ipynb #8fc87de3
+# %% ../nbs/00_core.ipynb #8a187a7a
 def _key(name):
+    """Reduce a spelling to what counts of it."""
     return re.sub(r"[\s_\-]+", "", name).casefold()
 
 
@@ -77,8 +80,9 @@ class Registry:
         def decorate(entry):
             for spelling in (name, *aliases):
                 known = self._entries.get(_key(spelling))
+                # the same definition run again, as notebooks do, is no clash
                 if known is not None and (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
-                    raise ValueError(f"{self.kind} name {spelling!r} already belongs to {known.__qualname__}")
+                    raise ValueError(f"{self.kind} name {spelling!r} already belongs to {known.__qualname__}; choose another")
             for spelling in (name, *aliases):
                 self._entries[_key(spelling)] = entry
             self._names = {n: e for n, e in self._names.items() if n != name} | {name: entry}
@@ -95,10 +99,11 @@ class Registry:
         entry,  # a registered class, or an instance of one
     ) -> str | None:  # its canonical name; None if it has none
         """Find the canonical name of an entry."""
-        cls = entry if entry in self._names.values() else type(entry)
+        cls = entry if isinstance(entry, type) or any(e is entry for e in self._names.values()) else type(entry)
         return next((n for n, e in self._names.items() if e is cls), None)
 
     def __contains__(self, name):
+        """Whether a name or alias is known."""
         return isinstance(name, str) and _key(name) in self._entries
 
     def __getitem__(
@@ -113,7 +118,7 @@ class Registry:
         if name in self:
             return self._entries[_key(name)]
         near = difflib.get_close_matches(_key(str(name)), self._entries, n=1)
-        hint = f" (did you mean {next(n for n, e in self._names.items() if e is self._entries[near[0]])!r}?)" if near else ""
+        hint = f" (did you mean {self.name_of(self._entries[near[0]]) or near[0]!r}?)" if near else ""
         raise ValueError(f"unknown {self.kind} {name!r}{hint}; known: {', '.join(self.names())}")
 
     def resolve(
@@ -135,7 +140,7 @@ class Registry:
             return spec
         raise TypeError(f"a {self.kind} is a name, a subclass of {base.__name__} or an instance of one; got {spec!r}")
 
-# %% ../nbs/00_core.ipynb #f6a9a09c
+# %% ../nbs/00_core.ipynb #2a670d78
 _M32 = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
@@ -153,36 +158,56 @@ def philox(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2  # int64 wraps, and its low 64 bits are the uint64 product
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2  # int64 wraps: its 64 bits are those of the unsigned product
         c0, c1, c2, c3 = ((p1 >> 32) & _M32) ^ c1 ^ k0, p1 & _M32, ((p0 >> 32) & _M32) ^ c3 ^ k1, p0 & _M32
         k0, k1 = (k0 + _WEYL[0]) & _M32, (k1 + _WEYL[1]) & _M32
     return c0, c1, c2, c3
 
-# %% ../nbs/00_core.ipynb #9842ace0
+# %% ../nbs/00_core.ipynb #e55809af
 STREAMS = {name: i for i, name in enumerate("prior step corrector churn dropout probe training".split())}
 
 
+def _uniforms(
+    words: Tensor,  # uint32 values in int64
+    dtype: torch.dtype,  # floating point type of at least 24 significant bits
+) -> Tensor:  # same shape, in the open interval (0, 1)
+    """Make one number from the upper 23 bits of each word."""
+    return ((words >> 9).to(dtype) + 0.5).mul_(2.0**-23)
+
+
+def _normals(
+    words: Tensor,  # uint32 values in int64, an even number of them in the last dimension
+) -> Tensor:  # same shape, float64
+    """Make a pair of numbers from each pair of words, by Box and Muller."""
+    # contiguous: torch may compute strided elements by another routine, which may round otherwise
+    u, v = words[..., 0::2].contiguous(), words[..., 1::2].contiguous()
+    radius = ((u.double() + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
+    angle = (v.double() + 0.5) * (2 * torch.pi * 2.0**-32)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(-2)
+
+# %% ../nbs/00_core.ipynb #686aa599
 class NoiseSource:
     """Random numbers addressed by (seed, sample index, stream, draw): the same for any batch, order or process.
 
-    Nothing here reads or moves torch's global generator.
+    Nothing here reads or moves torch's global generator. On another kind of device the integers behind the numbers are the same,
+    and the numbers agree to rounding.
     """
 
     block = 32768  # numbers made at a time where draws are short
 
     def __init__(
         self,
-        seeds: Sequence[int],  # one 64-bit seed a sample
-        indices: Sequence[int] | None = None,  # index of each sample under its seed, below 2^32; None: all 0
-        device: str | torch.device = "cpu",  # where numbers are made
+        seeds: Sequence[int],  # one seed a sample, 0 ... 2^64 - 1
+        indices: Sequence[int] | None = None,  # index of each sample under its seed, 0 ... 2^32 - 1; None: all 0
+        device: str | torch.device = "cpu",  # where numbers are wanted
     ):
         indices = [0] * len(seeds) if indices is None else indices
         if len(indices) != len(seeds):
             raise ValueError(f"{len(seeds)} seeds but {len(indices)} indices; give one index for each seed")
-        if any(not 0 <= int(i) <= _M32 for i in indices):
-            raise ValueError("indices must lie in 0 ... 2^32 - 1")
-        self.seeds, self.indices, self.device = [int(s) & (2**64 - 1) for s in seeds], [int(i) for i in indices], torch.device(device)
-        column = lambda values: torch.tensor(values, dtype=torch.int64, device=self.device)[:, None]
+        self.seeds, self.indices = _whole_numbers("seeds", seeds, 64), _whole_numbers("indices", indices, 32)
+        self.device = torch.device(device)
+        self._maker = torch.device("cpu") if self.device.type == "mps" else self.device
+        column = lambda values: torch.tensor(values, dtype=torch.int64, device=self._maker)[:, None]
         self._key = column([s & _M32 for s in self.seeds]), column([s >> 32 for s in self.seeds])
         self._index, self._cache = column(self.indices), {}
 
@@ -192,34 +217,34 @@ class NoiseSource:
         seed: int | None,  # seed of a set of samples; None draws a fresh one from the operating system
         n: int,  # number of samples
         first: int = 0,  # index of the first of them in the set
-        device: str | torch.device = "cpu",  # where numbers are made
+        device: str | torch.device = "cpu",  # where numbers are wanted
     ) -> "NoiseSource":  # samples (seed, first), ..., (seed, first + n - 1)
         """Address n consecutive samples of one seed; `first` continues a set."""
         seed = secrets.randbits(63) if seed is None else seed
         return cls([seed] * n, range(first, first + n), device)
 
     def __len__(self):
+        """Number of samples."""
         return len(self.seeds)
-
-    def _words(self, stream, draws, n_elements):
-        "Random uint32 as int64, (n, draws, n_elements rounded up to a multiple of 4)."
-        blocks = torch.arange(-(-n_elements // 4), device=self.device)
-        draw = torch.arange(draws.start, draws.stop, device=self.device)
-        address = torch.broadcast_tensors(blocks, draw[:, None], self._index[:, None], torch.tensor(STREAMS[stream], device=self.device))
-        words = philox(tuple(a.contiguous() for a in address), tuple(k[:, None] for k in self._key))
-        return torch.stack(words, -1).flatten(2)
 
     def uniform(
         self,
         shape: Sequence[int],  # shape of one sample
         stream: str,  # a key of `STREAMS`
         draw: int = 0,  # number of the draw within its stream
-        dtype: torch.dtype = torch.float32,  # floating point type
+        dtype: torch.dtype = torch.float32,  # float32 or float64
     ) -> Tensor:  # (n, *shape), in the open interval (0, 1)
-        """Draw uniform numbers."""
-        size = _size(shape)
+        """Draw uniform numbers.
+
+        Raises:
+            ValueError: if the stream or the draw does not exist, or `dtype` is too short to keep 0 and 1 out.
+        """
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; shorter types would round to 0 and 1")
+        _check_address(stream, draw)
+        size = math.prod(shape)
         words = self._words(stream, range(draw, draw + 1), size)[:, 0, :size]
-        return ((words >> 9).to(dtype) + 0.5).mul_(2.0**-23).view(len(self), *shape)
+        return _uniforms(words, dtype).view(len(self), *shape).to(self.device)
 
     def normal(
         self,
@@ -228,29 +253,50 @@ class NoiseSource:
         draw: int = 0,  # number of the draw within its stream
         dtype: torch.dtype = torch.float32,  # floating point type
     ) -> Tensor:  # (n, *shape)
-        """Draw standard normal numbers by the Box-Muller transform.
+        """Draw standard normal numbers; short draws are made several at a time and kept until they are used.
 
-        Short draws are made several at a time and kept until they are used.
+        Raises:
+            ValueError: if the stream or the draw does not exist.
         """
-        size = _size(shape)
-        together = max(1, -(-self.block // max(1, len(self) * size)))
+        _check_address(stream, draw)
+        size = math.prod(shape)
+        together = -(-self.block // max(1, len(self) * size))
+        if together == 1:
+            return self._make(stream, range(draw, draw + 1), size, dtype)[0].view(len(self), *shape)
         start, key = draw // together * together, (stream, size, dtype)
         if self._cache.get(key, (None,))[0] != start:
-            self._cache[key] = start, self._normals(stream, range(start, start + together), size, dtype)
-        return self._cache[key][1][draw - start].view(len(self), *shape)
+            self._cache[key] = start, self._make(stream, range(start, start + together), size, dtype)
+        # a copy: what the caller does to it in place must not reach the kept numbers
+        return self._cache[key][1][draw - start].view(len(self), *shape).clone()
 
-    def _normals(self, stream, draws, size, dtype):
-        words = self._words(stream, draws, size)
-        # the radius takes 32 bits, so that tails reach 6.6 standard deviations; it is made in float64, the angle in float32
-        u, v = words[..., 0::2].contiguous(), words[..., 1::2].contiguous()
-        radius = ((u.double() + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
-        angle = (v.double() + 0.5) * (2 * torch.pi * 2.0**-32)
-        z = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(2)[..., :size]
-        return z.transpose(0, 1).to(dtype).contiguous()
+    def _make(self, stream, draws, size, dtype):
+        """Make the normal numbers of several draws, (draws, n, size)."""
+        z = _normals(self._words(stream, draws, size))[..., :size]
+        return z.transpose(0, 1).to(self.device, dtype).contiguous()
+
+    def _words(self, stream, draws, size):
+        """Make random uint32 as int64, (n, draws, size rounded up to a multiple of 4)."""
+        block = torch.arange(-(-size // 4), device=self._maker)
+        draw = torch.arange(draws.start, draws.stop, device=self._maker)[:, None]
+        address = torch.broadcast_tensors(block, draw, self._index[:, None], torch.full_like(block, STREAMS[stream]))
+        words = philox(tuple(a.contiguous() for a in address), tuple(k[:, None] for k in self._key))
+        return torch.stack(words, -1).flatten(2)
 
 
-def _size(shape):
-    n = 1
-    for s in shape:
-        n *= s
-    return n
+def _check_address(stream, draw):
+    """Check that a stream and a draw exist."""
+    if stream not in STREAMS:
+        raise ValueError(f"unknown stream {stream!r}; known: {', '.join(STREAMS)}")
+    if not 0 <= draw <= _M32:
+        raise ValueError(f"draw must lie in 0 ... 2^32 - 1, got {draw}")
+
+
+def _whole_numbers(name, values, bits):
+    """Check that values are whole numbers below 2^bits, and make Python numbers of them."""
+    try:
+        values = [operator.index(v) for v in values]
+    except TypeError:
+        raise ValueError(f"{name} must be whole numbers, got {list(values)!r}") from None
+    if any(not 0 <= v < 2**bits for v in values):
+        raise ValueError(f"{name} must lie in 0 ... 2^{bits} - 1, got {next(v for v in values if not 0 <= v < 2**bits)}")
+    return values

@@ -7,12 +7,27 @@ Docs: https://diffnb.github.io/diffnb/guidance.html.md"""
 # %% auto #0
 __all__ = ['ClassifierFree']
 
-# %% ../nbs/07_guidance.ipynb #53a1a8e4
+# %% ../nbs/07_guidance.ipynb #f0ab547d
+import math
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from .denoisers import BaseDenoiser
 
-# %% ../nbs/07_guidance.ipynb #9989070a
+# %% ../nbs/07_guidance.ipynb #b7e48502
+def _labels(condition: Mapping[str, Tensor], n: int) -> Tensor:
+    """The labels of a condition, one for each of n samples."""
+    label = condition.get("label")
+    if label is None:
+        raise ValueError(f"classifier-free guidance needs a condition with the key 'label', got {', '.join(sorted(condition)) or 'none'}")
+    if not isinstance(label, Tensor) or label.shape != (n,) or label.is_floating_point():
+        got = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+        raise ValueError(f"condition['label'] must hold one whole number for each of the {n} samples (-1: none), got {got}")
+    return label
+
+
 class ClassifierFree(BaseDenoiser):
     """Classifier-free guidance: x0_hat = x0_uncond + guidance_scale (x0_cond - x0_uncond).
 
@@ -28,21 +43,19 @@ class ClassifierFree(BaseDenoiser):
         denoiser: BaseDenoiser,  # takes the condition "label", with -1 for none
         guidance_scale: float = 1.0,  # >= 0
     ):
-        if not guidance_scale >= 0:
-            raise ValueError(f"guidance_scale must be at least 0, got {guidance_scale}")
+        if not (guidance_scale >= 0 and math.isfinite(guidance_scale)):
+            raise ValueError(f"guidance_scale must be a number of at least 0 (0: unconditional, 1: conditional), got {guidance_scale}")
         self.denoiser, self.guidance_scale, self.sde = denoiser, float(guidance_scale), denoiser.sde
 
     def x0(self, x, t, condition):
         """Combine the two predictions; where one of them has no weight it is not made."""
-        label = condition.get("label")
-        if label is None:
-            raise ValueError("classifier-free guidance needs a condition with the key 'label'")
+        label = _labels(condition, len(x))
         if self.guidance_scale == 1:
             return self.denoiser.x0(x, t, condition)
         null = {**condition, "label": torch.full_like(label, -1)}
         if self.guidance_scale == 0:
             return self.denoiser.x0(x, t, null)
         both = {k: torch.cat([null[k], condition[k]]) for k in condition}
-        twice = t if t.ndim == 0 else torch.cat([t, t])
+        twice = t if t.numel() == 1 else torch.cat([t, t])
         without, having = self.denoiser.x0(torch.cat([x, x]), twice, both).chunk(2)
         return without + self.guidance_scale * (having - without)

@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/oracles.html.md"""
 # %% auto #0
 __all__ = ['GaussianMixture', 'Gaussian', 'OracleDenoiser']
 
-# %% ../nbs/05_oracles.ipynb #6a19645c
+# %% ../nbs/05_oracles.ipynb #6b76a622
 import math
 
 import torch
@@ -17,7 +17,40 @@ from .core import NoiseSource
 from .denoisers import BaseDenoiser
 from .sdes import SDE
 
-# %% ../nbs/05_oracles.ipynb #ff8c8975
+# %% ../nbs/05_oracles.ipynb #ff7f9002
+def _checked(means, covariances, weights):
+    """Parameters of a mixture as float64 tensors, with weights that add up to 1."""
+    means, covariances = (torch.as_tensor(a, dtype=torch.float64) for a in (means, covariances))
+    if means.ndim != 2 or 0 in means.shape:
+        raise ValueError(f"means must have shape (k, d), got {tuple(means.shape)}")
+    k, d = means.shape
+    if covariances.shape != (k, d, d):
+        raise ValueError(f"covariances must have shape {(k, d, d)} to go with means {(k, d)}, got {tuple(covariances.shape)}")
+    if not bool(means.isfinite().all() and covariances.isfinite().all()):
+        raise ValueError("means and covariances must be finite")
+    if not torch.allclose(covariances, covariances.mT, atol=1e-10):
+        raise ValueError(f"covariances must be symmetric; they differ from their transposes by {(covariances - covariances.mT).abs().max():.3g}")
+    weights = torch.ones(k) if weights is None else torch.as_tensor(weights)
+    if weights.shape != (k,) or not bool((weights > 0).all() and weights.isfinite().all()):
+        raise ValueError(f"weights must be {k} positive numbers, one a component, got {weights.tolist()}")
+    return means, covariances, weights.double() / weights.double().sum()
+
+
+def _in_components(mixture, x, sde, t):
+    """Coordinates u of x in each component, their variances, alpha, and log(w_k N(x; alpha m_k, S_k)) of shape (n, k)."""
+    flat = x.flatten(1)
+    if flat.shape[1] != mixture.means.shape[1]:
+        raise ValueError(f"x has {flat.shape[1]} elements a sample, the oracle {mixture.means.shape[1]}")
+    t = torch.as_tensor(0.0 if sde is None else t, dtype=None if isinstance(t, Tensor) else torch.float64)
+    alpha, sigma = (1 + 0 * t, 0 * t) if sde is None else (sde.alpha(t), sde.sigma(t))
+    own = lambda a: a.to(x.device, x.dtype)
+    alpha, sigma = (own(a).view(-1, 1, 1) if a.ndim else a for a in (alpha, sigma))
+    u = torch.einsum("nkd,kde->nke", flat[:, None] - alpha * own(mixture.means), own(mixture._vectors))
+    variance = alpha**2 * own(mixture._values) + sigma**2
+    logs = own(mixture.weights).log() - 0.5 * (u.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
+    return u, variance, alpha, logs
+
+# %% ../nbs/05_oracles.ipynb #53a0c1e0
 class GaussianMixture:
     """A mixture of k Gaussians in d dimensions, and its exact noisy marginals under any process.
 
@@ -25,29 +58,21 @@ class GaussianMixture:
     alpha^2 C_k + sigma^2: one eigendecomposition of each C_k serves every time.
     """
 
+    _draw = 2**31  # number of the draw that samples are made from; a run would need as many steps to reach it
+
     def __init__(
         self,
         means: Tensor,  # (k, d)
-        covariances: Tensor,  # (k, d, d), symmetric and positive semi-definite
+        covariances: Tensor,  # (k, d, d), symmetric and positive semi-definite; 0 makes a component a point
         weights: Tensor | None = None,  # (k,), positive; normalised here; None: equal
     ):
-        self.means = torch.as_tensor(means, dtype=torch.float64)
-        self.covariances = torch.as_tensor(covariances, dtype=torch.float64)
-        if self.means.ndim != 2:
-            raise ValueError(f"means must have shape (k, d), got {tuple(self.means.shape)}")
-        k, d = self.means.shape
-        if self.covariances.shape != (k, d, d):
-            raise ValueError(f"covariances must have shape {(k, d, d)} to go with means {(k, d)}, got {tuple(self.covariances.shape)}")
-        if not torch.allclose(self.covariances, self.covariances.mT, atol=1e-10):
-            raise ValueError("covariances must be symmetric")
-        weights = torch.ones(k) if weights is None else torch.as_tensor(weights)
-        if weights.shape != (k,) or not bool((weights > 0).all()):
-            raise ValueError(f"weights must be {k} positive numbers, got {weights.tolist()}")
-        self.weights = weights.double() / weights.double().sum()
-        self._values, self._vectors = torch.linalg.eigh(self.covariances)
-        if bool((self._values < -1e-10).any()):
-            raise ValueError(f"covariances must be positive semi-definite; smallest eigenvalue {self._values.min():.3g}")
-        self._values = self._values.clamp(min=0)
+        self.means, self.covariances, self.weights = _checked(means, covariances, weights)
+        values, self._vectors = torch.linalg.eigh(self.covariances)
+        # what rounding makes of a zero eigenvalue, of either sign
+        rounding = values.abs().amax(1, keepdim=True) * (values.shape[1] * 4 * torch.finfo(values.dtype).eps)
+        if bool((values < -rounding.clamp(min=1e-10)).any()):
+            raise ValueError(f"covariances must be positive semi-definite; smallest eigenvalue {values.min():.3g}")
+        self._values = torch.where(values <= rounding, 0.0, values)
 
     @property
     def mean(self) -> Tensor:
@@ -56,7 +81,7 @@ class GaussianMixture:
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the mixture, (d, d)."""
+        """Covariance of the mixture, (d, d): the mean of the covariances plus the covariance of the means."""
         centred = self.means - self.mean
         return torch.einsum("k,kij->ij", self.weights, self.covariances) + torch.einsum("k,ki,kj->ij", self.weights, centred, centred)
 
@@ -66,23 +91,12 @@ class GaussianMixture:
         seed: int = 0,  # their seed
         dtype: torch.dtype = torch.float64,  # type of the result
     ) -> Tensor:  # (n, d)
-        """Draw exact samples."""
+        """Draw exact samples; sample k is the same for any n."""
         noise, d = NoiseSource.of(seed, n), self.means.shape[1]
-        pick = torch.searchsorted(self.weights.cumsum(0), noise.uniform((1,), "prior", dtype=torch.float64)[:, 0]).clamp(max=len(self.weights) - 1)
-        z = noise.normal((d,), "step", dtype=torch.float64) * self._values[pick].sqrt()
+        u = noise.uniform((1,), "prior", self._draw, dtype=torch.float64)[:, 0]
+        pick = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
+        z = noise.normal((d,), "training", self._draw, dtype=torch.float64) * self._values[pick].sqrt()
         return (self.means[pick] + torch.einsum("nij,nj->ni", self._vectors[pick], z)).to(dtype)
-
-    def _parts(self, x, alpha, sigma):
-        "Whitened coordinates of x in each component, the noisy eigenvalues, and log(weight x density) of each, (n, k)."
-        flat = x.flatten(1)
-        if flat.shape[1] != self.means.shape[1]:
-            raise ValueError(f"x has {flat.shape[1]} elements a sample, the oracle {self.means.shape[1]}")
-        own = lambda a: a.to(x.device, x.dtype)
-        alpha, sigma = (a.to(x.dtype).view(-1, 1, 1) if a.ndim else a for a in (alpha, sigma))
-        turned = torch.einsum("nkd,kde->nke", flat[:, None] - alpha * own(self.means), own(self._vectors))
-        variance = alpha**2 * own(self._values) + sigma**2
-        logs = own(self.weights).log() - 0.5 * (turned.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
-        return turned, variance, alpha, logs
 
     def log_prob(
         self,
@@ -90,36 +104,39 @@ class GaussianMixture:
         sde: SDE | None = None,  # the process; None: the clean density
         t: Tensor | float | None = None,  # times, a number, () or (n,)
     ) -> Tensor:  # (n,), in nats
-        """Log-density of the data, or of the data noised to time t."""
-        one = torch.tensor(1.0, dtype=torch.float64)
+        """Log-density of the data, or of the data noised to time t.
+
+        Raises:
+            ValueError: if one of sde and t is given without the other, or the clean density of a singular component is asked for.
+        """
         if (sde is None) != (t is None):
             raise ValueError("give both sde and t for a noisy density, neither for the clean one")
-        t = torch.as_tensor(t, dtype=torch.float64) if sde else t
-        alpha, sigma = (sde.alpha(t), sde.sigma(t)) if sde else (one, 0 * one)
-        return self._parts(x, alpha, sigma)[3].logsumexp(1)
+        if sde is None and bool((self._values == 0).any()):
+            raise ValueError("a component with a singular covariance has no clean density; give sde and t, with t > 0")
+        return _in_components(self, x, sde, t)[3].logsumexp(1)
 
     def posterior_mean(
         self,
         x: Tensor,  # noisy samples (n, ...)
         sde: SDE,  # the process
-        t: Tensor,  # times, () or (n,)
+        t: Tensor | float,  # times, a number, () or (n,)
     ) -> Tensor:  # E[x_0 | x_t], shape of x
         """Average the posterior means of the components with the posterior weights of the components."""
-        turned, variance, alpha, logs = self._parts(x, sde.alpha(t), sde.sigma(t))
-        gain = alpha * self._values.to(x.device, x.dtype) / variance
-        means = self.means.to(x.device, x.dtype) + torch.einsum("nke,kde->nkd", gain * turned, self._vectors.to(x.device, x.dtype))
-        return torch.einsum("nk,nkd->nd", logs.softmax(1), means).view_as(x)
+        u, variance, alpha, logs = _in_components(self, x, sde, t)
+        own = lambda a: a.to(x.device, x.dtype)
+        means = own(self.means) + torch.einsum("nke,kde->nkd", alpha * own(self._values) / variance * u, own(self._vectors))
+        return torch.einsum("nk,nkd->nd", logs.softmax(1), means).reshape(x.shape)
 
     def score(
         self,
         x: Tensor,  # noisy samples (n, ...)
         sde: SDE,  # the process
-        t: Tensor,  # times, () or (n,)
+        t: Tensor | float,  # times, a number, () or (n,)
     ) -> Tensor:  # gradient of log p(x_t), shape of x
         """Gradient of the noisy log-density, from its own formula rather than by way of the posterior mean."""
-        turned, variance, _, logs = self._parts(x, sde.alpha(t), sde.sigma(t))
-        scores = -torch.einsum("nke,kde->nkd", turned / variance, self._vectors.to(x.device, x.dtype))
-        return torch.einsum("nk,nkd->nd", logs.softmax(1), scores).view_as(x)
+        u, variance, _, logs = _in_components(self, x, sde, t)
+        scores = -torch.einsum("nke,kde->nkd", u / variance, self._vectors.to(x.device, x.dtype))
+        return torch.einsum("nk,nkd->nd", logs.softmax(1), scores).reshape(x.shape)
 
     def denoiser(
         self,
@@ -128,22 +145,26 @@ class GaussianMixture:
         """What a perfectly trained network would be."""
         return OracleDenoiser(self, sde)
 
-# %% ../nbs/05_oracles.ipynb #cb35be0d
+# %% ../nbs/05_oracles.ipynb #7398dede
 class Gaussian(GaussianMixture):
     """A single Gaussian; a mixture of one."""
 
     def __init__(
         self,
-        mean: Tensor | float,  # (d,), or a number for d = 1
-        covariance: Tensor | float,  # (d, d), or a variance for d = 1
+        mean: Tensor | float,  # (d,), or a number: the same in every dimension, d = 1 if the covariance is a number too
+        covariance: Tensor | float,  # (d, d), or a number: a variance, the same in every direction
     ):
-        mean = torch.as_tensor(mean, dtype=torch.float64).reshape(1, -1)
-        covariance = torch.as_tensor(covariance, dtype=torch.float64)
-        if covariance.ndim == 0:
-            covariance = covariance.reshape(1, 1)
-        super().__init__(mean, covariance[None])
+        mean, covariance = (torch.as_tensor(a, dtype=torch.float64) for a in (mean, covariance))
+        if mean.ndim > 1 or covariance.ndim not in (0, 2):
+            raise ValueError(
+                f"Gaussian takes a mean of shape (d,) or a number and a covariance of shape (d, d) or a number, "
+                f"got shapes {tuple(mean.shape)} and {tuple(covariance.shape)}"
+            )
+        d = len(mean) if mean.ndim else len(covariance) if covariance.ndim else 1
+        covariance = covariance if covariance.ndim else covariance * torch.eye(d, dtype=torch.float64)
+        super().__init__(mean.expand(1, d), covariance[None])
 
-# %% ../nbs/05_oracles.ipynb #8e7dfebd
+# %% ../nbs/05_oracles.ipynb #4d135fd4
 class OracleDenoiser(BaseDenoiser):
     """The exact denoiser of a mixture under a process."""
 
@@ -156,4 +177,6 @@ class OracleDenoiser(BaseDenoiser):
 
     def x0(self, x, t, condition):
         """Posterior mean."""
+        if condition:
+            raise ValueError(f"condition has {', '.join(sorted(condition))}, but an oracle takes no condition")
         return self.oracle.posterior_mean(x, self.sde, t)
