@@ -1,4 +1,4 @@
-"""All samplers under one name.
+"""All samplers under one name, side by side.
 
 Docs: https://diffnb.github.io/diffnb/samplers.html.md"""
 
@@ -7,12 +7,27 @@ Docs: https://diffnb.github.io/diffnb/samplers.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/06_samplers.ipynb #a6c91e59
+# %% ../nbs/06_samplers.ipynb #73d7dc9f
 from .ode_samplers import RK4, DPMSolverPP2M, DPMSolverPP3M, ExponentialIntegrator, Heun, ProbabilityFlow
-from .sampling import GRIDS, SAMPLERS, NonFiniteError, Result, Sampler, State, karras, uniform_log_snr, uniform_time
-from .sde_samplers import DDIM, EulerMaruyama, PredictorCorrector
+from diffnb.sampling import (
+    GRIDS,
+    SAMPLERS,
+    NonFiniteError,
+    Order,
+    Result,
+    Sampler,
+    State,
+    check_sampler,
+    exact_flow,
+    karras,
+    make_grid,
+    measure_order,
+    uniform_log_snr,
+    uniform_time,
+)
+from .sde_samplers import DDIM, EulerMaruyama, PredictorCorrector, langevin_step
 
-# %% ../nbs/06_samplers.ipynb #eeade661
+# %% ../nbs/06_samplers.ipynb #35a00559
 __all__ = [
     "GRIDS",
     "SAMPLERS",
@@ -23,13 +38,19 @@ __all__ = [
     "ExponentialIntegrator",
     "Heun",
     "NonFiniteError",
+    "Order",
     "PredictorCorrector",
     "ProbabilityFlow",
     "RK4",
     "Result",
     "Sampler",
     "State",
+    "check_sampler",
+    "exact_flow",
     "karras",
+    "langevin_step",
+    "make_grid",
+    "measure_order",
     "uniform_log_snr",
     "uniform_time",
 ]
