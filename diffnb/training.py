@@ -8,14 +8,14 @@ Docs: https://diffnb.github.io/diffnb/training.html.md"""
 __all__ = ['WEIGHTS', 'TIMES', 'LossWeight', 'Equal', 'MinSNR', 'weighted_mse', 'TimeDistribution', 'UniformTime', 'LogNormal',
            'stratified', 'DiffusionCallback', 'EMACallback', 'training_dtype', 'ForwardCallback', 'NonFiniteLoss',
            'GradientCallback', 'lr_factor', 'ScheduleCallback', 'LossRecorder', 'LossProgress', 'SampleCallback',
-           'image_figure', 'diffusion_learner', 'TrainingResult', 'fit', 'data_scale']
+           'image_figure', 'diffusion_learner', 'TrainingResult', 'fit', 'CheckpointCallback', 'data_scale']
 
-# %% ../nbs/13_training.ipynb #24e69412
+# %% ../nbs/13_training.ipynb #e825ed73
 import contextlib
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -539,7 +539,7 @@ class ScheduleCallback(Callback):
         if self.stopped == "time" and self.epoch < self.n_epoch - 1:
             raise CancelFitException
 
-# %% ../nbs/13_training.ipynb #56f17879
+# %% ../nbs/13_training.ipynb #a9cf9db4
 class _SmoothLoss(AvgSmoothLoss):
     """fastai's smoothed loss, kept on the device."""
 
@@ -819,7 +819,41 @@ def _record(learn, schedule, lr, seed):
         "seed": seed,
     }
 
-# %% ../nbs/13_training.ipynb #f642eb28
+# %% ../nbs/13_training.ipynb #14201766
+class CheckpointCallback(Callback):
+    """Hand out the averaged weights after every epoch, and say which are the best so far."""
+
+    order = 66  # after the recorder
+
+    def __init__(
+        self,
+        save: Callable[[str, dict[str, Tensor]], object],  # called with ("last", state dict), and with ("best", state dict) on improvement
+        monitor: str = "valid_loss",  # what is compared: a column of the table of losses
+        is_lower_better: bool = True,  # whether less is better
+    ):
+        self.save, self.monitor, self.is_lower_better = save, monitor, is_lower_better
+        self.best, self.best_epoch = None, None
+
+    def before_fit(self):
+        """Stay away from `lr_find`."""
+        self.run = not hasattr(self.learn, "lr_finder")
+
+    def after_epoch(self):
+        """Compare, and hand out.
+
+        Raises:
+            ValueError: if there is no such column.
+        """
+        columns = list(self.recorder.metric_names[1:-1])
+        if self.monitor not in columns:
+            raise ValueError(f"monitor must be one of {', '.join(columns)}, got {self.monitor!r}")
+        value, state = float(self.recorder.values[-1][columns.index(self.monitor)]), self.learn.ema.state()
+        self.save("last", state)
+        if self.best is None or (value < self.best if self.is_lower_better else value > self.best):
+            self.best, self.best_epoch = value, self.epoch
+            self.save("best", state)
+
+# %% ../nbs/13_training.ipynb #295ef295
 def data_scale(
     images,  # an ImageSet, or any object with `images` uint8 (n, c, h, w)
     limit: int = 10_000,  # look at no more than so many, evenly spaced

@@ -280,7 +280,7 @@ def test_flips_are_by_sample_and_repeatable(packaged):
     assert not torch.equal(first, torch.cat([x for x, _, _ in ImageLoader(packaged, 500, flip=True, seed=8)]))
 
 
-def test_loaders_are_what_fastai_takes(packaged):
+def test_loaders_are_what_fastai_takes(packaged, tmp_path):
     from fastai.learner import Learner
 
     class Net(torch.nn.Module):
@@ -296,7 +296,7 @@ def test_loaders_are_what_fastai_takes(packaged):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import fastai.callback.schedule  # noqa: F401  (gives Learner its lr_find)
-    learner = Learner(loaders, Net(), loss_func=lambda out, index: out.square().mean())
+    learner = Learner(loaders, Net(), loss_func=lambda out, index: out.square().mean(), path=tmp_path)
     with learner.no_bar(), learner.no_logging():
         found = learner.lr_find(num_it=20, show_plot=False)
         learner.fit(2, lr=0.05)
