@@ -195,7 +195,7 @@ def generate(
     written = _write_images(images, out, files, columns or min(num, len(names) if names and len(names) > 1 else round(num**0.5)))
     print(f"{written}: {num} images of seed {generative.last_seed}, {seconds / num:.2f} s each")
 
-# %% ../nbs/20_cli.ipynb #4d9344e7
+# %% ../nbs/20_cli.ipynb #1cfa6d76
 def _write_training(out, model, record, seed):
     """Write what a training run leaves: model, record, loss curve and samples."""
     model.save(out / "model.safetensors")
@@ -221,7 +221,7 @@ def _write_loss(record, path):
 @app.command()
 def train(
     data: Annotated[str, typer.Argument(help="A folder of images, or a known set such as mnist, fashion_mnist, cifar10, packaged.", metavar="DATA")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for model.safetensors, samples.png, loss.png and record.json.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, its checkpoints, samples.png, loss.png and record.json.")],
     size: Annotated[str | None, typer.Option(help="Crop and resize to 32, or to height x width such as 28x32.", show_default=False)] = None,
     classes: Annotated[str | None, typer.Option(help="Keep these classes, by value or name, separated by commas.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Use at most so many images.", show_default=False)] = None,
@@ -258,9 +258,10 @@ def train(
         seed=seed,
         time_limit=time_limit,
         precision=precision,
+        checkpoints=out,
     )
     _write_training(out, model, record, seed)
-    print(f"{out}: model.safetensors, samples.png, loss.png, record.json")
+    print(f"{out}: model.safetensors, best.safetensors, last.safetensors, samples.png, loss.png, record.json")
 
 # %% ../nbs/20_cli.ipynb #e9ccf216
 def _timed_grid(model, path, seed):

@@ -51,9 +51,9 @@ def _check_labels(labels, n, values, names):
     if names is not None and len(names) != len(values):
         raise ValueError(f"names must name all {len(values)} classes, got {len(names)}: {names}")
 
-# %% ../nbs/12_data.ipynb #bba6265f
+# %% ../nbs/12_data.ipynb #b14def1e
 def _class_indices(classes, values, names):
-    """Indices of the classes asked for by value or by name; what is both is taken as a value."""
+    """Indices of the classes asked for by value, or by name in any case; what is both is taken as a value."""
     if values is None:
         raise ValueError(f"classes={classes!r} was asked for, but the data has no labels")
     classes = classes.tolist() if isinstance(classes, Tensor) else classes
@@ -61,11 +61,13 @@ def _class_indices(classes, values, names):
     if not wanted:
         raise ValueError("classes is empty; name at least one, or leave it out for all")
     known = {name: i for i, name in enumerate(names or ())} | {value: i for i, value in enumerate(values)}
-    for one in wanted:
-        if one not in known:
+    folded = {key.casefold(): i for key, i in known.items() if isinstance(key, str)}
+    found = [known.get(one, folded.get(one.casefold()) if isinstance(one, str) else None) for one in wanted]
+    for one, i in zip(wanted, found):
+        if i is None:
             listed = [f"{value!r}" if name == value else f"{value!r} ({name})" for value, name in zip(values[:20], names or values)]
             raise ValueError(f"unknown class {one!r}; known: {', '.join(listed)}{', ...' if len(values) > 20 else ''}")
-    return sorted({known[one] for one in wanted})
+    return sorted(set(found))
 
 # %% ../nbs/12_data.ipynb #3179d10c
 @dataclass(frozen=True, eq=False)

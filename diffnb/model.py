@@ -6,7 +6,8 @@ Docs: https://diffnb.github.io/diffnb/model.html.md"""
 
 # %% auto #0
 __all__ = ['resolve_process', 'choose_device', 'Labels', 'chunks', 'default_batch_size', 'sample', 'Trained', 'begin', 'aligned',
-           'to_file', 'from_file', 'packaged_models', 'ModelSettings', 'ModelFacts', 'GenerativeModel']
+           'to_file', 'from_file', 'checkpoint_writer', 'packaged_models', 'ModelSettings', 'ModelFacts',
+           'GenerativeModel']
 
 # %% ../nbs/17_model.ipynb #8d0578aa
 import copy
@@ -316,13 +317,29 @@ def from_file(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(f"the configuration of {path} is not that of a model: {type(error).__name__} {error}") from error
 
-# %% ../nbs/17_model.ipynb #723caa7e
+# %% ../nbs/17_model.ipynb #7a730a7d
+def checkpoint_writer(
+    folder: str | os.PathLike,  # where to write; made if it is not there
+    trained: Trained,  # the model in training; its network is not touched
+    sampler: Sampler,  # the sampler to save with it
+) -> Callable[[str, dict[str, Tensor]], None]:  # called with a name and the weights, writes NAME.safetensors
+    """Make what `CheckpointCallback` calls."""
+    os.makedirs(folder, exist_ok=True)
+    network = copy.deepcopy(trained.network)
+
+    def write(name, state):
+        network.load_state_dict(state)
+        to_file(os.path.join(folder, f"{name}.safetensors"), replace(trained, network=network), trained.sde, sampler)
+
+    return write
+
+# %% ../nbs/17_model.ipynb #aedefbe0
 def packaged_models() -> dict[str, str]:  # file of each model, by name
     """Find the models that come with the package."""
     folder = importlib.resources.files("diffnb") / "assets"
     return {path.name.removesuffix(".safetensors"): str(path) for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".safetensors")}
 
-# %% ../nbs/17_model.ipynb #33ecd5f2
+# %% ../nbs/17_model.ipynb #a04666a7
 def _count(class_labels):
     """How many labels are given."""
     return class_labels.numel() if isinstance(class_labels, Tensor) else len(class_labels) if isinstance(class_labels, (list, tuple, range)) else 1
@@ -346,7 +363,7 @@ def _image_shape(trained, size):
         check_network(trained.network, shape, len(trained.labels))
     return shape
 
-# %% ../nbs/17_model.ipynb #556360f2
+# %% ../nbs/17_model.ipynb #b2ee26fc
 class ModelSettings:
     """What a person chooses about a model: process, sampler, network, device."""
 
@@ -406,7 +423,7 @@ class ModelSettings:
         other._sde = resolve_process(diffusion, noise_schedule)
         return other
 
-# %% ../nbs/17_model.ipynb #795dbd69
+# %% ../nbs/17_model.ipynb #28f2312d
 class ModelFacts(ModelSettings):
     """What a trained model says about itself. All of it is read-only, but for the names of the classes."""
 
@@ -503,7 +520,7 @@ class ModelFacts(ModelSettings):
         shape = " x ".join(map(str, self.shape))
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
-# %% ../nbs/17_model.ipynb #656f9d75
+# %% ../nbs/17_model.ipynb #20ebe309
 class GenerativeModel(ModelFacts):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
@@ -584,16 +601,19 @@ class GenerativeModel(ModelFacts):
         time_limit: float | None = None,  # seconds after which to stop; None: no limit
         precision: str = "auto",  # "auto", "float32" or "bfloat16"
         compile: bool = False,  # run training steps through torch.compile: minutes to start, faster after
+        checkpoints: str | os.PathLike | None = None,  # folder for last.safetensors and best.safetensors, written after every epoch
         callbacks: Sequence = (),  # fastai callbacks
     ) -> dict:  # the record: losses by epoch, and how they came about
         """Train on images; called again, go on from where it stands. The averaged weights become the model.
+
+        With `checkpoints`, a run that is cut short leaves its last model and the one of lowest validation loss as files.
 
         Raises:
             ValueError: if the data or an argument does not fit.
             NonFiniteLoss: if the loss stops being finite; the model stays what it was.
         """
         from diffnb.data import image_loaders, image_set
-        from diffnb.training import fit
+        from diffnb.training import CheckpointCallback, fit
 
         images = image_set(dataset, size=size, classes=classes, verbose=self.verbose)
         if self._trained is None:
@@ -605,6 +625,8 @@ class GenerativeModel(ModelFacts):
         # a copy is trained, so that a run that fails leaves the model as it was
         network = copy.deepcopy(trained.network).to(self.device).requires_grad_(True)
         loaders = image_loaders(images, batch_size=batch_size, flip=flip, valid_fraction=valid_fraction, seed=seed, device=self.device)
+        if checkpoints is not None:
+            callbacks = [*callbacks, CheckpointCallback(checkpoint_writer(checkpoints, trained, self._sampler))]
         result = fit(
             loaders,
             network,

@@ -334,3 +334,9 @@ def test_whoever_registers_a_set_may_return_anything(monkeypatch):
 
     assert read("Noise", classes="b", limit=2).images.shape == (2, 1, 8, 8)
     assert isinstance(read("noise"), ImageSet)
+
+
+def test_class_names_in_any_case(packaged):
+    assert packaged.only(["bag", "SANDAL"]).names == ["Sandal", "Bag"]
+    both = ImageSet(packaged.images[:4], torch.tensor([0, 1, 0, 1]), values=["bag", "Bag"])
+    assert both.only(["Bag"]).values == ["Bag"]  # the exact spelling first
