@@ -33,7 +33,7 @@ notebooks: dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
 
 pytest: dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 readme: dev
 	$(BIN)/python .ci/readme.py
