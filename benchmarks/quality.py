@@ -45,7 +45,7 @@ def real_features(extractor, images, split, folder):
     """Features of real images, from the folder where they have been made before: recognised by the digest of images and weights."""
     digest = hashlib.sha256(images.numpy().tobytes() + FID_WEIGHTS_SHA256.encode()).hexdigest()
     path = folder / f"fashion_mnist_{split}_{len(images)}_fid_features.safetensors"
-    known = torch.empty(0, InceptionFeatures.width)
+    known = torch.empty(0, InceptionFeatures.n_features)
     if path.is_file():
         with safe_open(path, "pt") as file:
             if file.metadata().get("digest") == digest:
