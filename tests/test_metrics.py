@@ -3,23 +3,23 @@
 import math
 import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from diffnb.extractors import FID_WEIGHTS, InceptionFeatures, as_extractor, find_fid_weights
 from diffnb.metrics import (
-    FID_WEIGHTS,
     METRICS,
     BitsPerDim,
     FeatureStatistics,
     FrechetDistance,
-    InceptionFeatures,
+    FrechetInfinity,
     InceptionScore,
-    _backbone,
-    find_fid_weights,
+    extractor_of,
     frechet_distance,
+    frechet_infinity,
+    frechet_of_features,
     inception_score,
 )
 from diffnb.oracles import Gaussian
@@ -47,16 +47,28 @@ def test_frechet_distance_equals_the_matrix_square_root():
         assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(want, rel=1e-9)
 
 
-def test_frechet_distance_in_fifty_digits():
+def test_frechet_distance_in_thirty_digits():
     mpmath = pytest.importorskip("mpmath")
-    (mean_a, cov_a), (mean_b, cov_b) = moments(draws(40, 12, 3)), moments(draws(50, 12, 4))
-    with mpmath.workdps(50):
+    (mean_a, cov_a), (mean_b, cov_b) = moments(draws(200, 64, 3)), moments(draws(250, 64, 4))
+    with mpmath.workdps(30):
         values, vectors = mpmath.eigsy(mpmath.matrix(cov_a.tolist()))
         half = vectors * mpmath.diag([mpmath.sqrt(v) for v in values]) * vectors.T
         inner = mpmath.eigsy(half * mpmath.matrix(cov_b.tolist()) * half, eigvals_only=True)
         trace = sum(mpmath.mpf(v) for v in (cov_a.diagonal() + cov_b.diagonal()).tolist())
         want = sum((mpmath.mpf(p) - mpmath.mpf(q)) ** 2 for p, q in zip(mean_a.tolist(), mean_b.tolist())) + trace - 2 * sum(map(mpmath.sqrt, inner))
     assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(float(want), rel=1e-12)
+
+
+@pytest.mark.skipif("DIFFNB_SLOW" not in os.environ, reason="set DIFFNB_SLOW=1: scipy's root of a matrix of 2048 takes tens of seconds")
+def test_frechet_distance_of_2048_features():
+    scipy_linalg = pytest.importorskip("scipy.linalg")
+    falling = 10 ** torch.linspace(0, -3, 2048, dtype=torch.float64)
+    turn = torch.linalg.qr(draws(2048, 2048, 30))[0]
+    sets = [(torch.randn(4000, 2048, generator=torch.Generator().manual_seed(s), dtype=torch.float64) * falling) @ turn for s in (31, 32)]
+    (mean_a, cov_a), (mean_b, cov_b) = map(moments, sets)
+    root = np.real(scipy_linalg.sqrtm((cov_a @ cov_b).numpy()))
+    want = float(((mean_a - mean_b) ** 2).sum() + cov_a.trace() + cov_b.trace() - 2 * np.trace(root))
+    assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(want, rel=1e-9)
 
 
 def test_frechet_distance_where_covariances_commute():
@@ -72,8 +84,46 @@ def test_frechet_distance_of_fewer_samples_than_features(n_a, n_b):
     (mean_a, cov_a), (mean_b, cov_b) = moments(x), moments(y)
     cross = np.linalg.svd(((x - mean_a) @ (y - mean_b).T).numpy(), compute_uv=False).sum() / math.sqrt((n_a - 1) * (n_b - 1))
     want = float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace()) - 2 * cross
-    assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(want, rel=1e-8)
-    assert frechet_distance(mean_b, cov_b, mean_a, cov_a) == pytest.approx(want, rel=1e-6)
+    assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(want, rel=1e-9)
+    assert frechet_distance(mean_b, cov_b, mean_a, cov_a) == pytest.approx(want, rel=1e-9)
+    assert frechet_of_features(x, y) == pytest.approx(want, rel=1e-9)
+    assert frechet_of_features(FeatureStatistics().update(y), x) == pytest.approx(want, rel=1e-9)
+
+
+def test_low_rank_path_makes_no_covariance(monkeypatch):
+    x, y = draws(20, 400, 40), draws(30, 400, 41)
+    want = frechet_distance(*moments(x), *moments(y))
+    monkeypatch.setattr(FeatureStatistics, "covariance", property(lambda self: pytest.fail("a covariance was made")))
+    assert frechet_of_features(x, y) == pytest.approx(want, rel=1e-9)
+
+
+def test_frechet_infinity_removes_the_bias():
+    generator = torch.Generator().manual_seed(50)
+    for shift in (0.0, 1.0):
+        runs = [[torch.randn(400, 16, generator=generator) + s / 4 for s in (0, shift)] for _ in range(30)]
+        got = torch.tensor([frechet_infinity(*r) for r in runs], dtype=torch.float64)
+        plain = torch.tensor([frechet_of_features(*r) for r in runs], dtype=torch.float64)
+        own = got[:, 0].std() / 30**0.5
+        assert abs(got[:, 0].mean() - shift**2) < 4 * own + 0.005
+        assert plain.mean() - shift**2 > 10 * own
+        assert 0.8 < got[:, 1].mean() / got[:, 0].std() < 3.5  # cautious, not wild
+    x, y = runs[0]
+    assert frechet_infinity(x, y) == frechet_infinity(x, y) != frechet_infinity(x, y, seed=1)
+    for call in (lambda: frechet_infinity(x[:9], y), lambda: frechet_infinity(x, y, levels=1)):
+        with pytest.raises(ValueError, match="levels"):
+            call()
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_statistics_can_be_saved(n):
+    statistics = FeatureStatistics().update(draws(n, 9, 60))
+    again = FeatureStatistics.from_tensors(statistics.tensors())
+    assert (again.n, again.is_low_rank) == (n, n <= 9)
+    assert torch.equal(again.mean, statistics.mean) and torch.equal(again.covariance, statistics.covariance)
+    again.update(draws(7, 9, 61))
+    assert (again.n, statistics.n) == (n + 7, n)
+    with pytest.raises(ValueError, match="'rows', or"):
+        FeatureStatistics.from_tensors({"mean": torch.zeros(3)})
 
 
 @pytest.mark.parametrize("n", [20, 64, 1000])
@@ -206,6 +256,7 @@ def test_bits_per_dim_of_a_gaussian():
 def test_missing_or_other_weights_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFNB_WEIGHTS", str(tmp_path / "none"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    extractor_of.cache_clear()
     for call in (find_fid_weights, InceptionFeatures, lambda: FrechetDistance()(torch.zeros(3, 1, 4, 4), torch.zeros(3, 1, 4, 4))):
         with pytest.raises(FileNotFoundError, match="4c9833f8a0931db5"):
             call()
@@ -214,53 +265,40 @@ def test_missing_or_other_weights_are_an_error(tmp_path, monkeypatch):
         find_fid_weights(tmp_path)
 
 
-def test_backbone_has_the_names_and_shapes_of_torchvision():
-    models = pytest.importorskip("torchvision.models")
-    with torch.device("meta"):
-        theirs = models.inception_v3(weights=None, init_weights=False, aux_logits=False).state_dict()
-        ours = _backbone().state_dict()
-    theirs = {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")}
-    assert {k: v.shape for k, v in ours.items()} == theirs
+def test_names_of_metrics_do_not_load_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFNB_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert FrechetDistance("inception-2015").name == "fid" and FrechetInfinity().name == "fid-infinity"
+    assert FrechetDistance("fashion").name == "frechet[fashion-classifier]"
+    assert FrechetInfinity(flat).name == "frechet-infinity[flat]"
 
 
-def inception():
-    """The network, or a skip."""
-    folder = os.environ.get("DIFFNB_WEIGHTS")
-    if not folder or not (Path(folder) / FID_WEIGHTS).is_file():
-        pytest.skip(f"set DIFFNB_WEIGHTS to a folder with {FID_WEIGHTS}")
-    return InceptionFeatures(folder)
+def test_inception_score_of_the_packaged_classifier_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFNB_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from diffnb.metrics import classifier_of
+
+    classifier_of.cache_clear()
+    images = torch.rand(100, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="packaged classifier"):
+        result = InceptionScore(splits=2)(None, images)
+    classifier_of.cache_clear()
+    assert result.name == "is[fashion-classifier]" and result.config["splits"] == 2 and result.n_generated == 100
+
+    def halves(images):
+        return torch.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], 1)
+
+    two = InceptionScore(as_extractor(halves, probabilities=halves, classes=["a", "b"]), splits=2)
+    assert two(None, images).value == pytest.approx(inception_score(halves(images), 2)[0], rel=1e-6)
+    with pytest.raises(ValueError, match="probabilities"):
+        InceptionScore(flat, splits=2)(None, images)
 
 
-def test_inception_equals_the_original():
-    """Features of a synthetic image, recorded from the published TorchScript network."""
-    i, j = torch.arange(299, dtype=torch.float64)[:, None], torch.arange(299, dtype=torch.float64)
-    image = torch.stack([0.5 + 0.5 * torch.sin(0.05 * i * (c + 1) + 0.07 * j) for c in range(3)])[None].float()
-    network = inception()
-    got = network(image)[0]
-    want = torch.tensor(
-        [
-            0.0206999,
-            0.4615524,
-            1.1330013,
-            0.0256965,
-            0.0104420,
-            0.0000000,
-            0.1464983,
-            0.0000000,
-            0.0067058,
-            0.0000000,
-            0.2319388,
-            0.8462511,
-            0.1424337,
-            0.1919622,
-            0.3221991,
-            0.7133002,
-            27.7252750,
-        ]
-    )
-    assert torch.allclose(torch.stack([*got[:: 2048 // 16], got.norm()]), want, rtol=1e-4, atol=1e-5)
-    small = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    together = network(small)
-    assert together.shape == (3, 2048) and torch.allclose(together[1:2], network(small[1:2].expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-5)
-    with pytest.raises(ValueError, match="1 or 3"):
-        network(torch.zeros(1, 2, 8, 8))
+def test_non_finite_features_give_no_number():
+    def broken(images):
+        return images.flatten(1) * math.nan
+
+    with pytest.raises(ValueError, match="not finite"):
+        FrechetDistance(broken)(torch.rand(9, 1, 3, 3), torch.rand(9, 1, 3, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_of_features(torch.full((5, 2), math.inf), torch.zeros(5, 2))
