@@ -99,12 +99,13 @@ def main():
 
     distance = FrechetDistance(extractor())
     rows = {name: distance(statistics["test"], statistics[name]).value for name in ("generated", "train")}
-    print(f"\nFID (inception-2015-12-05, {InceptionFeatures.resize}) against the first {args.n} test images of Fashion-MNIST")
+    how = distance.config()
+    print(f"\nFID ({how['extractor']}, resize of {how['resize']}) against the first {args.n} test images of Fashion-MNIST")
     print(f"  {args.n} generated images, {evaluations} evaluations, {type(model.sampler).__name__}, seed {args.seed}: {rows['generated']:8.2f}")
     print(f"  {args.n} training images (the floor): {rows['train']:8.2f}")
     result = {
         "metric": distance.name,
-        **distance.config(),
+        **how,
         "weights_sha256": FID_WEIGHTS_SHA256,
         "reference": f"fashion_mnist test, first {args.n}",
         "n": args.n,

@@ -333,11 +333,13 @@ def checkpoint_writer(
 
     return write
 
-# %% ../nbs/17_model.ipynb #aedefbe0
+# %% ../nbs/17_model.ipynb #ece89d23
 def packaged_models() -> dict[str, str]:  # file of each model, by name
     """Find the models that come with the package."""
     folder = importlib.resources.files("diffnb") / "assets"
-    return {path.name.removesuffix(".safetensors"): str(path) for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".safetensors")}
+    files = [path for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".safetensors")]
+    # classifiers lie there too, for `diffnb.extractors`
+    return {path.name.removesuffix(".safetensors"): str(path) for path in files if not path.name.endswith("_classifier.safetensors")}
 
 # %% ../nbs/17_model.ipynb #a04666a7
 def _count(class_labels):
@@ -520,7 +522,7 @@ class ModelFacts(ModelSettings):
         shape = " x ".join(map(str, self.shape))
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
-# %% ../nbs/17_model.ipynb #20ebe309
+# %% ../nbs/17_model.ipynb #d46cb109
 class GenerativeModel(ModelFacts):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
@@ -644,6 +646,41 @@ class GenerativeModel(ModelFacts):
         trained.network.load_state_dict(result.ema_state)
         self._install(replace(trained, records=(*trained.records, result.record)))
         return self.record
+
+    def score(
+        self,
+        real,  # what `diffnb.data.image_set` takes
+        generated=None,  # images to score, the same; None: images of this model, made a batch at a time and not kept
+        metrics: Sequence | None = None,  # names, classes or instances; "bpd" too; None: `diffnb.evaluation.DEFAULT_METRICS`
+        *,
+        n: int | None = None,  # images to make (None: 1,000), or at most to use of those given (None: all)
+        n_steps: int | None = None,  # steps of the sampler; None: its own default
+        seed: int = 0,  # of the images made, and of the part of `real` that the floor takes
+        class_labels: Any = None,  # labels that take turns; None: all classes in turn
+        guidance_scale: float = 1.0,  # how much the class is exaggerated; 1: not at all
+        extractor=None,  # what looks at the images: name, function or extractor; None: see `diffnb.evaluation`
+        floor=None,  # more real images; None: a part of `real`, compared with the rest
+        split: str = "train",  # of `real`, if it has splits
+        size: int | tuple[int, int] | None = None,  # crop and resize given images to this
+        cache: str | os.PathLike | None = None,  # folder for features of real images; None: the user's cache
+    ):  # `diffnb.evaluation.Scores`: each value beside that of real images, and all that it depends on
+        """Score this model, or images of any other origin, against real ones.
+
+        Raises:
+            RuntimeError: if the model has not been trained, and no images are given.
+            ValueError: if the sets do not fit each other, or are too small.
+        """
+        from diffnb.evaluation import sampled, score
+        from diffnb.metrics import METRICS, BitsPerDim
+
+        if generated is None:
+            self.trained
+            made = {"n_steps": n_steps, "seed": seed, "class_labels": class_labels, "guidance_scale": guidance_scale}
+            generated, n = sampled(self, 1000 if n is None else n, **made), None
+        if isinstance(metrics, Sequence) and not isinstance(metrics, str):  # a likelihood is of a model, which the name alone does not tell
+            metrics = [BitsPerDim(self.denoiser()) if one in METRICS and METRICS[one] is BitsPerDim else one for one in metrics]
+        settings = {"extractor": extractor, "floor": floor, "split": split, "size": size, "cache": cache}
+        return score(real, generated, metrics, n=n, seed=seed, progress=self.verbose, **settings)
 
     def _install(self, trained):
         """Make what was trained or loaded the model's own."""

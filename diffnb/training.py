@@ -8,9 +8,10 @@ Docs: https://diffnb.github.io/diffnb/training.html.md"""
 __all__ = ['WEIGHTS', 'TIMES', 'LossWeight', 'Equal', 'MinSNR', 'weighted_mse', 'TimeDistribution', 'UniformTime', 'LogNormal',
            'stratified', 'DiffusionCallback', 'EMACallback', 'training_dtype', 'ForwardCallback', 'NonFiniteLoss',
            'GradientCallback', 'lr_factor', 'ScheduleCallback', 'LossRecorder', 'LossProgress', 'SampleCallback',
-           'image_figure', 'diffusion_learner', 'TrainingResult', 'fit', 'CheckpointCallback', 'data_scale']
+           'image_figure', 'diffusion_learner', 'TrainingResult', 'fit', 'CheckpointCallback', 'MetricCallback',
+           'data_scale']
 
-# %% ../nbs/13_training.ipynb #e825ed73
+# %% ../nbs/13_training.ipynb #a8de9ae6
 import contextlib
 import math
 import time
@@ -35,7 +36,7 @@ with warnings.catch_warnings():  # fastai scripts functions when it is imported,
     import fastai.callback.schedule  # noqa: F401  (gives Learner its lr_find and fit_one_cycle)
     from fastai.callback.core import Callback, CancelFitException, CancelTrainException, TrainEvalCallback
     from fastai.callback.progress import ProgressCallback
-    from fastai.learner import AvgLoss, AvgSmoothLoss, Learner, Recorder
+    from fastai.learner import AvgLoss, AvgSmoothLoss, Learner, Recorder, ValueMetric
     from fastai.optimizer import OptimWrapper
     from fastai.torch_core import default_device
     from fastcore.basics import noop
@@ -539,7 +540,7 @@ class ScheduleCallback(Callback):
         if self.stopped == "time" and self.epoch < self.n_epoch - 1:
             raise CancelFitException
 
-# %% ../nbs/13_training.ipynb #a9cf9db4
+# %% ../nbs/13_training.ipynb #a726fe94
 class _SmoothLoss(AvgSmoothLoss):
     """fastai's smoothed loss, kept on the device."""
 
@@ -579,7 +580,7 @@ class LossRecorder(Recorder):
             NonFiniteLoss: if it is not finite.
         """
         super().after_validate()
-        loss = self.log[-1]
+        loss = self.log[-1 - len(self.metrics)]
         if isinstance(loss, float) and not math.isfinite(loss):
             raise NonFiniteLoss(
                 f"validation loss is {loss} after epoch {self.epoch} (counted from 0); look for values in the data that are not finite"
@@ -853,7 +854,81 @@ class CheckpointCallback(Callback):
             self.best, self.best_epoch = value, self.epoch
             self.save("best", state)
 
-# %% ../nbs/13_training.ipynb #295ef295
+# %% ../nbs/13_training.ipynb #4b434eee
+class MetricCallback(Callback):
+    """Score images of the averaged weights in the first epoch, in every so many, and in the last; the table of losses gets a column."""
+
+    order = 45  # when validation begins: the averaged weights are in, and the recorder has not asked yet
+
+    def __init__(
+        self,
+        metric="kernel",  # name, class or instance of a metric of `diffnb.metrics`
+        real=None,  # real images, as `diffnb.evaluation.Evaluator` takes them; None: the ImageSet that is validated on
+        every: int = 5,  # epochs between two scores
+        n: int = 256,  # images to make
+        *,
+        extractor=None,  # what looks at the images: name, function or extractor; None: see `diffnb.evaluation`
+        labels: Sequence[int] | None = None,  # class indices that take turns; None: all classes in turn, if the network takes labels
+        sampler: Sampler | None = None,  # None: DPM-Solver++(2M)
+        n_steps: int = 18,  # steps of the sampler
+        seed: int = 0,  # of the images
+        batch_size: int = 128,  # images at a time
+        cache: str | Path | None = None,  # folder for features of real images; None: the user's cache
+    ):
+        if every < 1 or n < 2:
+            raise ValueError(f"every must be at least 1 and n at least 2, got {every} and {n}")
+        self.metric, self.real, self.every, self.n, self.extractor, self.labels = metric, real, every, n, extractor, labels
+        self.sampler, self.n_steps, self.image_seed = sampler or DPMSolverPP2M(), n_steps, seed
+        self.batch_size, self.cache, self.evaluator, self.history = batch_size, cache, None, []
+
+    def before_fit(self):
+        """Look at the real images, and add the column; stay away from `lr_find`."""
+        from diffnb.evaluation import Evaluator, make_metric, source
+
+        self.run = not hasattr(self.learn, "lr_finder")
+        if self.run and self.evaluator is None:
+            real = source(self.dls.valid.dataset if self.real is None else self.real, "real")
+            metric = make_metric(self.metric, self.extractor, real.images.shape, self.n)
+            self.evaluator = Evaluator(real, [metric], cache=self.cache, batch_size=self.batch_size, progress=False)
+            self.column = ValueMetric(self.value, metric.name)
+        if self.run:
+            self.learn.metrics = [*self.learn.metrics, self.column]
+
+    def value(self):
+        """The score made last."""
+        return self.history[-1]["value"]
+
+    def before_validate(self):
+        """Score, where it is time to."""
+        from diffnb.evaluation import Sampled
+
+        if self.history and (self.epoch + 1) % self.every and self.epoch + 1 != self.n_epoch:
+            return
+        facts = {"epoch": self.epoch + 1, "sampler": repr(self.sampler), "n_steps": self.n_steps, "seed": self.image_seed}
+        row = self.evaluator(Sampled(self.draw, self.n, facts)).rows[0]
+        floor = None if row.floor is None else row.floor.value
+        self.history.append({"epoch": self.epoch + 1, "value": row.result.value, "error": row.result.error, "floor": floor})
+
+    def after_fit(self):
+        """Take the column back."""
+        self.learn.metrics = [m for m in self.learn.metrics if m is not getattr(self, "column", None)]
+
+    def draw(
+        self,
+        first: int,  # number of the first image
+        m: int,  # how many
+    ) -> Tensor:  # (m, c, h, w) in [0, 1]
+        """Generate images with the weights that the network has now."""
+        diffusion, network = self.learn.diffusion, self.learn.model
+        device, condition = next(network.parameters()).device, {}
+        if "label" in getattr(network, "condition_names", ()):
+            labels = range(network.num_classes) if self.labels is None else self.labels
+            condition["label"] = torch.tensor([labels[i % len(labels)] for i in range(first, first + m)], device=device)
+        denoiser, noise = Denoiser(network, diffusion.sde, diffusion.parametrization), NoiseSource.of(self.image_seed, m, first, device)
+        shape = m, *diffusion.sample_shape
+        return to_unit(self.sampler(denoiser, shape=shape, n_steps=self.n_steps, seeds=noise, condition=condition, device=device).x)
+
+# %% ../nbs/13_training.ipynb #df5901d0
 def data_scale(
     images,  # an ImageSet, or any object with `images` uint8 (n, c, h, w)
     limit: int = 10_000,  # look at no more than so many, evenly spaced
