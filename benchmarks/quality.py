@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --weights DIR --data ROOT [--n 2000] [--steps 20] [--model FILE]
 
-DIR holds the weights of the FID's Inception (see `diffnb.metrics.find_fid_weights`); ROOT is laid out as torchvision does. The reference is
+DIR holds the weights of the FID's Inception (see `diffnb.extractors.find_fid_weights`); ROOT is laid out as torchvision does. The reference is
 the first n test images. The floor is the distance of the first n training images from them: two real sets of that size. Features of real
 images are kept in DIR, so that later runs only look at the generated ones. Inception reads some 10 images a second on one CPU core.
 Prints a table and writes benchmarks/results/quality.json.
@@ -22,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffnb.data import image_set
-from diffnb.metrics import FID_WEIGHTS_SHA256, FeatureStatistics, FrechetDistance, InceptionFeatures
+from diffnb.extractors import FID_WEIGHTS_SHA256, InceptionFeatures
+from diffnb.metrics import FeatureStatistics, FrechetDistance
 from diffnb.model import GenerativeModel
 
 RESULT = Path(__file__).parent / "results" / "quality.json"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .core import NoiseSource, Registry
 from .denoisers import BaseDenoiser
-from .extractors import EXTRACTORS, FID_WEIGHTS_SHA256, InceptionFeatures, as_classifier, as_extractor, find_fid_weights
+from .extractors import EXTRACTORS, InceptionFeatures, as_classifier, as_extractor
 from .likelihood import bits_per_dim
 
 # %% ../nbs/10_metrics.ipynb #b553a3e5

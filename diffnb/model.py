@@ -522,7 +522,7 @@ class ModelFacts(ModelSettings):
         shape = " x ".join(map(str, self.shape))
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
-# %% ../nbs/17_model.ipynb #d46cb109
+# %% ../nbs/17_model.ipynb #73e1333d
 class GenerativeModel(ModelFacts):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
@@ -571,7 +571,7 @@ class GenerativeModel(ModelFacts):
         _check_counts(num_samples=num_samples, batch_size=1 if batch_size is None else batch_size, callback_frequency=callback_frequency)
         if guidance_scale != 1 and class_labels is None:
             raise ValueError(f"guidance_scale={guidance_scale} strengthens a class; give class_labels too, or leave it at 1")
-        shape = _image_shape(trained, size)
+        shape, condition = _image_shape(trained, size), self._condition(class_labels, num_samples)
         self.last_seed = secrets.randbits(32) if seed is None else seed
         if seed is None and self.verbose:
             print(f"seed {self.last_seed}")
@@ -582,7 +582,7 @@ class GenerativeModel(ModelFacts):
             NoiseSource.of(self.last_seed, num_samples, first, self.device),
             n_steps=self._sampler.n_steps_default if n_steps is None else n_steps,
             batch_size=batch_size or default_batch_size(shape, self.device),
-            condition=self._condition(class_labels, num_samples),
+            condition=condition,
             callback=progress_callback,
             callback_frequency=callback_frequency,
             progress=self.verbose,
