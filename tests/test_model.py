@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,3 +321,13 @@ def test_classes_and_instances_are_taken_too():
     assert model.sde == VE(0.02, 30.0) and model.sampler == PredictorCorrector(corrector_steps=2)
     with pytest.raises(TypeError):
         GenerativeModel(sampler=VE)
+
+
+def test_what_is_packaged_is_small():
+    from diffnb.model import packaged_models
+
+    file = Path(packaged_models()["fashion_mnist"])
+    model = GenerativeModel.pretrained("fashion_mnist", verbose=False)
+    assert file.stat().st_size <= 8_000_000
+    assert sum(p.numel() for p in model.trained.network.parameters()) <= 3_900_000
+    assert (file.parent / "LICENSE-fashion-mnist.txt").is_file()
