@@ -207,7 +207,10 @@ class NoiseSource:
         self.seeds, self.indices = _whole_numbers("seeds", seeds, 64), _whole_numbers("indices", indices, 32)
         self.device = torch.device(device)
         self._maker = torch.device("cpu") if self.device.type == "mps" else self.device
-        column = lambda values: torch.tensor(values, dtype=torch.int64, device=self._maker)[:, None]
+
+        def column(values):
+            return torch.tensor(values, dtype=torch.int64, device=self._maker)[:, None]
+
         self._key = column([s & _M32 for s in self.seeds]), column([s >> 32 for s in self.seeds])
         self._index, self._cache = column(self.indices), {}
 

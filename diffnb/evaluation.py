@@ -196,7 +196,10 @@ class Gathered:
         index: Tensor,  # int64 (m,)
     ) -> "Gathered":  # the same of m images
         """Take some of the images."""
-        take = lambda tensors: {name: tensor[index] for name, tensor in tensors.items()}
+
+        def take(tensors):
+            return {name: tensor[index] for name, tensor in tensors.items()}
+
         labels = None if self.labels is None else [self.labels[i] for i in index.tolist()]
         images = None if self.images is None else self.images[index]
         return Gathered(len(index), self.shape, take(self.features), take(self.probabilities), labels, images, self.facts)
@@ -246,7 +249,10 @@ def gather(
                 kept.append(batch)
             n += len(batch)
             bar.update(len(batch))
-    together = lambda parts: {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+    def together(parts):
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
     return Gathered(
         n,
         shape,
@@ -561,7 +567,10 @@ class Scores:
 
     def __str__(self):
         """Lay the numbers out as a table, with what they depend on above and below."""
-        told = lambda facts: ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("real", "generated"))
+
+        def told(facts):
+            return ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("real", "generated"))
+
         table = [("", "value", "real / generated", "floor", "real / real"), *(line for r in self.rows for line in _lines(r))]
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = [f"real: {told(self.real)}", f"generated: {told(self.generated)}", ""]

@@ -511,7 +511,10 @@ class _ResNet20(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        stage = lambda c_in, c, stride: nn.Sequential(_Residual(c_in, c, stride), _Residual(c, c, 1), _Residual(c, c, 1))
+
+        def stage(c_in, c, stride):
+            return nn.Sequential(_Residual(c_in, c, stride), _Residual(c, c, 1), _Residual(c, c, 1))
+
         self.layer1, self.layer2, self.layer3 = stage(16, 16, 1), stage(16, 32, 2), stage(32, 64, 2)
         self.linear = nn.Linear(64, 10)
 

@@ -43,7 +43,10 @@ def _in_components(mixture, x, sde, t):
         raise ValueError(f"x has {flat.shape[1]} elements a sample, the oracle {mixture.means.shape[1]}")
     t = torch.as_tensor(0.0 if sde is None else t, dtype=None if isinstance(t, Tensor) else torch.float64)
     alpha, sigma = (1 + 0 * t, 0 * t) if sde is None else (sde.alpha(t), sde.sigma(t))
-    own = lambda a: a.to(x.device, x.dtype)
+
+    def own(a):
+        return a.to(x.device, x.dtype)
+
     alpha, sigma = (own(a).view(-1, 1, 1) if a.ndim else a for a in (alpha, sigma))
     u = torch.einsum("nkd,kde->nke", flat[:, None] - alpha * own(mixture.means), own(mixture._vectors))
     variance = alpha**2 * own(mixture._values) + sigma**2
@@ -123,7 +126,10 @@ class GaussianMixture:
     ) -> Tensor:  # E[x_0 | x_t], shape of x
         """Average the posterior means of the components with the posterior weights of the components."""
         u, variance, alpha, logs = _in_components(self, x, sde, t)
-        own = lambda a: a.to(x.device, x.dtype)
+
+        def own(a):
+            return a.to(x.device, x.dtype)
+
         means = own(self.means) + torch.einsum("nke,kde->nkd", alpha * own(self._values) / variance * u, own(self._vectors))
         return torch.einsum("nk,nkd->nd", logs.softmax(1), means).reshape(x.shape)
 

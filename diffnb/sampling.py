@@ -381,7 +381,10 @@ def _moments(sampler, sde, start, n_samples, n_steps):
 
 def _batch_effect(sampler, denoiser):
     """How much five samples change when each is made alone."""
-    make = lambda first, n: sampler(denoiser, shape=(n, 1), n_steps=10, seeds=NoiseSource.of(0, n, first), dtype=torch.float64).x
+
+    def make(first, n):
+        return sampler(denoiser, shape=(n, 1), n_steps=10, seeds=NoiseSource.of(0, n, first), dtype=torch.float64).x
+
     return (make(0, 5) - torch.cat([make(k, 1) for k in range(5)])).abs().max().item()
 
 

@@ -145,7 +145,10 @@ def test_fresh_seeds_are_reported_and_repeat(packaged, capsys):
 
 def test_callback_sees_each_chunk(packaged):
     seen = []
-    note = lambda step, n_steps, x0: seen.append((step, n_steps, tuple(x0.shape), 0 <= x0.min() <= x0.max() <= 1))
+
+    def note(step, n_steps, x0):
+        return seen.append((step, n_steps, tuple(x0.shape), 0 <= x0.min() <= x0.max() <= 1))
+
     packaged.generate(3, n_steps=5, seed=0, batch_size=2, progress_callback=note, callback_frequency=2)
     assert seen == [(step, 5, (n, 1, 28, 28), True) for n in (2, 1) for step in (2, 4, 5)]
 

@@ -135,15 +135,23 @@ def test_order_in_the_plane(name, plane_answer):
 def test_order_on_the_line(name, process):
     """The same against an exact flow, with exact starting values for multistep methods."""
     sde, z = PROCESSES[process], torch.linspace(-2.5, 2.5, 32, dtype=torch.float64)[:, None]
-    flow = lambda t: exact_flow(LINE, sde, sde.prior_std * z, sde.t_max, t)
+
+    def flow(t):
+        return exact_flow(LINE, sde, sde.prior_std * z, sde.t_max, t)
+
     assert abs(measure_order(DETERMINISTIC[name], LINE.denoiser(sde), flow).slope - DETERMINISTIC[name].order) < 0.15
 
 
 def test_a_grid_one_level_short_makes_any_method_first_order():
     """The last step has to start from a fixed t_min."""
     sde, z = VP(), torch.linspace(-2.5, 2.5, 32, dtype=torch.float64)[:, None]
-    flow = lambda t: exact_flow(LINE, sde, z, sde.t_max, t)
-    short = lambda sde, n, start: uniform_log_snr(sde, n + 1, start)[:-1]
+
+    def flow(t):
+        return exact_flow(LINE, sde, z, sde.t_max, t)
+
+    def short(sde, n, start):
+        return uniform_log_snr(sde, n + 1, start)[:-1]
+
     assert measure_order(RK4(), LINE.denoiser(sde), flow, grid=short).slope < 1.5
 
 
@@ -151,7 +159,10 @@ def test_equalities():
     """First-order exponential integration is DDIM; under flow matching so is Euler's method in t."""
     for sde in PROCESSES.values():
         x = sde.prior_std * torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        run = lambda sampler, grid: sampler(PLANE.denoiser(sde), x=x, n_steps=25, grid=grid).x
+
+        def run(sampler, grid):
+            return sampler(PLANE.denoiser(sde), x=x, n_steps=25, grid=grid).x
+
         assert (run(ExponentialIntegrator(1), "karras") - run(DDIM(), "karras")).abs().max() < 1e-12
     assert (run(ProbabilityFlow("euler"), "time") - run(DDIM(), "time")).abs().max() < 1e-12
 
@@ -177,7 +188,10 @@ def test_check_sampler_finds_a_wrong_factor():
 def test_samples_do_not_depend_on_the_batch(name):
     """Batches of 1, 7 and 64: noise to the last bit, images to 1e-12; the global generator stays where it was."""
     sampler, denoiser = SAMPLERS_HERE[name], PLANE.denoiser(VP())
-    make = lambda first, n: sampler(denoiser, shape=(n, 2), n_steps=8, seeds=NoiseSource.of(5, n, first), dtype=torch.float64, keep_states=True)
+
+    def make(first, n):
+        return sampler(denoiser, shape=(n, 2), n_steps=8, seeds=NoiseSource.of(5, n, first), dtype=torch.float64, keep_states=True)
+
     before = torch.get_rng_state()
     whole = make(0, 64)
     for size in (1, 7):
@@ -219,7 +233,10 @@ def network_denoiser():
 @pytest.mark.parametrize("name", ["euler-maruyama", "predictor-corrector", "ddim-1", "heun", "dpmpp2m"])
 def test_a_float32_network_gives_the_same_images_in_any_batch(name, network_denoiser):
     """Sums may be taken in another order, so 1e-3."""
-    make = lambda first, n: SAMPLERS_HERE[name](network_denoiser, shape=(n, 1, 8, 8), n_steps=10, seeds=NoiseSource.of(2, n, first)).x
+
+    def make(first, n):
+        return SAMPLERS_HERE[name](network_denoiser, shape=(n, 1, 8, 8), n_steps=10, seeds=NoiseSource.of(2, n, first)).x
+
     whole = make(0, 64)
     for size in (1, 7):
         parts = torch.cat([make(first, size) for first in range(0, 14, size)])
@@ -228,7 +245,10 @@ def test_a_float32_network_gives_the_same_images_in_any_batch(name, network_deno
 
 def test_seeds():
     """One for a set, one each, a source, none."""
-    run = lambda seeds, n=3: EulerMaruyama()(PLANE.denoiser(VP()), shape=(n, 2), n_steps=5, seeds=seeds, dtype=torch.float64)
+
+    def run(seeds, n=3):
+        return EulerMaruyama()(PLANE.denoiser(VP()), shape=(n, 2), n_steps=5, seeds=seeds, dtype=torch.float64)
+
     assert torch.equal(run(4).x, run(NoiseSource.of(4, 3)).x)
     assert torch.allclose(run([4, 9, 4]).x[0], run(4).x[0], atol=1e-12)
     assert torch.equal(run([4, 9, 4]).x[0], run([4, 9, 4]).x[2])  # (4, 0) twice
