@@ -2,8 +2,8 @@
 
     python benchmarks/train_packaged_model.py --data ROOT --work DIR --minutes 75 --out diffnb/assets/fashion_mnist.safetensors
 
-ROOT is laid out as torchvision does. DIR gets weights.safetensors (averaged weights, after every epoch) and records.json (one record
-a run). A run starts from the weights that it finds in DIR; with --minutes 0 the model file is made from them without training.
+ROOT is laid out as torchvision does. DIR gets last.safetensors and best.safetensors (averaged weights, after every epoch) and records.json
+(one record a run). A run starts from the last weights in DIR; with --minutes 0 the model file is made from them without training.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 
 import torch
-from fastai.callback.core import Callback
 from safetensors.torch import load_file, save_file
 
 from diffnb.data import image_loaders, image_set
@@ -21,23 +20,7 @@ from diffnb.networks import build_network
 from diffnb.parametrizations import Karras
 from diffnb.samplers import DPMSolverPP2M
 from diffnb.sdes import EDM
-from diffnb.training import LogNormal, fit
-
-
-class SaveAverages(Callback):
-    """Write the averaged weights after every epoch, so that a run that is cut short leaves something."""
-
-    order = 66
-
-    def __init__(self, path):
-        self.path = path
-
-    def after_epoch(self):
-        """Write to a file beside, then rename."""
-        temporary = self.path.with_suffix(".part")
-        save_file(self.learn.ema.state(), temporary)
-        os.replace(temporary, self.path)
-
+from diffnb.training import CheckpointCallback, LogNormal, fit
 
 SDE, PARAMETRIZATION = EDM(), Karras(sigma_data=0.7)
 
@@ -45,6 +28,11 @@ SDE, PARAMETRIZATION = EDM(), Karras(sigma_data=0.7)
 def train(args, images, network):
     """Train for the time given, on from the weights in the network; return the record."""
     valid = image_set("fashion_mnist", split="test", root=args.data, limit=1000)
+
+    def keep(name, state):
+        save_file(state, args.work / f"{name}.part")
+        os.replace(args.work / f"{name}.part", args.work / f"{name}.safetensors")
+
     result = fit(
         image_loaders(images, valid, batch_size=128, seed=args.seed, device="cpu"),
         network,
@@ -58,10 +46,10 @@ def train(args, images, network):
         compile=True,
         seed=args.seed,
         time_limit=args.minutes * 60,
-        callbacks=[SaveAverages(args.work / "weights.safetensors")],
+        callbacks=[CheckpointCallback(keep)],
     )
     network.load_state_dict(result.ema_state)
-    save_file(result.ema_state, args.work / "weights.safetensors")
+    save_file(result.ema_state, args.work / "last.safetensors")
     return result.record
 
 
@@ -75,7 +63,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    weights, records_path = args.work / "weights.safetensors", args.work / "records.json"
+    weights, records_path = args.work / "last.safetensors", args.work / "records.json"
     records = json.loads(records_path.read_text()) if records_path.exists() else []
     images = image_set("fashion_mnist", split="train", root=args.data)
     network = build_network("small", images.shape, images.num_classes)

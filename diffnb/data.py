@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from .core import Registry, to_model
+from .core import Registry, best_device, to_model
 
 # %% ../nbs/12_data.ipynb #b7c2dbd0
 def _check_images(images):
@@ -667,12 +667,6 @@ class ImageLoader:
         return x, label.to(self.device), index.to(self.device)
 
 # %% ../nbs/12_data.ipynb #087f0c47
-def _best_device():
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def image_loaders(
     train: ImageSet,  # images to train on
     valid: ImageSet | None = None,  # images to validate on; None: split off from `train`
@@ -696,7 +690,7 @@ def image_loaders(
         train, valid = train.split(valid_fraction, seed)
     if (train.shape, train.values) != (valid.shape, valid.values):
         raise ValueError(f"train and valid must agree in shape and classes, got {train!r} and {valid!r}")
-    device = torch.device(_best_device() if device is None else device)
+    device = torch.device(best_device() if device is None else device)
     # a set smaller than a batch is one batch, not none
     loader = ImageLoader(train, batch_size, shuffle=True, drop_last=len(train) >= batch_size, flip=flip, seed=seed)
     return DataLoaders(loader, ImageLoader(valid, batch_size), device=device)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import diffnb
-from .core import NoiseSource, to_unit
+from .core import NoiseSource, best_device, to_unit
 from .denoisers import BaseDenoiser, Denoiser
 from .guidance import ClassifierFree
 from .networks import SIZES, build_network, check_network
@@ -69,9 +69,7 @@ def choose_device(
             return torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:  # torch's message may run over many lines
             raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return best_device()
 
 # %% ../nbs/17_model.ipynb #05068511
 @dataclass(frozen=True)
