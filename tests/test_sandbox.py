@@ -14,9 +14,10 @@ from attack_sources import ATTACKS
 from diffnb import jail
 from diffnb.file_errors import ComponentBadResult, ComponentCrashed, ComponentError, ComponentProtocol, ComponentSource, ComponentTimeout
 from diffnb.oracles import Gaussian
-from diffnb.sandbox import SandboxedSampler, SandboxedSchedule, SandboxedSDE, Worker, sandboxed, unavailable
+from diffnb.sandbox import SandboxedSampler, SandboxedSchedule, SandboxedSDE, sandboxed
 from diffnb.schedules import Linear
 from diffnb.sdes import VP
+from diffnb.worker_master import Worker, unavailable
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"no sandbox here: {unavailable()}")
 
@@ -222,7 +223,7 @@ def test_denoiser_questions_are_checked():
 
 def test_jail_that_does_not_hold_gets_no_source(monkeypatch):
     """The self-test fails closed: what the zygote says is believed only if it says ready."""
-    monkeypatch.setattr("diffnb.sandbox.Worker._receive", lambda self, deadline: {"failed": "the jail does not hold"})
+    monkeypatch.setattr("diffnb.worker_master.Worker._receive", lambda self, deadline: {"failed": "the jail does not hold"})
     sent = []
     monkeypatch.setattr("diffnb.worker.send", lambda fd, message: sent.append(message))
     with pytest.raises(PermissionError, match="did not hold"):
