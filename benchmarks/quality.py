@@ -1,11 +1,12 @@
-"""How good are the samples of the packaged Fashion-MNIST model? FID of n samples in at most 20 evaluations, beside its floor.
+"""How good are the samples of a trained model? Frechet and kernel distance of n samples in at most 20 evaluations, beside their floors.
 
-    python benchmarks/quality.py --weights DIR --data ROOT [--n 2000] [--steps 20] [--model FILE]
+    python benchmarks/quality.py --weights DIR --data ROOT [--set fashion_mnist] [--n 2000] [--steps 20] [--model FILE] [--size 32]
 
-DIR holds the weights of the FID's Inception (see `diffnb.extractors.find_fid_weights`); ROOT is laid out as torchvision does. The reference is
-the first n test images. The floor is the distance of the first n training images from them: two real sets of that size. Features of real
-images are kept in DIR, so that later runs only look at the generated ones. Inception reads some 10 images a second on one CPU core.
-Prints a table and writes benchmarks/results/quality.json.
+DIR holds the weights of the FID's Inception (see `diffnb.extractors.find_fid_weights`); ROOT is laid out as torchvision does, or holds a folder
+named like the set. The reference is n test images. The floor is the distance of n training images from them: two real sets of that size. A set
+without a test split is halved at random, and n is at most a half. Where images lie class by class they are taken evenly spaced. Features of
+real images are kept in DIR, so that later runs only look at the generated ones. Inception reads some 10 images a second on one CPU core.
+Prints a table and writes benchmarks/results/quality.json (the packaged Fashion-MNIST model) or quality_SET.json.
 """
 
 import argparse
@@ -25,9 +26,27 @@ from diffnb.data import image_set
 from diffnb.extractors import FID_WEIGHTS_SHA256, InceptionFeatures
 from diffnb.metrics import FeatureStatistics, FrechetDistance
 from diffnb.model import GenerativeModel
+from diffnb.set_metrics import KernelDistance
 
-RESULT = Path(__file__).parent / "results" / "quality.json"
+RESULTS = Path(__file__).parent / "results"
 MOST_EVALUATIONS = 20
+
+
+def real_images(name, root, n, size):
+    """The first n images of the test and of the training set, or n that are evenly spaced where classes lie one after another."""
+    folder = Path(root) / name
+    if name in ("fashion_mnist", "mnist", "cifar10"):
+        sets = {split: image_set(name, split=split, root=root, size=size, verbose=False) for split in ("test", "train")}
+    else:
+        train, test = image_set(folder, size=size, verbose=False).split(0.5, seed=0)
+        sets = {"test": test, "train": train}
+    n = min(n, *(len(s) for s in sets.values()))
+
+    def pick(s):
+        sorted_by_class = s.labels is not None and bool((s.labels.diff() >= 0).all())
+        return s.images[torch.linspace(0, len(s) - 1, n).long() if sorted_by_class else torch.arange(n)]
+
+    return {split: pick(s) for split, s in sets.items()}, n
 
 
 def extract(extractor, images, what, batch_size=25, save=lambda features: None):
@@ -42,10 +61,10 @@ def extract(extractor, images, what, batch_size=25, save=lambda features: None):
     return torch.cat(parts)
 
 
-def real_features(extractor, images, split, folder):
+def real_features(extractor, images, name, folder):
     """Features of real images, from the folder where they have been made before: recognised by the digest of images and weights."""
     digest = hashlib.sha256(images.numpy().tobytes() + FID_WEIGHTS_SHA256.encode()).hexdigest()
-    path = folder / f"fashion_mnist_{split}_{len(images)}_fid_features.safetensors"
+    path = folder / f"{name}_{len(images)}_fid_features.safetensors"
     known = torch.empty(0, InceptionFeatures.n_features)
     if path.is_file():
         with safe_open(path, "pt") as file:
@@ -59,7 +78,7 @@ def real_features(extractor, images, split, folder):
         save_file({"features": torch.cat([known, features]).contiguous()}, temporary, {"digest": digest})
         os.replace(temporary, path)
 
-    return torch.cat([known, extract(extractor(), images[len(known) :], split, save=save)])
+    return torch.cat([known, extract(extractor(), images[len(known) :], name, save=save)])
 
 
 def generate(model, n, steps, seed):
@@ -76,41 +95,54 @@ def generate(model, n, steps, seed):
     return (images * 255).round().to(torch.uint8), evaluations
 
 
+def distances(features, extractor):
+    """Frechet and kernel distance of the generated and of other real images from the reference."""
+    frechet, kernel = FrechetDistance(extractor), KernelDistance(extractor)
+    statistics = {name: FeatureStatistics().update(f) for name, f in features.items()}
+    rows = {"fid": frechet(statistics["test"], statistics["generated"]), "fid_floor": frechet(statistics["test"], statistics["train"])}
+    rows |= {"kid": kernel.from_features(features["test"], features["generated"])}
+    rows |= {"kid_floor": kernel.from_features(features["test"], features["train"])}
+    return {k: r.value for k, r in rows.items()} | {f"{k}_error": r.error for k, r in rows.items() if r.error is not None}, frechet.config()
+
+
 def main():
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, type=Path, help="folder of the Inception weights; features are kept there too")
     parser.add_argument("--data", required=True, help="folder of the data sets")
+    parser.add_argument("--set", default="fashion_mnist", help="fashion_mnist, mnist, cifar10, or a folder of images under ROOT")
+    parser.add_argument("--size", type=int, help="side to which real images are resized")
     parser.add_argument("--n", type=int, default=2000, help="images in each set")
     parser.add_argument("--steps", type=int, default=20, help="steps of the model's sampler")
-    parser.add_argument("--model", type=Path, help="model file; without it the packaged model")
+    parser.add_argument("--model", type=Path, help="model file; without it the packaged model of that name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--real-only", action="store_true", help="only make the features of the real images")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message="fid of", category=UserWarning)  # that n is small is why the floor stands beside it
 
     extractor = functools.cache(lambda: InceptionFeatures(args.weights))  # not needed where all features are known
-    real = {s: image_set("fashion_mnist", split=s, root=args.data, verbose=False).images[: args.n] for s in ("test", "train")}
-    statistics = {s: FeatureStatistics().update(real_features(extractor, images, s, args.weights)) for s, images in real.items()}
-    model = GenerativeModel.load(args.model, verbose=False) if args.model else GenerativeModel.pretrained("fashion_mnist", verbose=False)
-    images, evaluations = generate(model, args.n, args.steps, args.seed)
-    statistics["generated"] = FeatureStatistics().update(extract(extractor(), images, "generated"))
-
-    distance = FrechetDistance(extractor())
-    rows = {name: distance(statistics["test"], statistics[name]).value for name in ("generated", "train")}
-    how = distance.config()
-    print(f"\nFID ({how['extractor']}, resize of {how['resize']}) against the first {args.n} test images of Fashion-MNIST")
-    print(f"  {args.n} generated images, {evaluations} evaluations, {type(model.sampler).__name__}, seed {args.seed}: {rows['generated']:8.2f}")
-    print(f"  {args.n} training images (the floor): {rows['train']:8.2f}")
+    real, n = real_images(args.set, args.data, args.n, args.size)
+    features = {split: real_features(extractor, images, f"{args.set}_{split}", args.weights) for split, images in real.items()}
+    if args.real_only:
+        return
+    model = GenerativeModel.load(args.model, verbose=False) if args.model else GenerativeModel.pretrained(args.set, verbose=False)
+    images, evaluations = generate(model, n, args.steps, args.seed)
+    features["generated"] = extract(extractor(), images, "generated")
+    rows, how = distances(features, extractor())
+    print(f"\n{how['extractor']}, resize of {how['resize']}, against {n} test images of {args.set}")
+    print(f"  {n} generated images, {evaluations} evaluations, {type(model.sampler).__name__}, seed {args.seed}: ", end="")
+    print(f"FID {rows['fid']:.2f}, KID {rows['kid']:.5f} +- {rows['kid_error']:.5f}")
+    print(f"  {n} training images (the floor): FID {rows['fid_floor']:.2f}, KID {rows['kid_floor']:.5f} +- {rows['kid_floor_error']:.5f}")
     result = {
-        "metric": distance.name,
         **how,
         "weights_sha256": FID_WEIGHTS_SHA256,
-        "reference": f"fashion_mnist test, first {args.n}",
-        "n": args.n,
-        "model": args.model.name if args.model else "fashion_mnist (packaged)",
+        "reference": f"{args.set} test, {n} images",
+        "n": n,
+        "model": args.model.name if args.model else f"{args.set} (packaged)",
+        "images_seen": sum(record["images_seen"] for record in model.records),
         "sampler": repr(model.sampler),
         "process": repr(model.sde),
         "n_steps": args.steps,
@@ -118,11 +150,11 @@ def main():
         "guidance_scale": 1.0,
         "classes": "balanced" if model.labels else "none",
         "seed": args.seed,
-        "fid": rows["generated"],
-        "fid_floor": rows["train"],
+        **rows,
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    name = "quality" if args.set == "fashion_mnist" and args.model is None else f"quality_{args.set}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -475,6 +475,11 @@ class ModelFacts(ModelSettings):
         return self._trained.parametrization if self._trained else None
 
     @property
+    def records(self) -> tuple[dict, ...]:
+        """A record of each training, oldest first: losses by epoch, and how they came about."""
+        return tuple(copy.deepcopy(r) for r in self._trained.records) if self._trained else ()
+
+    @property
     def record(self) -> dict:
         """Record of the last training run; empty before the first."""
         return copy.deepcopy(self._trained.records[-1]) if self._trained and self._trained.records else {}

@@ -35,7 +35,7 @@ def default_store() -> Path:
         return Path.home() / "AppData" / "Roaming" / "diffnb" / "trust.json"
     return Path(pwd.getpwuid(os.getuid()).pw_dir) / ".config" / "diffnb" / "trust.json"
 
-# %% ../nbs/14b_trust.ipynb #a4d0c5f9
+# %% ../nbs/14b_trust.ipynb #915d511f
 MOST = 16 << 20  # bytes of a store
 
 
@@ -68,12 +68,15 @@ def _read(path):
         raise (
             error if isinstance(error, TrustError) else TrustError(f"the trust store {path} is a link, or cannot be opened: {error.strerror}")
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > MOST:
             raise TrustError(f"the trust store {path} is not a regular file of at most {MOST:,} bytes; nothing in it is believed")
         _check_owner(facts, path)
-        return file.read(MOST + 1)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return file.read(MOST + 1)
+    finally:
+        os.close(descriptor)
 
 # %% ../nbs/14b_trust.ipynb #a7d9a2b2
 @dataclass(frozen=True)
