@@ -1,12 +1,13 @@
 """All metrics on a model, for several samplers, numbers of steps and guidance scales, each beside the floor of real images.
 
     python benchmarks/evaluate.py --data ROOT [--n 2000] [--model FILE] [--samplers A,B] [--steps 5,10,20] [--guidance 1,2]
-                                  [--extractor NAME] [--metrics A,B] [--threads N] [--minutes M]
+                                  [--extractor NAME] [--metrics A,B] [--bpd 64] [--threads N] [--minutes M] [--out FILE]
 
 Real images are the training split of Fashion-MNIST, in the layout of torchvision under ROOT (without --data the 10,000 packaged ones); the floor is
-of other real images, the test split (without --data a part of the packaged ones). Every configuration is written to
-benchmarks/results/evaluate.json as soon as it is done; a second run goes on where the first ended, and evaluates anew what another model file, n,
-seed, extractor or list of metrics makes another configuration. `--minutes` ends a run after the configuration that exceeds it.
+of other real images, the test split (without --data a part of the packaged ones). Every configuration is written to the file of results,
+benchmarks/results/evaluate.json, as soon as it is done; a second run goes on where the first ended, and evaluates anew what another model file, n,
+seed, extractor or list of metrics makes another configuration. Bits per dimension are of the model alone: one row, of `--bpd` images of the second
+set. `--minutes` ends a run after the configuration that exceeds it.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 import diffnb
 from diffnb.data import image_set
 from diffnb.evaluation import Evaluator, sampled
+from diffnb.metrics import BitsPerDim
 from diffnb.model import GenerativeModel, packaged_models
 
 RESULT = Path(__file__).parent / "results" / "evaluate.json"
@@ -35,12 +37,12 @@ def sets(root):
     return tuple(image_set("fashion_mnist", split=split, root=root, verbose=False) for split in ("train", "test"))
 
 
-def write(results):
+def write(results, path):
     """Replace the file of results: a reader sees the old one or the new one."""
-    RESULT.parent.mkdir(exist_ok=True)
-    unfinished = RESULT.with_suffix(".part")
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, RESULT)
+    os.replace(unfinished, path)
 
 
 def configurations(args):
@@ -62,6 +64,8 @@ def main():
     parser.add_argument("--metrics", default=METRICS, help="names, separated by commas")
     parser.add_argument("--cache", type=Path, help="folder for features of real images; without it the user's cache")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bpd", type=int, default=64, help="real images for bits per dimension; 0: none")
+    parser.add_argument("--out", type=Path, default=RESULT, help="file of results")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no configuration after so many minutes")
     args = parser.parse_args()
@@ -73,7 +77,7 @@ def main():
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     model, (real, others) = GenerativeModel.load(file, verbose=False), sets(args.data)
     evaluator = Evaluator(real, args.metrics.split(","), extractor=args.extractor, floor=others, cache=args.cache, seed=args.seed)
-    results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     start = time.time()
     for sampler, n_steps, guidance in configurations(args):
         key = f"{file.stem} {digest}, {sampler}, {n_steps} steps, guidance {guidance:g}, n {args.n}, seed {args.seed}, {args.extractor}, "
@@ -84,8 +88,14 @@ def main():
             model.sampler, begun = sampler, time.time()
             scores = evaluator(sampled(model, args.n, n_steps=n_steps, seed=args.seed, guidance_scale=guidance))
             results[key] = scores.to_dict() | {"seconds": round(time.time() - begun, 1), "threads": torch.get_num_threads()}
-            write(results)
+            write(results, args.out)
             print(f"\n{scores}", flush=True)
+    key = f"{file.stem} {digest}, bits per dimension of {args.bpd} images, diffnb {diffnb.__version__}"
+    if args.bpd and key not in results and time.time() - start <= 60 * args.minutes:
+        scores = Evaluator(others, [BitsPerDim(model.denoiser(), n=args.bpd)])(sampled(model, 2))
+        results[key] = scores.to_dict()
+        write(results, args.out)
+        print(f"\n{scores}", flush=True)
     print()
     for key, result in results.items():
         numbers = [f"{m['name'].split('[')[0]} {m['value']:.3g} (floor {m['floor']['value']:.3g})" for m in result["metrics"] if m["floor"]]

@@ -1,11 +1,16 @@
 """How fast, how close and how large: distances between sets of features against scipy's matrix root and torch-fidelity.
 
-    python benchmarks/metrics.py [--repeats 3] [--threads 1] [--only frechet white few kernel]
+    python benchmarks/metrics.py [--repeats 7] [--threads 1] [--only kernel subsets real falling white few]
+    python benchmarks/metrics.py --features FILE_A FILE_B --only real
 
 Needs torch-fidelity (`pip install diffnb[bench]`). Every measurement runs in a process of its own, contenders in turn, on the same features:
 10,000 vectors of 2048 dimensions. "falling": deviations along common principal axes that fall over three decades; "white": random axes
-for each set; the time of general eigenvalues depends on which. Other programs disturb seconds but hardly ratios. Memory is the peak of the
-process during the call, above what it held before. Prints a table and writes benchmarks/results/metrics.json.
+for each set; "real": features of Inception, from two files that `torch.save` wrote, each {"features": (n, 2048)} with more than 2048 vectors
+(`InceptionFeatures()(images)` of the training and the test split of Fashion-MNIST, say). The time of general eigenvalues depends on which.
+
+Times are seconds of the processor, which with one thread are those of an idle machine's clock, and which other programs hardly disturb; the clock's
+stand in the file. Memory is the peak of the process during the call, above what it held before. Prints a table and writes
+benchmarks/results/metrics.json.
 """
 
 import argparse
@@ -23,9 +28,11 @@ N, D = 10_000, 2048
 
 
 def features(n, which, kind="falling"):
-    """Gaussian features, float32: "falling" with common axes and deviations over three decades, "white" each set with random axes."""
+    """Features, float32: "falling" with common axes and deviations over three decades, "white" each set with random axes, "real" from a file."""
     import torch
 
+    if kind == "real":
+        return torch.load(os.environ["DIFFNB_BENCH_FEATURES"].split(os.pathsep)[which], weights_only=True)["features"].float()
     generator = torch.Generator().manual_seed(which)
     x = torch.randn(n, D, generator=generator)
     if kind == "white":
@@ -75,19 +82,26 @@ def contender(name):
     """The call to measure, with its input made."""
     import torch
 
+    from diffnb.kernel_metrics import kernel_distance, kernel_distance_of_blocks, kernel_distance_of_subsets
     from diffnb.metrics import frechet_distance, frechet_of_features
-    from diffnb.set_metrics import kernel_distance, kernel_distance_of_blocks
 
     task, who, *option = name.split()
     n = int(option[0]) if option and option[0].isdigit() else N
-    a, b = (features(n, which, "white" if "white" in option else "falling") for which in (0, 1))
+    kind = next((k for k in ("white", "real") if k in option), "falling")
+    a, b = (features(n, which, kind) for which in (0, 1))
     if task == "kernel" and who == "torch-fidelity-once":
         return lambda: torch_fidelity_kid(a, b, 1, n)
     if task == "kernel" and who == "torch-fidelity-default":
         return lambda: torch_fidelity_kid(a, b, 100, 1000)
     if task == "kernel":
-        return (lambda: kernel_distance(a, b)[0]) if who == "diffnb" else (lambda: kernel_distance_of_blocks(a, b, 1000)[0])
-    if who == "diffnb" and n <= D:
+        calls = {
+            "diffnb": lambda: kernel_distance(a, b)[0],
+            "diffnb-float32": lambda: kernel_distance(a, b, products=torch.float32)[0],
+            "diffnb-blocks": lambda: kernel_distance_of_blocks(a, b, 1000)[0],
+            "diffnb-subsets": lambda: kernel_distance_of_subsets(a, b, 100, 1000)[0],
+        }
+        return calls[who]
+    if who == "diffnb" and len(a) <= D:
         return lambda: frechet_of_features(a, b)
     a, b = moments(a), moments(b)
     if who == "diffnb":
@@ -114,10 +128,10 @@ def measure(name, threads):
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     except OSError:
         pass
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start, clock = memory("VmRSS"), time.process_time(), time.perf_counter()
     value = call()
-    seconds = time.perf_counter() - start
-    print(json.dumps({"value": value, "seconds": seconds, "megabytes": memory("VmHWM") - before}))
+    seconds, clock = time.process_time() - start, time.perf_counter() - clock
+    print(json.dumps({"value": value, "seconds": seconds, "clock": clock, "megabytes": memory("VmHWM") - before}))
 
 
 def compare(names, repeats, threads):
@@ -134,45 +148,60 @@ def compare(names, repeats, threads):
             "value": some[0]["value"],
             "seconds_min": min(r["seconds"] for r in some),
             "seconds_median": statistics.median(r["seconds"] for r in some),
+            "clock_min": min(r["clock"] for r in some),
             "megabytes": statistics.median(r["megabytes"] for r in some),
+            "repeats": len(some),
         }
         for name, some in runs.items()
     }
 
 
 GROUPS = {
-    "frechet": ["frechet diffnb", "frechet sqrtm", "frechet torch-fidelity"],
+    "kernel": ["kernel diffnb", "kernel torch-fidelity-once", "kernel diffnb-float32"],
+    "subsets": ["kernel diffnb-subsets", "kernel diffnb-blocks", "kernel torch-fidelity-default"],
+    "real": ["frechet diffnb real", "frechet sqrtm real", "frechet torch-fidelity real"],
+    "falling": ["frechet diffnb", "frechet sqrtm", "frechet torch-fidelity"],
     "white": ["frechet diffnb white", "frechet sqrtm white", "frechet torch-fidelity white"],
     "few": ["frechet diffnb 256", "frechet sqrtm 256", "frechet diffnb 512", "frechet sqrtm 512"],
-    "kernel": ["kernel diffnb", "kernel torch-fidelity-once", "kernel diffnb-blocks", "kernel torch-fidelity-default"],
 }
 RIVALS = {
     "frechet diffnb": ["frechet sqrtm", "frechet torch-fidelity"],
+    "frechet diffnb real": ["frechet sqrtm real", "frechet torch-fidelity real"],
     "frechet diffnb white": ["frechet sqrtm white", "frechet torch-fidelity white"],
     "frechet diffnb 256": ["frechet sqrtm 256"],
     "frechet diffnb 512": ["frechet sqrtm 512"],
-    "kernel diffnb": ["kernel torch-fidelity-once", "kernel torch-fidelity-default"],
-    "kernel diffnb-blocks": ["kernel torch-fidelity-once", "kernel torch-fidelity-default"],
+    "kernel diffnb": ["kernel torch-fidelity-once"],
+    "kernel diffnb-float32": ["kernel torch-fidelity-once"],
+    "kernel diffnb-subsets": ["kernel torch-fidelity-default"],
 }
 
 
 def main():
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--features", nargs=2, metavar="FILE", help="two files of features, for the group real")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--only", nargs="*", choices=list(GROUPS), help="groups; without it all that can be measured")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         return measure(args.measure, args.threads)
+    if args.features:
+        os.environ["DIFFNB_BENCH_FEATURES"] = os.pathsep.join(args.features)
+    groups = args.only or [group for group in GROUPS if group != "real" or args.features]
+    if "real" in groups and not args.features:
+        parser.error("the group real needs --features FILE FILE")
     known = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     rows, ratios = known.get("rows", {}), known.get("ratios", {})
-    for group in args.only:
+    for group in groups:
         rows |= compare(GROUPS[group], args.repeats, args.threads)
         for name in GROUPS[group]:
             row = rows[name]
-            print(f"{name:32s} {row['seconds_min']:8.2f} s min {row['seconds_median']:8.2f} s median {row['megabytes']:7.0f} MB  {row['value']:.12g}")
+            print(
+                f"{name:32s} {row['seconds_min']:8.2f} s min {row['seconds_median']:8.2f} s median {row['megabytes']:7.0f} MB  {row['value']:.12g}",
+                flush=True,
+            )
         for ours in (name for name in GROUPS[group] if name in RIVALS):
             for theirs in RIVALS[ours]:
                 a, b = rows[ours], rows[theirs]
@@ -194,7 +223,6 @@ def main():
             "n": N,
             "d": D,
             "threads": args.threads,
-            "repeats": args.repeats,
             "processor": platform.machine(),
             "python": platform.python_version(),
         }

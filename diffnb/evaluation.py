@@ -8,7 +8,7 @@ Docs: https://diffnb.github.io/diffnb/evaluation.html.md"""
 __all__ = ['DEFAULT_METRICS', 'Stored', 'Sampled', 'sampled', 'source', 'Gathered', 'gather', 'cache_folder', 'content_hash',
            'reference', 'offline_extractor', 'make_metric', 'floor_sets', 'Row', 'Scores', 'Evaluator', 'score']
 
-# %% ../nbs/10c_evaluation.ipynb #bb9792ba
+# %% ../nbs/10c_evaluation.ipynb #a12c97cf
 import copy
 import hashlib
 import json
@@ -26,7 +26,7 @@ from torch import Tensor
 import diffnb
 from .extractors import EXTRACTORS, as_classifier
 from .metrics import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
-from .set_metrics import KernelDistance
+from .set_metrics import KernelDistance  # noqa: F401  its module gives the metrics of sets their names
 
 # %% ../nbs/10c_evaluation.ipynb #ae4d820d
 def _naming(argument, read):
@@ -385,7 +385,7 @@ def _by_inception(needs, shape):
             raise
         return extractor_of(offline_extractor(shape)), str(error).split(". ")[0]
 
-# %% ../nbs/10c_evaluation.ipynb #6707aba0
+# %% ../nbs/10c_evaluation.ipynb #c9685bad
 def make_metric(
     spec: str | type[Metric] | Metric,  # name, class or instance
     extractor=None,  # for a metric by name or class; None: what the name means, else one that is at hand
@@ -429,7 +429,7 @@ def _class_indices(labels, classifier):
 def _apply(metric, real, generated):
     """Evaluate a metric on what has been gathered of two sets."""
     needs = getattr(metric, "needs", "images")
-    if needs == "images":
+    if needs in ("images", "real"):
         result = metric(real.images, generated.images)
     else:
         extractor = extractor_of(metric.extractor)
@@ -443,23 +443,20 @@ def _apply(metric, real, generated):
         raise ValueError(f"{metric.name} of {real.n} real and {generated.n} generated images is {result.value}, which is no score")
     return replace(result, config=result.config | {"real": real.facts, "generated": generated.facts})
 
-# %% ../nbs/10c_evaluation.ipynb #811a6156
-def _instead(metric, asked, real, generated):
-    """A kernel distance in place of a Fréchet distance, asked for by name, that would measure little but the number of images."""
-    if not isinstance(metric, FrechetDistance) or any(metric is one for one in asked):
+# %% ../nbs/10c_evaluation.ipynb #45e54a7b
+def _instead(metric, asked, few_images, real, generated):
+    """Another metric in place of a Fréchet distance, asked for by name, that would measure little but the number of images."""
+    if few_images is None or not isinstance(metric, FrechetDistance) or any(metric is one for one in asked):
         return metric
     extractor = extractor_of(metric.extractor)
     d, n = real.features[extractor.name].shape[1], min(real.n, generated.n)
     if n > d:
         return metric
-    other = KernelDistance(extractor=extractor)
-    warnings.warn(
-        f"{metric.name} of {n} images with {d} features is mostly bias; {other.name}, which has none, is given instead",
-        stacklevel=4,
-    )
+    other = METRICS[few_images](extractor=extractor)
+    warnings.warn(f"{metric.name} of {n} images with {d} features is mostly bias; {other.name} is given instead", stacklevel=4)
     return other
 
-# %% ../nbs/10c_evaluation.ipynb #0820b632
+# %% ../nbs/10c_evaluation.ipynb #dcb267ca
 def floor_sets(
     real: Gathered,  # real images
     n: int,  # generated images that stand beside the floor
@@ -476,26 +473,56 @@ def floor_sets(
 
 
 def _floor(metric, rest, part):
-    """A metric of real images, or why it cannot be had."""
+    """A metric of real images."""
     if getattr(metric, "splits", 1) > max(1, part.n // 50):
         metric = replace(metric, splits=max(1, part.n // 50))
-    try:
-        with warnings.catch_warnings():  # that n is small stands in the table
-            warnings.simplefilter("ignore", UserWarning)
-            return _apply(metric, rest, part), ""
-    except ValueError as error:
-        return None, f"no floor, {error}"
+    with warnings.catch_warnings():  # that n is small stands in the table
+        warnings.simplefilter("ignore", UserWarning)
+        return _apply(metric, rest, part)
 
 
-def _scores(metrics, asked, real, generated, second, seed):
+def _mean_of(results):
+    """The mean of several results, with the deviation of one of them as its error."""
+    numbers = torch.tensor([r.value for r in results], dtype=torch.float64)
+    shared = [key for key in results[0].values if all(key in r.values for r in results)]
+    values = {key: sum(r.values[key] for r in results) / len(results) for key in shared}
+    error = results[0].error if len(results) == 1 else numbers.std().item()
+    return replace(results[0], value=numbers.mean().item(), error=error, values=values, config=results[0].config | {"choices": len(results)})
+
+
+class _Floors:
+    """Floors of metrics for one set of real images: each is computed once."""
+
+    def __init__(self, real, second, seed, choices):
+        self.real, self.second, self.known, self._sets = real, second, {}, (None, [])
+        self._seeds = range(seed, seed + choices)
+
+    def sets(self, n):
+        """Several choices of real images; only one where all of a second set stand beside them."""
+        if self._sets[0] != n:
+            seeds = self._seeds[:1] if self.second is not None and n >= self.second.n else self._seeds
+            self._sets = n, [floor_sets(self.real, n, self.second, seed) for seed in seeds]
+        return self._sets[1]
+
+    def __call__(self, metric, n):
+        """The floor of a metric beside n generated images, or why there is none."""
+        key = metric.name, str(metric.config()), n
+        if key not in self.known:
+            try:
+                self.known[key] = _mean_of([_floor(metric, *pair) for pair in self.sets(n)]), ""
+            except ValueError as error:
+                self.known[key] = None, f"no floor, {error}"
+        return self.known[key]
+
+
+def _scores(metrics, real, generated, floors):
     """All metrics with their floors."""
-    rows, sets = {}, floor_sets(real, generated.n, second, seed)
+    rows = {}
     for metric in metrics:
-        metric = _instead(metric, asked, real, generated)
         if metric.name in rows:
             continue
         result = _apply(metric, real, generated)
-        floor, note = _floor(metric, *sets) if result.n_generated else (None, "of real images only, so that there is no floor")
+        floor, note = floors(metric, generated.n) if result.n_generated else (None, "of real images only, so that there is no floor")
         if floor is not None and (floor.n_generated < result.n_generated or floor.n_real < 0.9 * result.n_real):
             note = "the floor is of fewer images, on which its value depends; more real images, given as floor, would make it comparable"
         rows[metric.name] = Row(result, floor, note)
@@ -507,7 +534,7 @@ def _of_class(images, label):
     rows = torch.tensor([i for i, own in enumerate(images.labels or ()) if own == label], dtype=torch.int64)
     return replace(images.rows(rows), facts=images.facts | {"n": len(rows), "class": label})
 
-# %% ../nbs/10c_evaluation.ipynb #bf42e340
+# %% ../nbs/10c_evaluation.ipynb #9e29fb04
 @dataclass(frozen=True)
 class Row:
     """A metric of the generated images, and beside it that of real images put in their place."""
@@ -582,11 +609,13 @@ class Scores:
         notes = {}
         for row in self.rows:
             notes.setdefault(row.note, []).append(row.result.name)
-        return "\n".join(lines + [f"{', '.join(names)}: {note}" for note, names in notes.items() if note])
+        lines += [f"{', '.join(names)}: {note}" for note, names in notes.items() if note]
+        choices = max((row.floor.config.get("choices", 1) for row in self.rows if row.floor), default=1)
+        return "\n".join(lines + [f"floor: mean over {choices} choices of real images ± the deviation of one"] * (choices > 1))
 
     __repr__ = __str__
 
-# %% ../nbs/10c_evaluation.ipynb #fe14c5f1
+# %% ../nbs/10c_evaluation.ipynb #09e20712
 class Evaluator:
     """Real images, metrics, and the floor of each: ready to score any number of generated sets."""
 
@@ -604,7 +633,13 @@ class Evaluator:
         batch_size: int = 128,  # images at a time
         seed: int = 0,  # of the part of `real` that the floor takes
         progress: bool = True,  # show a bar where it takes more than two seconds
+        few_images: str | None = "kernel",  # what a Fréchet distance by name becomes with no more images than features; None: stays what it is
+        floor_choices: int = 3,  # choices of real images that the floor is a mean over
     ):
+        if isinstance(floor_choices, bool) or not isinstance(floor_choices, int) or floor_choices < 1:
+            raise ValueError(f"floor_choices must be a whole number of at least 1, got {floor_choices!r}")
+        if few_images is not None and METRICS[few_images].needs != "features":
+            raise ValueError(f"few_images must name a metric of features, such as 'kernel' or 'frechet infinity', or be None; got {few_images!r}")
         self._read = lambda data, argument, n=None, split="train": source(data, argument, n=n, split=split, size=size, root=root)
         self.real = self._read(real, "real", split=split)
         if not isinstance(self.real, Stored):
@@ -618,7 +653,7 @@ class Evaluator:
         if isinstance(metrics, str) or not self.asked:
             raise ValueError(f"metrics must be a list of at least one metric, such as {list(DEFAULT_METRICS)}, got {metrics!r}")
         self.cache, self.batch_size, self.seed, self.progress = cache, batch_size, seed, progress
-        self._gathered = {}
+        self.few_images, self.floor_choices, self._gathered, self._floors = few_images, floor_choices, {}, None
 
     def metrics_for(
         self,
@@ -636,7 +671,7 @@ class Evaluator:
         extractors, with_probabilities, keep = {}, set(), False
         for metric in metrics:
             needs = getattr(metric, "needs", "images")
-            if needs == "images":
+            if needs in ("images", "real"):
                 keep = True
                 continue
             extractor = extractor_of(metric.extractor)
@@ -672,6 +707,8 @@ class Evaluator:
             raise ValueError(f"generated has {len(images)} image; a set has two or more")
         metrics = self.metrics_for(len(images))
         self._features_of("real", metrics)  # before much time is spent on drawing
+        if all(getattr(metric, "needs", "images") == "real" for metric in metrics):  # nothing looks at generated images: none is drawn
+            return metrics, Gathered(0, self.real.images.shape, {}, {}, facts=images.facts | {"n": 0})
         how = {"shape": self.real.images.shape, "batch_size": self.batch_size, "progress": self.progress}
         return metrics, gather(images, **self._needs(metrics), **how)
 
@@ -687,9 +724,18 @@ class Evaluator:
             ValueError: if the two sets do not fit each other, are too small, or a feature or score is not finite.
         """
         metrics, found = self.gather(generated, n, split)
-        real = self._features_of("real", metrics)
-        second = None if self.second is None else self._features_of("floor", metrics)
-        return _scores(metrics, self.asked, real, found, second, self.seed)
+        real, second = self._real_sets(metrics)
+        if self._floors is None or self._floors.real is not real:
+            self._floors = _Floors(real, second, self.seed, self.floor_choices)
+        return self._score(metrics, real, found, self._floors)
+
+    def _real_sets(self, metrics):
+        """What the extractors see in real images, and in those for the floor if there are others."""
+        return self._features_of("real", metrics), None if self.second is None else self._features_of("floor", metrics)
+
+    def _score(self, metrics, real, found, floors):
+        """Score with other metrics where there are too few images for one."""
+        return _scores([_instead(metric, self.asked, self.few_images, real, found) for metric in metrics], real, found, floors)
 
     def by_class(
         self,
@@ -703,17 +749,17 @@ class Evaluator:
             ValueError: if one of the sets has no labels, or they share none; else as for a call.
         """
         metrics, found = self.gather(generated, n, split)
-        real = self._features_of("real", metrics)
-        second = None if self.second is None else self._features_of("floor", metrics)
+        real, second = self._real_sets(metrics)
         if real.labels is None or found.labels is None:
             raise ValueError(f"scores by class need labels of both sets; the {'real' if real.labels is None else 'generated'} images have none")
         shared = [label for label in self.real.images.values if label in set(found.labels) & set(real.labels)]
         if not shared:
             raise ValueError(f"the sets share no label; real ones: {self.real.images.values}, generated ones: {sorted(set(found.labels), key=str)}")
         own = {k: [images and _of_class(images, k) for images in (real, found, second)] for k in shared}
-        return {k: _scores(metrics, self.asked, *sets, self.seed) for k, sets in own.items()}
+        floors = {k: _Floors(sets[0], sets[2], self.seed, self.floor_choices) for k, sets in own.items()}
+        return {k: self._score(metrics, *sets[:2], floors[k]) for k, sets in own.items()}
 
-# %% ../nbs/10c_evaluation.ipynb #6b9c65c6
+# %% ../nbs/10c_evaluation.ipynb #32dec823
 def score(
     real,  # tensor, (images, labels), Dataset, DataLoader, folder, name of a known set, or ImageSet
     generated,  # the same, or a `GenerativeModel`, a `Sampled`, or a function draw(first, m)
@@ -729,12 +775,18 @@ def score(
     batch_size: int = 128,  # images at a time
     seed: int = 0,  # of the part of `real` that the floor takes
     progress: bool = True,  # show a bar where it takes more than two seconds
+    few_images: str | None = "kernel",  # what a Fréchet distance by name becomes with no more images than features; None: stays what it is
+    floor_choices: int = 3,  # choices of real images that the floor is a mean over
 ) -> Scores:
     """Score generated images against real ones, each number beside its floor.
+
+    A Fréchet distance asked for by name, of no more images than features, is mostly bias: a warning says so and `few_images` takes its place,
+    the kernel distance unless "frechet infinity" or None is given.
 
     Raises:
         ValueError: if the two sets do not fit each other, are too small, or a feature or score is not finite.
         FileNotFoundError: if a set or the weights of an extractor are not there; says where to get them, and what works without.
     """
     settings = {"extractor": extractor, "floor": floor, "split": split, "size": size, "root": root, "cache": cache}
-    return Evaluator(real, metrics, **settings, batch_size=batch_size, seed=seed, progress=progress)(generated, n)
+    settings |= {"batch_size": batch_size, "seed": seed, "progress": progress, "few_images": few_images, "floor_choices": floor_choices}
+    return Evaluator(real, metrics, **settings)(generated, n)

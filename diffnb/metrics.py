@@ -25,20 +25,21 @@ from .denoisers import BaseDenoiser
 from .extractors import EXTRACTORS, InceptionFeatures, as_classifier, as_extractor
 from .likelihood import bits_per_dim
 
-# %% ../nbs/10_metrics.ipynb #b553a3e5
+# %% ../nbs/10_metrics.ipynb #c1e2c68b
 def _moments(mean, covariance, which):
     """Mean and covariance in float64, or a clear error."""
     mean, covariance = (torch.as_tensor(a).detach().to("cpu", torch.float64) for a in (mean, covariance))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(f"mean_{which} must be (d,) and cov_{which} (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
-    largest = covariance.abs().max() if len(mean) else covariance.sum()  # NaN if any entry is
+    largest = torch.stack(covariance.aminmax()).abs().max() if len(mean) else covariance.sum()  # NaN if any entry is
     if not bool(mean.isfinite().all() and largest.isfinite()):
         raise ValueError(f"mean_{which} and cov_{which} must be finite; the features that they were made from are not, or were too few")
-    if not torch.equal(covariance, covariance.mT) and (covariance - covariance.mT).abs().max() > 1e-6 * largest:
+    strips = (covariance[i : i + 64] - covariance[:, i : i + 64].mT for i in range(0, len(mean), 64))  # which stay in the processor's cache
+    if any(strip.abs().max() > 1e-6 * largest for strip in strips):
         raise ValueError(f"cov_{which} must be symmetric")
     return mean, covariance
 
-# %% ../nbs/10_metrics.ipynb #b775f64c
+# %% ../nbs/10_metrics.ipynb #5c1e3a0e
 def _factor(covariance, name):
     """Any L with L L^T = covariance, (d, r), from the eigenvectors with positive eigenvalues."""
     values, vectors = torch.linalg.eigh(covariance)
@@ -59,13 +60,12 @@ def _cholesky(covariance):
 
 def _squares(a, b):
     """Eigenvalues of L^T B L with A = L L^T, ascending."""
-    from scipy.linalg import eigvalsh
     from scipy.linalg.lapack import dsygst
 
     factor = _cholesky(a)
     if factor is not None:
         product, _ = dsygst(b.numpy().T, factor, itype=2, lower=1)  # L^T B L in the lower triangle, for half of one matrix product
-        return torch.from_numpy(eigvalsh(product, lower=True, driver="evd", overwrite_a=True, check_finite=False))
+        return torch.linalg.eigvalsh(torch.from_numpy(product), UPLO="L")  # from the large end of a graded matrix: from the other, digits are lost
     factor = _factor(a, "cov_a")
     return torch.linalg.eigvalsh(factor.mT @ b @ factor)
 
@@ -315,7 +315,7 @@ def inception_score(
     scores = torch.stack(scores)
     return scores.mean().item(), scores.std(correction=0).item()
 
-# %% ../nbs/10_metrics.ipynb #92b9b396
+# %% ../nbs/10_metrics.ipynb #65f62319
 METRICS = Registry("metric")
 
 
@@ -350,7 +350,7 @@ class Metric:
 
     name: str
     is_lower_better: ClassVar[bool] = True
-    needs: ClassVar[str] = "images"  # what it is computed from: "images", "features", "probabilities" or "labels"
+    needs: ClassVar[str] = "images"  # what it is computed from: "images", "real" images only, "features", "probabilities" or "labels"
 
     def config(self) -> dict[str, Any]:
         """What the numbers depend on besides the images, as plain values."""
@@ -535,7 +535,7 @@ class FrechetDistance(FeatureMetric):
         _same_shape(real, generated)
         return self.from_features(*(s if isinstance(s, FeatureStatistics) else self.statistics(s) for s in (real, generated)))
 
-# %% ../nbs/10_metrics.ipynb #05ad35c7
+# %% ../nbs/10_metrics.ipynb #28900076
 @METRICS.register("fid-infinity", "frechet infinity")
 @dataclass(frozen=True)
 class FrechetInfinity(FeatureMetric):
@@ -556,11 +556,18 @@ class FrechetInfinity(FeatureMetric):
         return super().config() | {"levels": self.levels, "seed": self.seed}
 
     def from_features(self, real: Tensor, generated: Tensor) -> MetricResult:
-        """Extrapolate."""
+        """Extrapolate; warns where parts have no more images than features, for which the line bends."""
         value, error = frechet_infinity(real, generated, self.levels, self.seed)
+        part, d = min(len(real), len(generated)) // self.levels, real.shape[1]
+        if part <= d:
+            warnings.warn(
+                f"{self.name} extrapolates from parts of {part} images with {d} features, where the bias is no straight line in 1/n any more; the "
+                "value is still too high: take more images, a smaller extractor, or the kernel distance",
+                stacklevel=2,
+            )
         return self.result(value, error, len(real), len(generated))
 
-# %% ../nbs/10_metrics.ipynb #54166578
+# %% ../nbs/10_metrics.ipynb #61f5a50f
 @METRICS.register("is", "inception", "inception score")
 @dataclass(frozen=True)
 class InceptionScore(FeatureMetric):
@@ -594,16 +601,23 @@ class InceptionScore(FeatureMetric):
         self,
         probabilities: Tensor,  # class probabilities of generated images (n, k)
     ) -> MetricResult:
-        """Score, with the deviation over splits; warns where the classes are those of ImageNet, or of a classifier that was not asked for."""
+        """Score, with the deviation over splits; warns what its classes are: ImageNet's, which other images do not have, or others."""
         value, deviation = inception_score(probabilities, self.splits, self.seed)
-        if self.is_inception:
-            warnings.warn(
-                "the Inception Score is about ImageNet's classes and says little about other images; give a classifier of their classes as extractor",
-                stacklevel=3,
-            )
-        elif self.extractor is None:
-            warnings.warn(f"no weights with Inception's last layer: this is {self.name}, by the packaged classifier of clothes", stacklevel=3)
+        warnings.warn(self._about_classes(), stacklevel=3)
         return self.result(value, deviation, 0, len(probabilities))
+
+    def _about_classes(self):
+        """What the classes mean for the score."""
+        if self.is_inception:
+            return (
+                "the Inception Score is about ImageNet's classes and says little about other images; give a classifier of their classes as extractor"
+            )
+        because = "there are no weights with Inception's last layer, and " if self.extractor is None else ""
+        packaged = " (the packaged classifier of clothes)" if self.extractor is None else ""
+        return (
+            f"{because}{self.name} is the score by {self._extractor_config()['extractor']}{packaged}: its classes are not those of Inception, and it "
+            "compares with scores of this classifier only"
+        )
 
     def from_features(
         self,
@@ -621,7 +635,7 @@ class InceptionScore(FeatureMetric):
         """Classify generated images, and score."""
         return self.from_probabilities(self.probabilities(generated))
 
-# %% ../nbs/10_metrics.ipynb #94161b61
+# %% ../nbs/10_metrics.ipynb #135c9b0a
 @METRICS.register("bpd", "bits per dim", "bits per dimension")
 @dataclass(frozen=True)
 class BitsPerDim(Metric):
@@ -632,8 +646,10 @@ class BitsPerDim(Metric):
     probes: int = 1  # random directions an image for the divergence
     seed: int = 0  # of dequantization and probes
     batch_size: int = 64  # images at a time
+    n: int | None = 256  # real images that are looked at, evenly spaced through the set; None: all
 
     name = "bpd"
+    needs: ClassVar[str] = "real"  # it does not look at generated images
 
     def config(self) -> dict[str, Any]:
         """Process, steps, probes, seed, and the kind of dequantization."""
@@ -650,7 +666,15 @@ class BitsPerDim(Metric):
         real: Tensor,  # real 8-bit images (n, c, h, w), uint8 or floats in [0, 1] that are multiples of 1/255
         generated: Tensor | None = None,  # not used: a likelihood is of real images
     ) -> MetricResult:
-        """Mean over the images, with its standard error."""
+        """Mean over the images, with its standard error.
+
+        Raises:
+            ValueError: if there are fewer than two images, or they are not 8-bit values.
+        """
+        if len(real) < 2 or (self.n is not None and self.n < 2):
+            raise ValueError(f"bits per dimension need two images or more for an error; got {len(real)}, of which n = {self.n} are to be used")
+        if self.n is not None and self.n < len(real):
+            real = real[torch.linspace(0, len(real) - 1, self.n).round().long()]
         settings = {"n_steps": self.n_steps, "probes": self.probes, "seed": self.seed, "batch_size": self.batch_size}
         bits = bits_per_dim(self.denoiser, real, **settings)
         return MetricResult(self.name, bits.mean, bits.standard_error, len(real), 0, True, self.config())

@@ -2,18 +2,30 @@
 
 import json
 import math
+import os
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from diffnb.data import ImageSet, image_set
 from diffnb.evaluation import Evaluator, Sampled, content_hash, floor_sets, gather, make_metric, reference, sampled, score, source
-from diffnb.extractors import EXTRACTORS, Extractor, as_extractor
-from diffnb.metrics import FrechetDistance, Metric, extractor_of, frechet_distance
+from diffnb.extractors import EXTRACTORS, Extractor, as_extractor, find_fid_weights
+from diffnb.kernel_metrics import kernel_distance
+from diffnb.likelihood import bits_per_dim
+from diffnb.metrics import BitsPerDim, FrechetDistance, Metric, extractor_of, frechet_distance, frechet_of_features
 from diffnb.model import GenerativeModel
+
+
+def has_fid_weights():
+    """Whether DIFFNB_WEIGHTS holds the FID's Inception."""
+    try:
+        return bool(os.environ.get("DIFFNB_WEIGHTS")) and bool(find_fid_weights(os.environ["DIFFNB_WEIGHTS"]))
+    except FileNotFoundError:
+        return False
 
 
 def coarse(images):
@@ -179,11 +191,41 @@ def test_the_floor_is_of_disjoint_real_images(sets):
         together = torch.cat([rest.images, part.images]).flatten(1)
         assert torch.equal(together.unique(dim=0), real.images.flatten(1).unique(dim=0))
     row = score(real, other, ["frechet"], extractor=coarse).row("frechet")
-    rest, part = floor_sets(gathered, 400)
-    want = frechet_distance(*moments(rest.features["coarse"]), *moments(part.features["coarse"]))
-    assert row.floor.value == pytest.approx(want, rel=1e-9) and (row.floor.n_real, row.floor.n_generated) == (300, 300)
+    pairs = [floor_sets(gathered, 400, seed=seed) for seed in range(3)]
+    want = [frechet_distance(*moments(rest.features["coarse"]), *moments(part.features["coarse"])) for rest, part in pairs]
+    assert row.floor.value == pytest.approx(np.mean(want), rel=1e-9) and row.floor.error == pytest.approx(np.std(want, ddof=1), rel=1e-6)
+    assert (row.floor.n_real, row.floor.n_generated, row.floor.config["choices"]) == (300, 300, 3)
     second = score(real, other.select(torch.arange(100)), ["frechet"], extractor=coarse, floor=other.select(torch.arange(100, 400))).row("frechet")
-    assert (second.floor.n_real, second.floor.n_generated) == (600, 100)
+    assert (second.floor.n_real, second.floor.n_generated, second.floor.config["choices"]) == (600, 100, 3)
+    all_of_it = score(real, other.select(torch.arange(300)), ["frechet"], extractor=coarse, floor=other.select(torch.arange(100, 400))).row("frechet")
+    assert all_of_it.floor.config["choices"] == 1 and all_of_it.floor.error is None  # there is but one choice
+
+
+def test_a_floor_is_computed_once(sets):
+    real, other = sets
+    evaluator, calls = Evaluator(real, [Counted()], floor_choices=4), Counted.calls
+    first, again = evaluator(other.select(torch.arange(50))), evaluator(other.select(torch.arange(100, 150)))
+    assert Counted.calls - calls == 1 + 4 + 1 and first.rows[0].floor == again.rows[0].floor != first.rows[0].result
+    assert evaluator(other.select(torch.arange(60))).rows[0].floor.n_generated == 60 and Counted.calls - calls == 6 + 1 + 4
+    assert "mean over 4 choices" in str(first)
+    for wrong in ({"floor_choices": 0}, {"floor_choices": True}, {"few_images": "is"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Evaluator(real, **wrong)
+
+
+class Counted(Metric):
+    """Counts how often it is asked."""
+
+    name, calls = "counted", 0
+
+    def config(self):
+        """Nothing."""
+        return {}
+
+    def __call__(self, real, generated):
+        """Mean grey value of the second set."""
+        Counted.calls += 1
+        return generated.float().mean().item()
 
 
 def test_real_images_score_at_the_floor_and_spoilt_ones_above(sets):
@@ -207,7 +249,12 @@ def test_few_images_give_the_kernel_distance(sets):
         both = score(real, few, ["frechet", "kernel"], extractor=coarse)
         assert [r.result.name for r in both.rows] == ["kernel[coarse]"] and both["kernel"].value == got["kernel"].value
         insisted = score(real, few, [FrechetDistance(extractor=as_extractor(coarse))])
-    assert insisted["frechet"].n_generated == 16
+        extrapolated = score(real, few, ["frechet"], extractor=coarse, few_images="frechet infinity")
+        as_asked = score(real, few, ["frechet"], extractor=coarse, few_images=None)
+    assert insisted["frechet"].n_generated == 16 and as_asked["frechet"].value == insisted["frechet"].value
+    assert [r.result.name for r in extrapolated.rows] == ["frechet-infinity[coarse]"]
+    with pytest.warns(UserWarning, match="no straight line in 1/n"):
+        score(real, few, ["frechet"], extractor=coarse, few_images="frechet infinity")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert score(real, other.select(torch.arange(17)), ["frechet"], extractor=coarse)["frechet"].n_generated == 17
@@ -331,6 +378,34 @@ def test_images_of_a_model_carry_how_they_were_made(model, sets):
     assert set(Evaluator(sets[0], ["kernel"], extractor=coarse).by_class(replace_n(images, 20))) == set(range(10))
     one = sampled(model, 3, n_steps=1, class_labels="bag")
     assert [label for _, labels in one.batches(2) for label in labels] == ["bag"] * 3
+
+
+def test_bits_per_dim_of_a_model_draw_nothing(model, sets, monkeypatch):
+    monkeypatch.setattr(GenerativeModel, "generate", lambda *a, **k: pytest.fail("images were made"))
+    own = BitsPerDim(model.denoiser(), n=2, n_steps=1)
+    row = Evaluator(sets[0], [own])(sampled(model, 1000)).row("bpd")
+    ends = sets[0].images[[0, -1]]
+    assert row.result.value == pytest.approx(bits_per_dim(model.denoiser(), ends, n_steps=1).mean, rel=1e-4)
+    assert (row.result.n_real, row.result.n_generated, row.floor) == (2, 0, None) and "of real images only" in row.note
+    with pytest.raises(ValueError, match="two images or more"):
+        BitsPerDim(model.denoiser(), n=1)(ends)
+
+
+WEIGHTS = os.environ.get("DIFFNB_WEIGHTS")
+
+
+@pytest.mark.skipif(not has_fid_weights(), reason="no weights of the FID's Inception: `python benchmarks/get_fid_weights.py DIR`, DIFFNB_WEIGHTS=DIR")
+def test_metrics_of_inception_through_the_evaluator(sets, monkeypatch):
+    monkeypatch.setenv("DIFFNB_WEIGHTS", WEIGHTS)
+    real, other = sets[0].select(torch.arange(6)), sets[1].select(torch.arange(4))
+    with pytest.warns(UserWarning, match="fid of 4 images with 2048 features is mostly bias; kid is given instead"):
+        got = Evaluator(real, ["fid", "kid", FrechetDistance(), "vendi"], floor_choices=1)(other)
+    network = extractor_of("inception-2015")
+    a, b = network(real.images.float() / 255), network(other.images.float() / 255)
+    assert {r.result.name for r in got.rows} == {"kid", "fid", "vendi[fashion-classifier]"}
+    assert got["kid"].value == pytest.approx(kernel_distance(a, b)[0], rel=1e-4) and got["kid"].config["extractor"] == "inception-2015"
+    assert got["fid"].value == pytest.approx(frechet_of_features(a, b), rel=1e-4) and got["fid"].config["resize"] == "pytorch-fid"
+    assert 0 < got.row("fid").floor.value and got.row("fid").floor.n_generated == 3
 
 
 def replace_n(images, n):

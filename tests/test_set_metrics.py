@@ -7,16 +7,13 @@ import pytest
 import torch
 
 from diffnb.extractors import as_extractor
+from diffnb.kernel_metrics import KernelDistance, PolynomialKernel, kernel_distance, kernel_distance_of_blocks, kernel_distance_of_subsets
 from diffnb.metrics import METRICS
 from diffnb.set_metrics import (
-    KernelDistance,
     LabelAgreement,
     Memorisation,
-    PolynomialKernel,
     PrecisionRecall,
     Vendi,
-    kernel_distance,
-    kernel_distance_of_blocks,
     label_agreement,
     nearest_neighbours,
     plot_pairs,
@@ -76,6 +73,87 @@ def test_kernel_distance_equals_torch_fidelity():
     for dtype, close in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
         theirs = metric_kid.kid_features_to_metric(x.to(dtype), y.to(dtype), kid_subsets=1, kid_subset_size=700, rng_seed=0, verbose=False)
         assert kernel_distance(x.to(dtype), y.to(dtype))[0] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=close)
+
+
+# torch-fidelity 0.4 on those features, so that they are compared where it is not installed:
+# python -c "import torch; from torch_fidelity.metric_kid import kid_features_to_metric as kid; g = torch.Generator
+# x, y = torch.randn(700, 64, generator=g().manual_seed(5)), 1.1 * torch.randn(700, 64, generator=g().manual_seed(6)) + 0.05
+# print(kid(x.double(), y.double(), kid_subsets=1, kid_subset_size=700, rng_seed=0, verbose=False))
+# print(kid(x.double(), y.double(), kid_subsets=30, kid_subset_size=200, rng_seed=2020, verbose=False))"
+FIDELITY_ALL, FIDELITY_SUBSETS = 0.009816985166112513, (0.010709281366955044, 0.00567067716984928)
+
+
+@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-6), (torch.float64, 1e-11)])
+def test_kernel_distance_equals_what_torch_fidelity_gave(dtype, close):
+    x, y = draws(700, 64, 5).to(dtype), (1.1 * draws(700, 64, 6) + 0.05).to(dtype)
+    assert kernel_distance(x, y)[0] == pytest.approx(FIDELITY_ALL, abs=close)
+    assert kernel_distance_of_subsets(x, y, 30, 200) == pytest.approx(FIDELITY_SUBSETS, abs=close)
+
+
+def test_subsets_are_those_of_torch_fidelity():
+    metric_kid = pytest.importorskip("torch_fidelity.metric_kid", reason="torch-fidelity is not installed; what it gave is stored above")
+    x, y = draws(300, 64, 5), 1.1 * draws(350, 64, 6) + 0.05
+    for seed in (0, 2020):
+        theirs = metric_kid.kid_features_to_metric(x, y, kid_subsets=7, kid_subset_size=200, rng_seed=seed, verbose=False)
+        want = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
+        assert kernel_distance_of_subsets(x, y, 7, 200, seed=seed) == pytest.approx(want, abs=1e-6)
+
+
+def like_inception(n, seed, shift=0.0):
+    """Features that are never negative, with a mean, and deviations that fall over two decades."""
+    z = (shift + draws(n, 64, seed)) * torch.logspace(0, -2, 64) * 2
+    return (0.3 + z @ draws(64, 512, 99) / 8 + 0.1 * draws(n, 512, seed + 1000)).relu()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_products_in_bfloat16_change_less_than_the_seventh_digit(shift):
+    x, y = like_inception(1000, 1), like_inception(1200, 2, shift)
+    value, error = kernel_distance(x.double(), y.double())
+    got = kernel_distance(x, y, products=torch.bfloat16, block=300)
+    assert got[0] == pytest.approx(value, abs=2e-7) and got[1] == pytest.approx(error, rel=1e-3)
+
+
+def test_products_in_bfloat16_have_no_bias_where_rounding_is_the_same_for_all():
+    corner = 1 + torch.arange(64) / 64 * 0.003  # rounded to nearest, most of this is lost, for all vectors alike
+    for n in (200, 1000):
+        x, y = corner + 0.1 * draws(n, 64, 20), 1.0005 * corner + 0.1 * draws(n, 64, 21)
+        want, error = kernel_distance(x.double(), y.double())
+        got = kernel_distance(x, y, products=torch.bfloat16)[0]
+        assert abs(got - want) < 1e-3 * error
+    spread = torch.where(torch.arange(1000)[:, None] % 2 == 0, 1.0, -1.0) * corner  # two points: every pair is rounded alike
+    want = kernel_distance(spread.double(), 0.99 * spread.double())[0]
+    assert kernel_distance(spread, 0.99 * spread, products=torch.bfloat16)[0] == pytest.approx(want, abs=2e-6 * 8)  # the kernel is up to 8
+
+
+@pytest.mark.parametrize("kernel", [PolynomialKernel(3, 0.01, 0.3), PolynomialKernel(3, 1.0, 2.0)])
+def test_products_in_bfloat16_for_any_cubic_kernel(kernel):
+    x, y = draws(900, 16, 30) + 0.5, 1.2 * draws(700, 16, 31)
+    want, error = kernel_distance(x.double(), y.double(), kernel)
+    got = kernel_distance(x, y, kernel, products=torch.bfloat16)
+    assert abs(got[0] - want) < 0.01 * error and got[1] == pytest.approx(error, rel=0.01)
+
+
+def test_products_are_chosen_by_what_is_accurate(monkeypatch):
+    import diffnb.kernel_metrics as module
+
+    used = []
+    monkeypatch.setattr(module, "_sums_by_halves", lambda *a: used.append("halves") or module._sums_of_pairs(*a))
+    for units, n, dtype, kernel, want in (
+        (True, 1000, torch.float32, PolynomialKernel(), ["halves"]),
+        (False, 1000, torch.float32, PolynomialKernel(), []),
+        (True, 999, torch.float32, PolynomialKernel(), []),
+        (True, 1000, torch.float64, PolynomialKernel(), []),
+        (True, 1000, torch.float32, PolynomialKernel(2), []),
+    ):
+        monkeypatch.setattr(module, "has_matrix_units", lambda units=units: units)
+        used.clear()
+        kernel_distance(draws(n, 4, 0, dtype), draws(1000, 4, 1, dtype), kernel)
+        assert used == want
+    for products in (torch.float16, torch.float64):
+        with pytest.raises(ValueError, match="products must be torch.bfloat16, torch.float32"):
+            kernel_distance(draws(5, 4, 0), draws(5, 4, 1), products=products)
+    with pytest.raises(ValueError, match="degree 3"):
+        kernel_distance(draws(5, 4, 0), draws(5, 4, 1), PolynomialKernel(2), products=torch.bfloat16)
 
 
 def test_blocks_are_kernel_distances_of_disjoint_parts():
