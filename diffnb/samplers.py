@@ -7,11 +7,17 @@ Docs: https://diffnb.github.io/diffnb/samplers.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/06_samplers.ipynb #73d7dc9f
-from .ode_samplers import RK4, DPMSolverPP2M, DPMSolverPP3M, ExponentialIntegrator, Heun, ProbabilityFlow
+# %% ../nbs/06_samplers.ipynb #fa5de99a
+from .adaptive import DormandPrince, scipy_flow
+from .ancestral_samplers import DDPM, SDEDPMSolverPP, SDEDPMSolverPP1
+from .churn_samplers import AdaptiveSDE, Restart, StochasticHeun
+from .grid_search import Tuned
+from .multistep import DEIS, IPNDM, DPMSolver2M, DPMSolver3M, DPMSolverPP2M, DPMSolverPP3M, ExponentialIntegrator, Multistep, UniPC
+from .ode_samplers import RK4, DPMSolver2, DPMSolver3, DPMSolverPP2S, DPMSolverPP3S, Heun, ProbabilityFlow, SingleStep
 from diffnb.sampling import (
     GRIDS,
     SAMPLERS,
+    History,
     NonFiniteError,
     Order,
     Result,
@@ -23,34 +29,60 @@ from diffnb.sampling import (
     make_grid,
     measure_order,
     uniform_log_snr,
+    uniform_noise_ratio,
     uniform_time,
 )
 from .sde_samplers import DDIM, EulerMaruyama, PredictorCorrector, langevin_step
 
-# %% ../nbs/06_samplers.ipynb #35a00559
+# %% ../nbs/06_samplers.ipynb #a211b89b
 __all__ = [
-    "GRIDS",
-    "SAMPLERS",
     "DDIM",
+    "DDPM",
+    "DEIS",
+    "GRIDS",
+    "IPNDM",
+    "RK4",
+    "SAMPLERS",
+    "AdaptiveSDE",
+    "DPMSolver2",
+    "DPMSolver2M",
+    "DPMSolver3",
+    "DPMSolver3M",
     "DPMSolverPP2M",
+    "DPMSolverPP2S",
     "DPMSolverPP3M",
+    "DPMSolverPP3S",
+    "DormandPrince",
     "EulerMaruyama",
     "ExponentialIntegrator",
     "Heun",
+    "History",
+    "Multistep",
     "NonFiniteError",
     "Order",
     "PredictorCorrector",
     "ProbabilityFlow",
-    "RK4",
+    "Restart",
     "Result",
+    "SDEDPMSolverPP",
+    "SDEDPMSolverPP1",
     "Sampler",
+    "SingleStep",
     "State",
+    "StochasticHeun",
+    "Tuned",
+    "UniPC",
     "check_sampler",
     "exact_flow",
     "karras",
     "langevin_step",
     "make_grid",
     "measure_order",
+    "scipy_flow",
     "uniform_log_snr",
+    "uniform_noise_ratio",
     "uniform_time",
 ]
+
+# %% ../nbs/06_samplers.ipynb #84487696
+SAMPLERS.register("ddim", "dpm-solver-1", "dpm-solver++1", "dpmpp1")(DDIM)

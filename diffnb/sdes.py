@@ -63,7 +63,7 @@ class Level(NamedTuple):
         """Square of the forward diffusion, g^2 = (sigma^2)' - 2 f sigma^2."""
         return 2 * self.sigma * (self.sigma_rate - self.drift * self.sigma)
 
-# %% ../nbs/02_sdes.ipynb #97c2294d
+# %% ../nbs/02_sdes.ipynb #388b5704
 SDES = Registry("diffusion process")
 
 
@@ -144,6 +144,26 @@ class SDE:
         """Tabulate the process at the given times, once and before a loop over them."""
         times = times.detach().to("cpu", torch.float64)
         return [Level(*row) for row in torch.stack([times, self.alpha(times), self.sigma(times), *self.rates(times)], 1).tolist()]
+
+    def snap(
+        self,
+        t: Tensor,  # times in [t_min, t_max], any shape
+    ) -> Tensor:  # times at which a network is trained, same shape
+        """Move times to where the process is defined: nowhere, unless it runs in steps."""
+        return t
+
+    def settle(
+        self,
+        times: Tensor,  # (n,) float64, falling: the levels of a grid
+    ) -> Tensor:  # (n,), falling
+        """Move the levels of a grid to where the process is defined, all different."""
+        return times
+
+    def check_times(
+        self,
+        times: Tensor,  # (k,) float64, as a user gave them
+    ) -> None:
+        """Refuse times at which the process is not defined: none, unless it runs in steps."""
 
     def perturb(
         self,
