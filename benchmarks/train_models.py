@@ -75,7 +75,7 @@ def train(args, recipe):
         lr=1e-3,
         times=LogNormal(recipe.mean, 1.3),
         label_dropout=recipe.label_dropout,
-        ema_decay=0.999,
+        ema=0.999,
         compile=True,
         seed=args.seed,
         time_limit=args.minutes * 60,

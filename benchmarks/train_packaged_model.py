@@ -42,7 +42,7 @@ def train(args, images, network):
         lr=1e-3,
         times=LogNormal(-1.0, 1.3),
         label_dropout=0.1,
-        ema_decay=0.999,
+        ema=0.999,
         compile=True,
         seed=args.seed,
         time_limit=args.minutes * 60,

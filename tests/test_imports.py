@@ -30,6 +30,8 @@ def test_every_module_for_generating_is_light():
 import sys, importlib
 for name in "core schedules sdes parametrizations denoisers oracles sampling ode_samplers sde_samplers samplers guidance".split():
     importlib.import_module("diffnb." + name)
+for name in "multistep adaptive gaussian_exact grid_search discrete thresholding processes shards restoration".split():
+    importlib.import_module("diffnb." + name)
 for name in "likelihood networks data serialization model cli".split():
     importlib.import_module("diffnb." + name)
 print([name for name in {HEAVY} if name in sys.modules])

@@ -145,7 +145,7 @@ def test_the_average_is_the_formula_applied_to_the_weights_of_every_step():
     watch = Watch()
     dls, network = toy()
     start = [p.detach().clone() for p in network.parameters()]
-    result = fit(dls, network, VP(), Karras(SCALE), epochs=2, lr=1e-2, ema_decay=0.8, progress=False, callbacks=[watch])
+    result = fit(dls, network, VP(), Karras(SCALE), epochs=2, lr=1e-2, ema=0.8, progress=False, callbacks=[watch])
     assert len(watch.trail) == 64 == result.record["steps"]
     average = [p.double() for p in start]
     for n, weights in enumerate(watch.trail, start=1):
@@ -391,7 +391,7 @@ def test_images_train_in_either_precision_and_samples_are_drawn(tmp_path):
         ({"epochs": 0}, "epochs must be a whole number"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"label_dropout": 1.5}, "label_dropout is a probability"),
-        ({"ema_decay": 1.0}, "decay must lie in"),
+        ({"ema": 1.0}, "decay must lie in"),
         ({"precision": "half"}, "precision must be"),
         ({"time_limit": -1}, "time_limit must be a positive"),
         ({"times": "sometimes"}, "unknown distribution of training times"),
