@@ -84,7 +84,7 @@ def real_features(extractor, images, name, folder):
 def generate(model, n, steps, seed):
     """Make n images as bytes, the classes in turn, in at most `MOST_EVALUATIONS` evaluations."""
     evaluations = model.sampler.evaluations(steps)
-    if evaluations > MOST_EVALUATIONS:
+    if evaluations is None or evaluations > MOST_EVALUATIONS:
         raise SystemExit(
             f"{type(model.sampler).__name__} spends {evaluations} evaluations in {steps} steps; at most {MOST_EVALUATIONS} are meant here"
         )

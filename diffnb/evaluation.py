@@ -132,11 +132,12 @@ def sampled(
         return (images, own) if labels else images
 
     n_steps = model.sampler.n_steps_default if n_steps is None else n_steps
+    calls = model.sampler.evaluations(n_steps)  # None: an adaptive sampler cannot say
     facts = {
         "process": repr(model.sde),
         "sampler": repr(model.sampler),
         "n_steps": n_steps,
-        "nfe": model.sampler.evaluations(n_steps) * (1 if guidance_scale == 1 else 2),
+        "nfe": None if calls is None else calls * (1 if guidance_scale == 1 else 2),
         "guidance_scale": guidance_scale,
         "classes": f"{len(labels)} in turn" if labels else "none",
         "seed": seed,

@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/model.html.md"""
 
 # %% auto #0
 __all__ = ['resolve_process', 'choose_device', 'Labels', 'chunks', 'default_batch_size', 'sample', 'Trained', 'begin', 'aligned',
-           'to_file', 'from_file', 'checkpoint_writer', 'packaged_models', 'ModelSettings', 'ModelFacts',
+           'to_file', 'contents_of', 'from_file', 'checkpoint_writer', 'packaged_models', 'ModelSettings', 'ModelFacts',
            'GenerativeModel']
 
 # %% ../nbs/17_model.ipynb #8d0578aa
@@ -31,7 +31,7 @@ from .parametrizations import PARAMETRIZATIONS, Parametrization
 from .samplers import SAMPLERS, Sampler
 from .schedules import SCHEDULES, NoiseSchedule
 from .sdes import SDE, SDES
-from .serialization import ModelFileError, cast, from_config, load_file, load_network, save_file, to_config
+from .serialization import Contents, Limits, ModelFileError, load, save
 
 # %% ../nbs/17_model.ipynb #2816228d
 def resolve_process(
@@ -235,7 +235,7 @@ def begin(
         parametrization = cls(sigma_data=data_scale(images))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = copy.deepcopy(build_network(network, images.shape, images.num_classes))
+        network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed))
     labels = Labels(tuple(images.values or ()), tuple(images.names) if images.names else None)
     return Trained(network, sde, parametrization, tuple(images.shape), labels)
 
@@ -267,53 +267,60 @@ def to_file(
     sampler: Sampler,  # the sampler
     dtype: torch.dtype = torch.float32,  # type of the weights in the file
 ) -> None:
-    """Write a model as one file of format 0.
+    """Write a model as one file.
 
     Raises:
-        ValueError: if a component is not registered, or a weight does not fit into `dtype`.
+        ValueError: if a part of it cannot be saved, or a weight does not fit into `dtype`.
     """
-    labels = trained.labels
-    config = {
-        "version": trained.version,
-        "network": to_config(trained.network),
-        "process": to_config(trained.sde),
-        "parametrization": to_config(trained.parametrization),
-        "sampling": {"process": to_config(sde), "sampler": to_config(sampler)},
-        "data": {"shape": list(trained.shape), "range": [-1, 1], "labels": list(labels.values), "names": labels.names and list(labels.names)},
-        "records": list(trained.records),
-    }
-    save_file(path, cast(trained.network.state_dict(), dtype), config)
+    save(contents_of(trained, sde, sampler), path, dtype)
+
+
+def contents_of(
+    trained: Trained,  # what was trained
+    sde: SDE,  # the process to sample with
+    sampler: Sampler,  # the sampler
+) -> Contents:  # all that a file holds
+    """Put together what is saved of a model."""
+    return Contents(
+        network=trained.network,
+        sde=trained.sde,
+        parametrization=trained.parametrization,
+        shape=tuple(trained.shape),
+        labels=tuple(trained.labels.values),
+        names=trained.labels.names,
+        records=tuple(trained.records),
+        version=trained.version,
+        sampling_sde=sde,
+        sampler=sampler,
+    )
 
 
 def from_file(
-    path: str | os.PathLike,  # a file of format 0
+    path: str | os.PathLike,  # a model file
+    *,
+    code: str = "recipe",  # what may happen with components that are not diffnb's: "builtin", "recipe", "sandbox" or "inprocess"
+    trust=None,  # a diffnb.trust.TrustStore, asked where code shall run; None: the user's own
+    components: Mapping[str, Callable] | None = None,  # your own classes by name, used in place of what the file has
+    limits: Limits = Limits(),  # how much of each thing is accepted
+    keep_sampler: bool = True,  # False: the default sampler instead of the file's
 ) -> tuple[Trained, SDE, Sampler]:  # what was trained, the process to sample with, the sampler
-    """Read a model.
+    """Read a model. Unless code is allowed, nothing in the file runs.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ModelFileError: if the file is wrong or damaged.
+        CodeNotTrusted: if a component is code, and running it has not been allowed.
     """
-    state, config = load_file(path)
+    found = load(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
+    if found.value_range != (-1, 1):
+        raise ModelFileError(f"{path} holds a network for values in {list(found.value_range)}; this version knows [-1, 1]")
     try:
-        data, sampling = config["data"], config["sampling"]
-        labels = Labels(tuple(data["labels"]), None if data["names"] is None else tuple(data["names"]))
-        if data["range"] != [-1, 1]:
-            raise ModelFileError(f"{path} holds a network for values in {data['range']}; this version knows [-1, 1]")
-        trained = Trained(
-            network=load_network(config["network"], state),
-            sde=from_config(config["process"], "process"),
-            parametrization=from_config(config["parametrization"], "parametrization"),
-            shape=tuple(data["shape"]),
-            labels=labels,
-            records=tuple(config["records"]),
-            version=config["version"],
-        )
-        return trained, from_config(sampling["process"], "process"), from_config(sampling["sampler"], "sampler")
-    except ModelFileError as error:
+        labels = Labels(found.labels, found.names)
+    except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelFileError(f"the configuration of {path} is not that of a model: {type(error).__name__} {error}") from error
+    trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version)
+    return trained, found.sampling_sde, found.sampler or SAMPLERS["euler-maruyama"]()
+
 
 # %% ../nbs/17_model.ipynb #7a730a7d
 def checkpoint_writer(
@@ -595,7 +602,7 @@ class GenerativeModel(ModelFacts):
         self,
         dataset,  # what `diffnb.data.image_set` takes: name of a known set, folder, tensors, (images, labels), Dataset, DataLoader, ...
         epochs: int = 100,  # passes over the images, at most
-        batch_size: int = 128,  # images a step
+        batch_size: int | None = None,  # images a step; None: 128, or all of a smaller set
         lr: float = 1e-3,  # highest learning rate
         *,
         classes: Sequence | None = None,  # labels to keep, by value or name; None: all
@@ -606,20 +613,24 @@ class GenerativeModel(ModelFacts):
         time_limit: float | None = None,  # seconds after which to stop; None: no limit
         precision: str = "auto",  # "auto", "float32" or "bfloat16"
         compile: bool = False,  # run training steps through torch.compile: minutes to start, faster after
-        checkpoints: str | os.PathLike | None = None,  # folder for last.safetensors and best.safetensors, written after every epoch
+        checkpoints: str | os.PathLike | None = None,  # folder for last.safetensors, best.safetensors, and all that is needed to go on
+        resume: bool = False,  # go on with the training in `checkpoints` that was cut short
         callbacks: Sequence = (),  # fastai callbacks
     ) -> dict:  # the record: losses by epoch, and how they came about
         """Train on images; called again, go on from where it stands. The averaged weights become the model.
 
-        With `checkpoints`, a run that is cut short leaves its last model and the one of lowest validation loss as files.
+        With `checkpoints`, a run that is cut short leaves its last model and the one of lowest validation loss as files, and can go on
+        with `resume=True` from the step at which it last saved: same data, same settings, same losses.
 
         Raises:
             ValueError: if the data or an argument does not fit.
             NonFiniteLoss: if the loss stops being finite; the model stays what it was.
         """
         from diffnb.data import image_loaders, image_set
-        from diffnb.training import CheckpointCallback, fit
+        from diffnb.training import CheckpointCallback, ResumeCallback, fit
 
+        if resume and checkpoints is None:
+            raise ValueError("resume=True needs checkpoints=, the folder of the training that is to go on")
         images = image_set(dataset, size=size, classes=classes, verbose=self.verbose)
         if self._trained is None:
             trained = begin(self._network, self._sde, self._parametrization, images, seed)
@@ -631,7 +642,8 @@ class GenerativeModel(ModelFacts):
         network = copy.deepcopy(trained.network).to(self.device).requires_grad_(True)
         loaders = image_loaders(images, batch_size=batch_size, flip=flip, valid_fraction=valid_fraction, seed=seed, device=self.device)
         if checkpoints is not None:
-            callbacks = [*callbacks, CheckpointCallback(checkpoint_writer(checkpoints, trained, self._sampler))]
+            going_on = ResumeCallback(os.path.join(checkpoints, "training.safetensors"), resume=resume)
+            callbacks = [*callbacks, CheckpointCallback(checkpoint_writer(checkpoints, trained, self._sampler)), going_on]
         result = fit(
             loaders,
             network,
@@ -690,17 +702,23 @@ class GenerativeModel(ModelFacts):
         trained.network.to(self._device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self._trained = trained
 
+    def contents(self) -> Contents:  # network, components, labels, records
+        """Put together all that a file holds."""
+        return contents_of(self.trained, self._sde, self._sampler)
+
     def save(
         self,
         path: str | os.PathLike,  # where to write; a name ending in .safetensors says what it is
         dtype: torch.dtype = torch.float32,  # type of the weights in the file; torch.float16 halves it
     ) -> None:
-        """Write the model into one file: weights, components, labels and records, and no code.
+        """Write the model into one file: weights, components, labels and records, and no code that runs when it is read.
+
+        A schedule, process, parametrization or sampler of your own travels as a recipe where it can be written as one.
 
         Raises:
-            ValueError: if a component of it is not registered; says which, and how to register it.
+            ValueError: if a part of it cannot be saved; says which, and why.
         """
-        to_file(path, self.trained, self._sde, self._sampler, dtype)
+        save(self, path, dtype)
 
     @classmethod
     def of(
@@ -723,14 +741,22 @@ class GenerativeModel(ModelFacts):
         path: str | os.PathLike,  # a file that `save` wrote
         device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
         verbose: bool = True,  # show progress bars
+        *,
+        code: str = "recipe",  # what may happen with components that are not diffnb's: "builtin", "recipe", "sandbox" or "inprocess"
+        trust=None,  # a diffnb.trust.TrustStore, asked where code shall run; None: the user's own
+        components: Mapping[str, Callable] | None = None,  # your own classes by name, used in place of what the file has
+        limits: Limits = Limits(),  # how much of each thing is accepted
+        keep_sampler: bool = True,  # False: the default sampler instead of the file's
     ) -> "GenerativeModel":
-        """Read a model. Nothing in the file is executed.
+        """Read a model. Unless code is allowed, nothing in the file runs.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ModelFileError: if the file is wrong or damaged.
+            CodeNotTrusted: if a component is code, and running it has not been allowed; says how to go on.
         """
-        return cls.of(*from_file(path), device=device, verbose=verbose)
+        parts = from_file(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
+        return cls.of(*parts, device=device, verbose=verbose)
 
     @classmethod
     def pretrained(

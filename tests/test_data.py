@@ -307,13 +307,29 @@ def test_loaders_are_what_fastai_takes(packaged, tmp_path):
     assert torch.device(loaders.device) == torch.device("cpu") == loaders.train.device
 
 
-def test_a_set_smaller_than_a_batch_is_one_batch(packaged):
-    loaders = image_loaders(packaged.select(torch.arange(20)), batch_size=64, device="cpu")
-    assert [len(list(loader)) for loader in loaders] == [1, 1]
+def test_a_batch_larger_than_the_set_is_refused_and_none_fits_it(packaged):
+    few = packaged.select(torch.arange(20))
+    loaders = image_loaders(few, device="cpu")
+    assert [len(list(loader)) for loader in loaders] == [1, 1] and loaders.train.bs == 18
+    assert image_loaders(packaged, device="cpu").train.bs == 128
+    with pytest.raises(ValueError, match="batch_size=19 is more than the 18 images to train on"):
+        image_loaders(few, batch_size=19, device="cpu")
     with pytest.raises(ValueError, match="must agree in shape and classes"):
         image_loaders(packaged, packaged.only([1]))
     with pytest.raises(ValueError, match="batch_size must be a positive integer"):
         ImageLoader(packaged, 0)
+
+
+def test_an_epoch_is_taken_up_at_any_batch(packaged):
+    def batches(start):
+        loader = ImageLoader(packaged.select(torch.arange(100)), 8, shuffle=True, drop_last=True, flip=True, seed=3)
+        loader.epoch = 4
+        return list(loader.batches(start)), loader.epoch
+
+    whole, rest = batches(0), batches(9)
+    assert (len(whole[0]), len(rest[0]), whole[1], rest[1]) == (12, 3, 5, 5)
+    for one, other in zip(whole[0][9:], rest[0]):
+        assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 
 def test_reading_is_light():
