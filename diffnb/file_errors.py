@@ -1,4 +1,4 @@
-"""One class of error for each way in which a file, its code or its maker can fail, the limits that a reader keeps, and the source of a component as a person is shown it.
+"""One class of error for each way in which a file or its code can fail, the limits of a reader, and a source as a person is shown it.
 
 Docs: https://diffnb.github.io/diffnb/errors.html.md"""
 

@@ -8,7 +8,7 @@ Docs: https://diffnb.github.io/diffnb/grids.html.md"""
 __all__ = ['Tuned', 'short_karras', 'GridSearch', 'optimise_grid']
 
 # %% ../nbs/06i_grids.ipynb #b4678ff2
-import math
+import math  # noqa: F401
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple

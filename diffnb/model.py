@@ -25,9 +25,12 @@ from torch import Tensor, nn
 import diffnb
 from .core import NoiseSource, best_device, to_unit
 from .denoisers import BaseDenoiser, Denoiser
-from .guidance import ClassifierFree
+from .editing import Editing
+from .guidance import ClassifierFree, ClassifierGuided
+from .inverse import Hook, Hooked
 from .networks import SIZES, build_network, check_network
 from .parametrizations import PARAMETRIZATIONS, Parametrization
+from .restoration import Restoration
 from .samplers import SAMPLERS, Sampler
 from .schedules import SCHEDULES, NoiseSchedule
 from .sdes import SDE, SDES
@@ -321,7 +324,6 @@ def from_file(
     trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version)
     return trained, found.sampling_sde, found.sampler or SAMPLERS["euler-maruyama"]()
 
-
 # %% ../nbs/17_model.ipynb #7a730a7d
 def checkpoint_writer(
     folder: str | os.PathLike,  # where to write; made if it is not there
@@ -533,7 +535,19 @@ class ModelFacts(ModelSettings):
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
 # %% ../nbs/17_model.ipynb #73e1333d
-class GenerativeModel(ModelFacts):
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _scales(values, n):
+    """A scale for each image."""
+    scales = torch.as_tensor(values, dtype=torch.float32)
+    if scales.shape != (n,) or not bool(scales.isfinite().all()):
+        raise ValueError(f"guidance_scale must be a number, or a finite number for each of the {n} images, got {values!r:.80}")
+    return scales
+
+
+class GenerativeModel(ModelFacts, Restoration, Editing):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(
@@ -563,13 +577,14 @@ class GenerativeModel(ModelFacts):
         n_steps: int | None = None,  # steps of the sampler; None: its own default
         seed: int | None = None,  # the same seed gives the same images; None: a fresh one, noted in `last_seed`
         class_labels: Any = None,  # one label or name, or one for each image; None: no class
-        guidance_scale: float = 1.0,  # how much the class is exaggerated; 1: not at all
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each image; 1: not at all
         size: int | tuple[int, int] | None = None,  # side or (height, width); None: that of the training images
         batch_size: int | None = None,  # images at a time; None: as many as fit well
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1]), chunk by chunk
         callback_frequency: int = 1,  # call it every so many steps, and after the last
         precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
         first: int = 0,  # index of the first image under its seed: continues a set
+        guidance: Callable | Hook | None = None,  # log p(y | x_t, t), called with x in [-1, 1] and t, or a hook after each step
     ) -> Tensor:  # (num_samples, c, h, w) float32 in [0, 1], on the CPU
         """Generate images.
 
@@ -579,15 +594,23 @@ class GenerativeModel(ModelFacts):
         """
         trained = self.trained
         _check_counts(num_samples=num_samples, batch_size=1 if batch_size is None else batch_size, callback_frequency=callback_frequency)
-        if guidance_scale != 1 and class_labels is None:
+        if class_labels is None and (not _is_number(guidance_scale) or guidance_scale != 1):
             raise ValueError(f"guidance_scale={guidance_scale} strengthens a class; give class_labels too, or leave it at 1")
         shape, condition = _image_shape(trained, size), self._condition(class_labels, num_samples)
+        if _is_number(guidance_scale):
+            denoiser = self.denoiser(guidance_scale=guidance_scale, precision=precision)
+        else:
+            condition["guidance_scale"] = _scales(guidance_scale, num_samples)
+            denoiser = ClassifierFree(self.denoiser(precision=precision))
+        sampler = Hooked(self._sampler, guidance) if isinstance(guidance, Hook) else self._sampler
+        if guidance is not None and not isinstance(guidance, Hook):
+            denoiser = ClassifierGuided(denoiser, guidance)
         self.last_seed = secrets.randbits(32) if seed is None else seed
         if seed is None and self.verbose:
             print(f"seed {self.last_seed}")
         return sample(
-            self._sampler,
-            self.denoiser(guidance_scale=guidance_scale, precision=precision),
+            sampler,
+            denoiser,
             shape,
             NoiseSource.of(self.last_seed, num_samples, first, self.device),
             n_steps=self._sampler.n_steps_default if n_steps is None else n_steps,

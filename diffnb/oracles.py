@@ -7,8 +7,9 @@ Docs: https://diffnb.github.io/diffnb/oracles.html.md"""
 # %% auto #0
 __all__ = ['GaussianMixture', 'Gaussian', 'OracleDenoiser']
 
-# %% ../nbs/05_oracles.ipynb #6b76a622
+# %% ../nbs/05_oracles.ipynb #8a198f44
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from .core import NoiseSource
 from .denoisers import BaseDenoiser
 from .sdes import SDE
 
-# %% ../nbs/05_oracles.ipynb #ff7f9002
+# %% ../nbs/05_oracles.ipynb #ee9a9a3f
 def _checked(means, covariances, weights):
     """Parameters of a mixture as float64 tensors, with weights that add up to 1."""
     means, covariances = (torch.as_tensor(a, dtype=torch.float64) for a in (means, covariances))
@@ -53,7 +54,38 @@ def _in_components(mixture, x, sde, t):
     logs = own(mixture.weights).log() - 0.5 * (u.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
     return u, variance, alpha, logs
 
-# %% ../nbs/05_oracles.ipynb #53a0c1e0
+
+def _matrix(operator, d, shape):
+    """An operator as a matrix (m, d), made of what it does to each basis vector."""
+    if isinstance(operator, Tensor):
+        matrix = operator.double()
+    else:
+        basis = torch.eye(d, dtype=torch.float64)
+        matrix = operator.A(basis.view(d, *((d,) if shape is None else shape))).flatten(1).mT
+    if matrix.ndim != 2 or matrix.shape[1] != d:
+        raise ValueError(
+            f"operator must be a matrix of shape (m, {d}) or have a method A for samples of {d} elements, got shape {tuple(matrix.shape)}"
+        )
+    return matrix
+
+
+def _conditioned(mixture, matrix, y, noise):
+    """Means, covariances and log-evidences of the components, given y = matrix x + noise."""
+    spread = mixture.covariances @ matrix.mT  # Cov(x, y), (k, d, m)
+    of_y = matrix @ spread + noise**2 * torch.eye(len(matrix), dtype=torch.float64)
+    factor, failed = torch.linalg.cholesky_ex(of_y)
+    if bool(failed.any()):
+        raise ValueError(f"y has no density under component {int(failed.nonzero()[0])}: its covariance is singular; give noise > 0")
+    error = y - mixture.means @ matrix.mT
+    gain = torch.cholesky_solve(spread.mT, factor).mT
+    means = mixture.means + (gain @ error[..., None])[..., 0]
+    covariances = mixture.covariances - gain @ spread.mT
+    whitened = torch.linalg.solve_triangular(factor, error[..., None], upper=False)[..., 0]
+    constant = len(matrix) * math.log(2 * math.pi)
+    evidence = -0.5 * (whitened.square().sum(1) + constant) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+    return means, (covariances + covariances.mT) / 2, evidence
+
+# %% ../nbs/05_oracles.ipynb #7d6a533a
 class GaussianMixture:
     """A mixture of k Gaussians in d dimensions, and its exact noisy marginals under any process.
 
@@ -144,6 +176,32 @@ class GaussianMixture:
         scores = -torch.einsum("nke,kde->nkd", u / variance, self._vectors.to(x.device, x.dtype))
         return torch.einsum("nk,nkd->nd", logs.softmax(1), scores).reshape(x.shape)
 
+    def posterior(
+        self,
+        operator,  # a matrix (m, d), or what has a method A for batches of samples: an operator of `diffnb.operators`
+        y: Tensor,  # one measurement, of any shape with as many elements as A makes
+        noise: float,  # standard deviation of its noise, >= 0
+        shape: Sequence[int] | None = None,  # of a sample as the operator wants it; None: (d,)
+    ) -> "GaussianMixture":  # of x given y = A x + noise
+        """Condition on a noisy linear measurement: again a mixture.
+
+        Components that the measurement rules out (posterior weight 0 in float64) are left out.
+
+        Raises:
+            ValueError: if the operator or y does not fit, or without noise y has no density.
+        """
+        matrix = _matrix(operator, self.means.shape[1], shape)
+        y = torch.as_tensor(y, dtype=torch.float64).flatten()
+        if len(y) != len(matrix):
+            raise ValueError(f"y must be one measurement with {len(matrix)} elements, as the operator makes, got {len(y)}")
+        if not noise >= 0:
+            raise ValueError(f"noise must be a standard deviation of at least 0, got {noise}")
+        seen = matrix.abs().sum(1) > 0  # a row of zeros measures noise alone
+        means, covariances, evidence = _conditioned(self, matrix[seen], y[seen], noise)
+        weights = (self.weights.log() + evidence).softmax(0)
+        kept = weights > 0
+        return GaussianMixture(means[kept], covariances[kept], weights[kept])
+
     def denoiser(
         self,
         sde: SDE,  # the process
@@ -151,7 +209,7 @@ class GaussianMixture:
         """What a perfectly trained network would be."""
         return OracleDenoiser(self, sde)
 
-# %% ../nbs/05_oracles.ipynb #7398dede
+# %% ../nbs/05_oracles.ipynb #db5a9ced
 class Gaussian(GaussianMixture):
     """A single Gaussian; a mixture of one."""
 
@@ -169,6 +227,11 @@ class Gaussian(GaussianMixture):
         d = len(mean) if mean.ndim else len(covariance) if covariance.ndim else 1
         covariance = covariance if covariance.ndim else covariance * torch.eye(d, dtype=torch.float64)
         super().__init__(mean.expand(1, d), covariance[None])
+
+    def posterior(self, operator, y, noise, shape=None):
+        """Condition on a noisy linear measurement: again a Gaussian."""
+        mixture = super().posterior(operator, y, noise, shape)
+        return Gaussian(mixture.means[0], mixture.covariances[0])
 
 # %% ../nbs/05_oracles.ipynb #4d135fd4
 class OracleDenoiser(BaseDenoiser):

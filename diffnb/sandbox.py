@@ -25,7 +25,7 @@ from .parametrizations import Parametrization
 from .sampling import Sampler, State
 from .schedules import NoiseSchedule
 from .sdes import SDE
-from .worker_master import Worker, require, unavailable
+from .worker_master import Worker, require, unavailable  # noqa: F401  (unavailable: for users)
 
 # %% ../nbs/16c_sandbox.ipynb #247a4a2a
 def _checked(value, like, what):

@@ -23,7 +23,7 @@ from .data import ImageSet, data_root, image_loaders, image_set
 from .discrete import Discrete
 from .networks import UNet, build_network
 from .parametrizations import PARAMETRIZATIONS, Parametrization
-from .samplers import SAMPLERS
+from .samplers import SAMPLERS  # noqa: F401
 from .schedules import SCHEDULES, NoiseSchedule
 from .sdes import SDE, SDES
 from .training import LogNormal, MetricCallback, TrainingSettings, data_scale, fit

@@ -63,14 +63,10 @@ def test_a_folder_of_class_folders_becomes_a_model_that_knows_them(tmp_path):
     arguments = "--size 12 --epochs 12 --batch-size 8 --lr 3e-3 --network tiny --diffusion vp --noise-schedule cosine --sampler ddim --seed 1".split()
     code, out, err = diffnb("train", tmp_path / "data", "--out", run, *arguments)
     assert code == 0, err
-    assert sorted(p.name for p in run.iterdir()) == [
-        "best.safetensors",
-        "last.safetensors",
-        "loss.png",
-        "model.safetensors",
-        "record.json",
-        "samples.png",
-    ]
+    assert f"diffnb train --resume {run}" in out
+    written = {p.name for p in run.iterdir()}
+    assert written >= {"model.safetensors", "last.safetensors", "best_loss.safetensors", "training.safetensors", "history.csv", "samples.png"}
+    assert all(f"`{name}`" in (run / "README.md").read_text() for name in written - {"README.md"})
     record = json.loads((run / "record.json").read_text())
     assert record["epochs"] == 12 and record["valid_loss"][-1] < record["valid_loss"][0] and record["seed"] == 1
     model = GenerativeModel.load(run / "model.safetensors", verbose=False)

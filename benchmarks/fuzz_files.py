@@ -1,0 +1,261 @@
+"""Mutate model files, and read them: nothing but the documented errors may come out, quickly and in bounded memory.
+
+    python benchmarks/fuzz_files.py --count 1000000 --seed 0
+
+Each file is one of a few small models with a mutation: bytes flipped, cut, inserted or copied; parts of the header or the manifest replaced and the
+digest made to fit again, so that what lies behind the digest is reached too; parts of recipes exchanged. Prints how each file ended, the slowest, and
+peak memory.
+"""
+
+import argparse
+import collections
+import json
+import random
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffnb.file_container import digest_of, parse_header
+from diffnb.file_errors import ComponentError, Limits, ModelFileError, TrustError
+from diffnb.networks import MLP
+from diffnb.parametrizations import Karras
+from diffnb.samplers import DDIM, Heun
+from diffnb.schedules import Cosine, NoiseSchedule
+from diffnb.sdes import EDM, VP
+from diffnb.serialization import Contents, inspect, load, save, save_file, to_config
+
+DOCUMENTED = (ModelFileError, TrustError, ComponentError, FileNotFoundError)
+
+
+@dataclass(frozen=True)
+class Bend(NoiseSchedule):
+    """A schedule that travels as a recipe."""
+
+    power: float = 3.0
+    weights: tuple = (1.0, 2.0)
+
+    def __post_init__(self):
+        if not self.power > 0:
+            raise ValueError(f"power must be positive, got {self.power}")
+
+    def beta(self, t):
+        total = 0 * t
+        for k, w in enumerate(self.weights):
+            total = total + w * torch.exp(-k * t) * (t + 0.1).clamp(min=0.0) ** self.power
+        return total
+
+    def integral(self, t):
+        return 20 * t ** (self.power + 1) / (self.power + 1)
+
+
+def seeds(folder: Path) -> list[bytes]:
+    """A few small models of both formats."""
+    network = MLP(dim=2, width=4, depth=1, num_classes=2)
+    base = dict(network=network, parametrization=Karras(), shape=(2,), labels=(0, 1), names=("a", "b"), records=({"loss": [0.5]},), version="0.1.0")
+    models = [
+        Contents(sde=VP(Cosine()), sampler=Heun(), grid=(0.9, 0.5, 0.1), **base),
+        Contents(sde=VP(Bend()), sampling_sde=EDM(), sampler=DDIM(0.5), raw=network.state_dict(), **base),
+    ]
+    files = []
+    for i, model in enumerate(models):
+        save(model, folder / str(i))
+        files.append((folder / str(i)).read_bytes())
+    data = {"shape": [2], "range": [-1, 1], "labels": [0, 1], "names": None}
+    sampling = {"process": to_config(EDM()), "sampler": to_config(Heun())}
+    config = {"version": "0.1.0", "network": to_config(network), "process": to_config(EDM()), "parametrization": to_config(Karras())}
+    save_file(folder / "old", network.state_dict(), config | {"sampling": sampling, "data": data, "records": []})
+    return [*files, (folder / "old").read_bytes()]
+
+
+ODD = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**53,
+    10**9,
+    1e308,
+    -0.5,
+    0.1,
+    "",
+    "x",
+    "__class__",
+    "builtin:os.system",
+    "recipe:x",
+    "python:x",
+    [],
+    {},
+    [[]],
+    "\u202e",
+]
+
+
+def places(value, path=()):
+    """Paths of all parts of a document."""
+    if path:
+        yield path
+    if isinstance(value, (list, dict)):
+        for key in range(len(value)) if isinstance(value, list) else list(value):
+            yield from places(value[key], (*path, key))
+
+
+def at(value, path):
+    """The part at a path."""
+    for key in path:
+        value = value[key]
+    return value
+
+
+def mutate_json(value, rng: random.Random):
+    """Replace, remove, double or exchange a part."""
+    value = json.loads(json.dumps(value))
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        known = list(places(value))
+        if not known:
+            return value
+        path = rng.choice(known)
+        holder, key, action = at(value, path[:-1]), path[-1], rng.random()
+        if action < 0.5:
+            holder[key] = rng.choice(ODD)
+        elif action < 0.65:
+            del holder[key]
+        elif action < 0.9:
+            holder[key] = json.loads(json.dumps(at(value, rng.choice(known))))
+        elif isinstance(holder, list):
+            holder.insert(rng.randrange(len(holder) + 1), json.loads(json.dumps(at(value, rng.choice(known)))))
+        else:
+            holder[rng.choice(["x", "trust", "__class__", "settings", str(key)])] = rng.choice(ODD)
+    return value
+
+
+def mutate_inside(raw: bytes, rng: random.Random) -> bytes:
+    """Change the header's JSON or a text inside it; where it makes sense, make the digest fit."""
+    n = int.from_bytes(raw[:8], "little")
+    header, body = json.loads(raw[8 : 8 + n]), raw[8 + n :]
+    texts = header["__metadata__"]
+    key = rng.choice([k for k in texts if k not in ("diffnb.digest", "diffnb.sha256")])
+    if rng.random() < 0.25:
+        header = mutate_json(header, rng)
+    elif key.endswith(("version", "format")):
+        texts[key] = rng.choice(["0", "1", "1.0", "1.9", "2.0", "", "x" * 100, "-1"])
+    else:
+        texts[key] = json.dumps(mutate_json(json.loads(texts[key]), rng), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    if rng.random() < 0.1:
+        body = bytes(rng.randrange(256) for _ in range(min(16, len(body)))) + body[16:]
+    try:
+        if isinstance(header.get("__metadata__"), dict) and "diffnb.digest" in header["__metadata__"]:
+            text = json.dumps(header, ensure_ascii=False)
+            header["__metadata__"]["diffnb.digest"] = digest_of(header["__metadata__"], parse_header(text)[1], [body])
+    except Exception:  # the header is beyond repair, which is a case, too
+        pass
+    text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def mutate_bytes(raw: bytes, rng: random.Random) -> bytes:
+    """Flip, cut, insert, or copy bytes."""
+    data = bytearray(raw)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        i, action = rng.randrange(len(data) or 1), rng.random()
+        if not data or action < 0.1:
+            data[i:i] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 9)))
+        elif action < 0.7:
+            data[i] = rng.choice((data[i] ^ (1 << rng.randrange(8)), 0, 255, ord('"'), ord("{"), ord("]"), rng.randrange(256)))
+        elif action < 0.8:
+            del data[i:]
+        elif action < 0.9:
+            del data[i : i + rng.randrange(1, 64)]
+        else:
+            j = rng.randrange(len(data))
+            data[i:i] = data[j : j + rng.randrange(1, 256)]
+    return bytes(data)
+
+
+def read(path: Path) -> str:
+    """Read a file by both doors; what became of it."""
+    limits, found = Limits(seconds=2.0, call_bytes=2**24, steps=100_000), []
+    for door in (lambda: inspect(path, limits), lambda: use(load(path, limits=limits))):
+        try:
+            door()
+            found.append("read")
+        except DOCUMENTED as error:
+            found.append(type(error).__name__)
+    return " ".join(found)
+
+
+def use(contents):
+    """Call what a file made."""
+    t = torch.linspace(0, 1, 3)
+    contents.sde.alpha(t)
+    contents.sde.sigma(t)
+
+
+def main():
+    """Run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="benchmarks/results/fuzz_files.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("a file took more than 20 seconds")))
+    outcomes, slowest, escapes = collections.Counter(), 0.0, []
+    with tempfile.TemporaryDirectory() as folder:
+        files, path = seeds(Path(folder)), Path(folder) / "mutated"
+        for raw in files:
+            path.write_bytes(raw)
+            assert read(path) == "read read"
+        base, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        for i in range(arguments.count):
+            rng = random.Random(f"{arguments.seed}/{i}")
+            path.write_bytes(rng.choice((mutate_bytes, mutate_inside, mutate_inside))(rng.choice(files), rng))
+            signal.alarm(20)
+            began = time.perf_counter()
+            try:
+                outcomes[read(path)] += 1
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    break
+                escapes.append({"case": i, "error": f"{type(error).__name__}: {str(error)[:200]}"})
+                print("ESCAPED", escapes[-1], file=sys.stderr, flush=True)
+            signal.alarm(0)
+            slowest = max(slowest, time.perf_counter() - began)
+            if (i + 1) % 10_000 == 0:
+                report(arguments, i + 1, outcomes, slowest, escapes, base, start)
+    report(arguments, sum(outcomes.values()) + len(escapes), outcomes, slowest, escapes, base, start)
+
+
+def report(arguments, done, outcomes, slowest, escapes, base, start):
+    """Print and write the figures so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = {
+        "command": f"python benchmarks/fuzz_files.py --count {arguments.count} --seed {arguments.seed}",
+        "files": done,
+        "escapes": escapes,
+        "slowest_seconds": round(slowest, 3),
+        "memory_above_start_mb": round((peak - base) / 1000, 1),
+        "seconds": round(time.perf_counter() - start, 1),
+        "outcomes": dict(outcomes.most_common()),
+    }
+    Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"{done} files, {len(escapes)} escapes, slowest {slowest:.2f} s, {(peak - base) / 1000:.0f} MB above the start, {result['seconds']} s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

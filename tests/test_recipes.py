@@ -1,0 +1,567 @@
+"""Recipes: realistic components give, lowered and interpreted, what they give natively, to the last bit; the rest is refused with its line."""
+
+import ast
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import recipe_corpus as corpus
+import torch
+from attack_sources import ATTACKS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import diffnb.recipe_expressions
+import diffnb.recipe_host
+import diffnb.recipe_interpreter
+import diffnb.recipe_operations
+from diffnb.denoisers import BaseDenoiser
+from diffnb.file_errors import ComponentError, Limits, RecipeError, RecipeLimit
+from diffnb.oracles import GaussianMixture
+from diffnb.recipe_components import Recipe, canonical_json
+from diffnb.recipe_interpreter import Instance, Program
+from diffnb.recipe_operations import METHODS, OPERATIONS, bind, broadcast_size
+from diffnb.recipes import lower
+from diffnb.sdes import VP
+from diffnb.sources import settings_of, source_of
+
+EVERY = [
+    cls for group in (corpus.SCHEDULES, corpus.PROCESSES, corpus.PARAMETRIZATIONS, corpus.SAMPLERS, corpus.GUIDANCE, corpus.METRICS) for cls in group
+]
+MIXTURE = GaussianMixture(
+    torch.tensor([[-1.0, 0.2, 0.5, 0.0], [0.3, 0.9, -0.4, 0.2]], dtype=torch.float64),
+    torch.eye(4, dtype=torch.float64).expand(2, 4, 4) * torch.tensor([0.1, 0.3], dtype=torch.float64)[:, None, None],
+    torch.tensor([0.4, 0.6], dtype=torch.float64),
+)
+
+
+class Labelled(BaseDenoiser):
+    """An exact denoiser with a made-up dependence on the label."""
+
+    def __init__(self):
+        self.inner, self.sde = MIXTURE.denoiser(VP()), VP()
+
+    def x0(self, x, t, condition):
+        return self.inner.x0(x, t, {}) * (1 + 0.1 * condition["label"].to(x)[:, None])
+
+
+def recipe_of(native):
+    """The recipe of a component, with the component's settings, by way of JSON text."""
+    return Recipe(lower(type(native)).text)(**settings_of(native))
+
+
+def same(a, b):
+    assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cls", corpus.SCHEDULES, ids=lambda cls: cls.__name__)
+def test_schedules_are_bit_equal(cls):
+    native, recipe = cls(), recipe_of(cls())
+    for dtype in (torch.float32, torch.float64):
+        t = torch.linspace(0, 1, 101, dtype=dtype)
+        same(native.beta(t), recipe.beta(t))
+        same(native.integral(t), recipe.integral(t))
+        same(native.time_of_integral(native.integral(t)), recipe.time_of_integral(native.integral(t)))
+    same(native.beta(torch.tensor(0.3)), recipe.beta(torch.tensor(0.3)))
+
+
+@pytest.mark.parametrize("cls", corpus.PROCESSES, ids=lambda cls: cls.__name__)
+def test_processes_are_bit_equal(cls):
+    native, recipe = cls(), recipe_of(cls())
+    t = torch.linspace(native.t_min, native.t_max, 101, dtype=torch.float64)
+    assert (recipe.t_min, recipe.t_max, recipe.default_grid, recipe.prior_std) == (native.t_min, native.t_max, native.default_grid, native.prior_std)
+    for name in ("alpha", "sigma", "half_log_snr", "drift", "diffusion"):  # rates by automatic differentiation through the interpreter
+        same(getattr(native, name)(t), getattr(recipe, name)(t))
+    lam = native.half_log_snr(t[1:-1])
+    same(native.time_of_half_log_snr(lam), recipe.time_of_half_log_snr(lam))
+
+
+@pytest.mark.parametrize("cls", corpus.PARAMETRIZATIONS, ids=lambda cls: cls.__name__)
+def test_parametrizations_are_bit_equal(cls):
+    native, recipe, t = cls(sigma_data=0.7), recipe_of(cls(sigma_data=0.7)), torch.linspace(0.01, 1, 101, dtype=torch.float64)
+    for name in ("coefficients", "to_x0", "network_target"):
+        for a, b in zip(getattr(native, name)(VP(), t), getattr(recipe, name)(VP(), t)):
+            same(a, b)
+    same(native.scale(VP(), t), recipe.scale(VP(), t))
+
+
+@pytest.mark.parametrize("cls", corpus.SAMPLERS, ids=lambda cls: cls.__name__)
+def test_samplers_are_bit_equal(cls):
+    native, recipe = cls(), recipe_of(cls())
+    for name in ("n_steps_default", "default_grid", "order", "is_stochastic", "n_history"):
+        assert getattr(native, name) == getattr(recipe, name), name
+    how = {"shape": (3, 4), "n_steps": 7, "seeds": 1, "dtype": torch.float64}
+    a, b = native(MIXTURE.denoiser(VP()), **how), recipe(MIXTURE.denoiser(VP()), **how)
+    same(a.x, b.x)
+    assert a.nfe == b.nfe
+
+
+@pytest.mark.parametrize("cls", corpus.GUIDANCE, ids=lambda cls: cls.__name__)
+def test_guidance_is_bit_equal(cls):
+    native = cls(Labelled())
+    recipe = recipe_of(native)(Labelled())
+    x = torch.linspace(-2, 2, 20, dtype=torch.float64).view(5, 4)
+    condition = {"label": torch.tensor([0, 1, 2, -1, 1])}
+    for t in (0.5, torch.tensor(0.3, dtype=torch.float64), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)):
+        same(native(x, t, condition).x0, recipe(x, t, condition).x0)
+
+
+@pytest.mark.parametrize("cls", corpus.METRICS, ids=lambda cls: cls.__name__)
+def test_metrics_are_equal(cls):
+    native, recipe, g = cls(), recipe_of(cls()), torch.Generator().manual_seed(0)
+    real, generated = torch.rand(20, 1, 8, 8, generator=g), torch.rand(25, 1, 8, 8, generator=g)
+    assert native(real, generated) == recipe(real, generated)
+    assert native.config() == recipe.config()
+
+
+def test_most_of_the_corpus_lowers():
+    lowered = []
+    for cls in [*EVERY, *corpus.REFUSED]:
+        try:
+            lower(cls)
+            lowered.append(cls)
+        except RecipeError as error:
+            assert "line" in str(error) and "`" in str(error)
+    assert lowered == EVERY and len(EVERY) >= 26 and len(corpus.SAMPLERS) + len(corpus.GUIDANCE) >= 10
+
+
+def test_constructor_checks_travel():
+    recipe = lower(corpus.TutorialExponential)
+    with pytest.raises(RecipeError, match="TutorialExponential needs 0 < beta_min < beta_max, got 5.0 and 1"):
+        recipe(beta_min=5.0, beta_max=1.0)
+    with pytest.raises(RecipeError, match="needs at least two images of each, got 1 and 3"):
+        lower(corpus.PixelFrechet)()(torch.zeros(1, 1, 8, 8), torch.zeros(3, 1, 8, 8))
+
+
+def test_components_pickle_and_compare():
+    for cls in (corpus.SigmoidSchedule, corpus.ShiftedVP, corpus.MyHeun):
+        recipe = recipe_of(cls())
+        assert pickle.loads(pickle.dumps(recipe)) == recipe == recipe_of(cls())
+        assert recipe.recipe.text == lower(source_of(cls)).text
+
+
+# what is refused, and why
+
+HEAD = "import torch, math\nfrom diffnb.schedules import NoiseSchedule\n"
+
+
+def schedule(beta, top="", body="", header="class S(NoiseSchedule):"):
+    return f"{HEAD}{top}\n{header}\n{body}\n    def beta(self, t):\n        {beta}\n    def integral(self, t):\n        return t\n"
+
+
+REFUSED = {
+    "try": (schedule("try:\n            return t\n        except Exception:\n            return t"), "errors cannot be caught"),
+    "import": (schedule("import os\n        return t"), "imports nothing while it runs"),
+    "numpy": (schedule("return torch.tensor(np.exp(t))", "import numpy as np"), "no such function"),
+    "dunder": (schedule("return t.__class__(t)"), "double underscores|single underscores"),
+    "mangled": (schedule("return t.data_ptr()"), "no object in a recipe has a method data_ptr"),
+    "attribute of torch": (schedule("torch.os.system('true'); return t"), "recipes have no such function"),
+    "save": (schedule("torch.save(t, 'x'); return t"), "recipes have no such function"),
+    "random": (schedule("return t + torch.randn(3)"), "recipes have no such function"),
+    "in place": (schedule("t.add_(1); return t"), "nothing is changed in place"),
+    "assign to a part": (schedule("t[0] = 1; return t"), "torch.where"),
+    "global": (schedule("global x\n        x = 1\n        return t"), "constants cannot be changed"),
+    "del": (schedule("del t"), "nothing can be deleted"),
+    "yield": (schedule("yield t"), "no generators"),
+    "walrus": (schedule("return (y := t)"), "write the assignment"),
+    "class inside": (schedule("class A: pass\n        return t"), "classes cannot be made"),
+    "star arguments": (schedule("return torch.exp(*[t])"), "no names to bind"),
+    "keyword dict": (schedule("return torch.exp(**{'input': t})"), "no names to bind"),
+    "eval": (schedule("return eval('t')"), "no such function"),
+    "getattr": (schedule("return getattr(t, 'data')"), "no such function"),
+    "open": (schedule("open('x'); return t"), "no such function"),
+    "format method": (schedule("return '{0}'.format(t)"), "method format"),
+    "decorator": (schedule("return t", body="    @print\n    def helper(self): pass"), "of decorators"),
+    "metaclass": (schedule("return t", header="class S(NoiseSchedule, metaclass=type):"), "runs code when the class is made"),
+    "two bases": (schedule("return t", header="class S(NoiseSchedule, dict):"), "derives from one class"),
+    "base of another library": (schedule("return t", "import collections", header="class S(collections.OrderedDict):"), "no class of diffnb"),
+    "loop in the body": (schedule("return t", body="    for i in range(3): pass"), "when it is made"),
+    "call in the body": (schedule("return t", body="    print('x')"), "when it is made"),
+    "del method": (schedule("return t", body="    def __del__(self): pass"), "changes how Python treats"),
+    "reduce": (schedule("return t", body="    def __reduce__(self): return print, ()"), "changes how Python treats"),
+    "getattr method": (schedule("return t", body="    def __getattr__(self, n): return 1"), "changes how Python treats"),
+    "unicode name": (schedule("\u0430 = t\n        return \u0430"), "ASCII"),
+    "no class": (HEAD, "holds no class"),
+    "no python": ("class S(:", "is not Python"),
+    "null byte": ("a = '\0'", "is not Python"),
+    "deep nesting": (schedule("return " + "(" * 150 + "t" + ")" * 150 + " + 1" * 3000), "."),
+    "no integral": (f"{HEAD}class S(NoiseSchedule):\n    def beta(self, t):\n        return t\n", "needs integral"),
+    "bytes": (schedule("return t + b'x'"), "a constant is a number"),
+    "complex": (schedule("return t + 1j"), "a constant is a number"),
+    "os in a default": (schedule("return t", "import os", body="    x = os.system('true')"), "|"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_line_and_construct(name):
+    source, why = REFUSED[name]
+    if name == "os in a default":  # nothing refers to it, so it is not taken along, and it did not run
+        assert "class.x" not in lower(source).text
+        return
+    with pytest.raises((RecipeError, RecipeLimit), match=why):
+        lower(source)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_hostile_source_is_refused_or_inert(name, tmp_path):
+    """Each attack of the corpus: lowering raises RecipeError or the recipe does nothing but compute, within its budget; no mark is left."""
+    canary, secret = tmp_path / "canary", tmp_path / "secret"
+    secret.write_text("a secret")
+    source = ATTACKS[name].replace("CANARY", str(canary)).replace("SECRET", str(secret)).replace("PORT", "9")
+    before = torch.get_default_dtype(), torch.get_num_threads(), torch.get_rng_state().sum().item()
+    try:
+        recipe = lower(source, limits=Limits(seconds=2.0))
+        assert "os" not in {node for node in json.dumps(json.loads(recipe.text)["functions"]).split('"')}
+        recipe().beta(torch.linspace(0, 1, 4))
+    except (RecipeError, RecipeLimit, ComponentError):
+        pass
+    assert not canary.exists()
+    assert before == (torch.get_default_dtype(), torch.get_num_threads(), torch.get_rng_state().sum().item())
+
+
+# recipe JSON of strangers
+
+
+def function(parameters, body, slots=None):
+    return {"parameters": parameters.split(), "defaults": [], "locals": slots or len(parameters.split()), "body": body}
+
+
+def run(body, slots=4, limits=Limits(seconds=5.0), argument=torch.ones(3)):
+    program = Program("S", {}, {"f": function("x", body, slots)}, limits)
+    return program.call(Instance("S", {}), "f", argument)
+
+
+X, ONE = ["get", 0], ["const", 1]
+
+
+def const(value):
+    return ["const", value]
+
+
+def op(name, *positional, **keywords):
+    return ["op", name, list(positional), keywords]
+
+
+FOREVER = [["while", const(True), [["set", ["get", 1], ONE]]]]
+HUGE = const(10**12)
+GRAPHS = {
+    "not a list": [["return", "x"]],
+    "empty node": [["return", []]],
+    "unknown word": [["return", ["lambda", X]]],
+    "unknown statement": [["exec", "x"]],
+    "statement as expression": [["return", ["return", X]]],
+    "too many parts": [["return", ["get", 0, 1]]],
+    "too few parts": [["return", ["bin", "+"]]],
+    "variable that is not there": [["return", ["get", 99]]],
+    "negative variable": [["return", ["get", -3]]],
+    "true as a variable": [["return", ["get", True]]],
+    "variable without a value": [["return", ["get", 2]]],
+    "unknown operation": [["return", op("os.system", const("ls"))]],
+    "dunder operation": [["return", op("__import__", const("os"))]],
+    "operation with a dot": [["return", op("linalg.__class__", X)]],
+    "operation that is a list": [["return", ["op", ["exp"], [X], {}]]],
+    "dunder attribute": [["return", ["attr", "__class__", X]]],
+    "attribute data": [["return", ["attr", "data", X]]],
+    "attribute grad_fn": [["return", ["attr", "grad_fn", X]]],
+    "dunder method": [["return", ["method", "__reduce__", X, [], {}]]],
+    "method numpy": [["return", ["method", "numpy", X, [], {}]]],
+    "method resize_": [["return", ["method", "resize_", X, [const(10**9)], {}]]],
+    "method set_": [["return", ["method", "set_", X, [X], {}]]],
+    "method as_strided": [["return", ["method", "as_strided", X, [], {}]]],
+    "out by keyword": [["return", op("exp", X, out=X)]],
+    "out by position": [["return", op("exp", X, X)]],
+    "generator": [["return", op("ones", const(3), generator=ONE)]],
+    "dunder keyword": [["return", op("exp", X, __class__=X)]],
+    "two values": [["return", op("sum", X, const(0), dim=const(0))]],
+    "no argument": [["return", op("exp")]],
+    "ones by position": [["return", op("ones", HUGE)]],
+    "ones in a tuple": [["return", op("ones", ["tuple", [const(10**6), const(10**6)]])]],
+    "full by keyword": [["return", op("full", size=["tuple", [HUGE]], fill_value=ONE)]],
+    "arange": [["return", op("arange", HUGE)]],
+    "arange by step": [["return", op("arange", const(0), ONE, const(1e-12))]],
+    "linspace by keyword": [["return", op("linspace", start=ONE, end=ONE, steps=HUGE)]],
+    "eye": [["return", op("eye", const(10**6))]],
+    "repeat": [["return", ["method", "repeat", X, [HUGE], {}]]],
+    "repeat_interleave": [["return", op("repeat_interleave", X, HUGE)]],
+    "expand and sum": [["return", op("sum", ["method", "expand", ["item", X, ["slice", const(0), ONE, const(None)]], [HUGE], {}])]],
+    "broadcast": [["set", X, op("ones", const(10**5))], ["return", ["bin", "*", op("unsqueeze", X, ONE), X]]],
+    "outer": [["set", X, op("ones", const(10**5))], ["return", op("outer", X, X)]],
+    "matmul": [["set", X, op("ones", const(4000), const(4000))], ["for", ["get", 1], op("py.range", const(999)), [["set", X, ["bin", "@", X, X]]]]],
+    "einsum": [["set", X, op("ones", const(1000))], ["return", op("einsum", const("a,b,c,d->abcd"), X, X, X, X)]],
+    "einsum with words": [["return", op("einsum", const("...a->a"), X)]],
+    "cdist": [["set", X, op("ones", const(30000), const(30))], ["return", op("cdist", X, X)]],
+    "pad": [["return", op("pad", X, ["tuple", [HUGE, HUGE]])]],
+    "interpolate": [["return", op("interpolate", op("ones", ONE, ONE, ONE, ONE), ["tuple", [const(10**6), const(10**6)]])]],
+    "one_hot": [["return", op("one_hot", op("ones", const(3), dtype=["dtype", "int64"]), HUGE)]],
+    "large eigenvalues": [["return", op("linalg.eigh", op("eye", const(3000)))]],
+    "many eigenvalues": [["set", X, op("ones", const(300), const(300), const(300))], ["return", op("linalg.eigvalsh", X)]],
+    "solve": [["return", op("linalg.solve", op("eye", const(4000)), op("eye", const(4000)))]],
+    "accumulation": [["while", const(True), [["set", X, op("cat", ["tuple", [X, X]])]]]],
+    "list growth": [["set", ["get", 1], ["tuple", []]], ["while", const(True), [["set", ["get", 1], ["bin", "+", ["get", 1], ["tuple", [X]]]]]]],
+    "nested tuples": [["for", ["get", 1], op("py.range", const(60)), [["set", X, ["tuple", [X, X]]]]], ["return", op("tensor", X)]],
+    "nested tuples compared": [["for", ["get", 1], op("py.range", const(60)), [["set", X, ["tuple", [X, X]]]]], ["return", ["cmp", ["=="], [X, X]]]],
+    "nested tuples returned": [
+        ["set", X, ONE],
+        ["for", ["get", 1], op("py.range", const(60)), [["set", X, ["tuple", [X, X]]]]],
+        ["return", op("stack", X)],
+    ],
+    "tuple times a number": [["return", ["bin", "*", ["tuple", [ONE]], const(10**9)]]],
+    "range as a tuple": [["return", op("py.tuple", op("py.range", HUGE))]],
+    "unbind": [["return", op("unbind", op("ones", const(10**6)))]],
+    "tolist": [["return", ["method", "tolist", op("ones", const(10**6)), [], {}]]],
+    "power of whole numbers": [["return", ["bin", "**", const(10), const(10**8)]]],
+    "repeated squares": [["set", X, const(3)], ["while", const(True), [["set", X, ["bin", "*", X, X]]]]],
+    "shift": [["return", ["bin", "<<", ONE, const(10**10)]]],
+    "text times a number": [["return", ["bin", "*", const("a"), const(10**9)]]],
+    "text plus text": [["set", X, const("a")], ["while", const(True), [["set", X, ["bin", "+", X, X]]]]],
+    "text formatting": [["return", ["bin", "%", const("%1000000000d"), ONE]]],
+    "format width": [["return", ["text", [[ONE, "999999999d"]]]]],
+    "number from text": [["return", op("py.int", const("9" * 1000))]],
+    "for ever": FOREVER,
+    "nested loops": [
+        ["for", ["get", 1], op("py.range", const(10**5)), [["for", ["get", 2], op("py.range", const(10**5)), [["set", ["get", 3], ONE]]]]]
+    ],
+    "comprehension": [["return", ["each", ["get", 1], op("py.range", HUGE), [], ["get", 1]]]],
+    "comprehension that keeps nothing": [["return", ["each", ["get", 1], op("py.range", HUGE), [const(False)], ["get", 1]]]],
+    "break outside a loop": [["break"]],
+    "calls itself": [["return", ["call", "f", [X], {}]]],
+    "calls itself in arguments": [["return", ["call", "f", [["call", "f", [X], {}]], {}]]],
+    "unknown function": [["return", ["call", "g", [X], {}]]],
+    "call with too much": [["return", ["call", "f", [X, X, X], {}]]],
+    "function as a result": [["return", ["function", "f", {}]]],
+    "function that is not there": [["return", ["function", "g", {}]]],
+    "sets an attribute late": [["set", ["field", "a"], X]],
+    "sets an attribute of a tensor": [["set", ["attr", "requires_grad", X], ONE]],
+    "attribute with a dunder name": [["return", ["field", "__dict__"]]],
+    "replace a tensor": [["return", ["replace", X, {"x": X}]]],
+    "replace with a dunder": [["return", ["replace", X, {"__class__": X}]]],
+    "dict with number keys": [["return", ["dict", [[ONE, X]]]]],
+    "index with a text": [["return", ["item", X, const("__class__")]]],
+    "index out of range": [["return", ["item", X, const(10**9)]]],
+    "index that multiplies": [
+        ["set", X, op("ones", const(10**4), const(10**4))],
+        ["return", ["item", X, op("zeros", const(10**6), dtype=["dtype", "int64"])]],
+    ],
+    "slice of a handle": [["return", ["slice", X]]],
+    "divide by zero": [["return", ["bin", "/", ONE, const(0)]]],
+    "device by name": [["return", ["method", "to", X, [const("cuda")], {}]]],
+    "device by keyword": [["return", op("ones", const(3), device=const("meta"))]],
+    "unknown type": [["return", ["dtype", "__class__"]]],
+    "a large constant": [["return", const(2**70)]],
+    "constant list": [["return", const([1, 2])]],
+    "deep": [["return", __import__("functools").reduce(lambda node, _: ["un", "-", node], range(80), X)]],
+    "many nodes": [["return", ["tuple", [ONE] * 5000]]],
+    "gradient of nothing": [["return", op("autograd.grad", X, X)]],
+    "raises": [["raise", const("mine")]],
+    "no signal": [["grad", const(True), []]],
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_hostile_graph(name):
+    with pytest.raises((RecipeError, RecipeLimit)):
+        result = run(GRAPHS[name])
+        # what comes back is at worst a value that no component may return
+        Recipe(canonical_json(SCHEDULE | {"functions": SCHEDULE["functions"] | {"beta": function("x", GRAPHS[name], 4)}}))().beta(torch.ones(3))
+        raise AssertionError(f"returned {type(result).__name__}")
+
+
+SCHEDULE = {
+    "api": 1,
+    "kind": "schedule",
+    "name": "S",
+    "base": "NoiseSchedule",
+    "parameters": [],
+    "attributes": [],
+    "constants": {},
+    "functions": {"beta": function("t", [["return", X]]), "integral": function("t", [["return", X]])},
+}
+DOCUMENTS = {
+    "no JSON": "{",
+    "a list": "[]",
+    "NaN": canonical_json(SCHEDULE).replace('"api":1', '"api":NaN'),
+    "a key twice": canonical_json(SCHEDULE).replace('"api":1', '"api":1,"api":1'),
+    "unknown field": canonical_json(SCHEDULE | {"trust": True}),
+    "missing field": canonical_json({k: v for k, v in SCHEDULE.items() if k != "base"}),
+    "api 2": canonical_json(SCHEDULE | {"api": 2}),
+    "api true": canonical_json(SCHEDULE | {"api": True}),
+    "unknown kind": canonical_json(SCHEDULE | {"kind": "network"}),
+    "kind list": canonical_json(SCHEDULE | {"kind": []}),
+    "dunder name": canonical_json(SCHEDULE | {"name": "__class__"}),
+    "name with a space": canonical_json(SCHEDULE | {"name": "a b"}),
+    "functions list": canonical_json(SCHEDULE | {"functions": []}),
+    "function without body": canonical_json(SCHEDULE | {"functions": {"beta": {}, "integral": {}}}),
+    "parameters twice": canonical_json(SCHEDULE | {"parameters": [["a", []], ["a", []]]}),
+    "default that is a dict": canonical_json(SCHEDULE | {"parameters": [["a", [{}]]]}),
+    "attribute without value": canonical_json(SCHEDULE | {"attributes": ["t_max"]}),
+    "constant that loops": canonical_json(SCHEDULE | {"constants": {"c": ["call", "beta", [["const", 1]], {}], "d": ["global", "e"]}}),
+    "no beta": canonical_json(SCHEDULE | {"functions": {"integral": SCHEDULE["functions"]["integral"]}}),
+    "surrogates": canonical_json(SCHEDULE).replace('"S"', '"\\ud800"'),
+    "200 kB of brackets": "[" * 200_000,
+    "too long": canonical_json(SCHEDULE) + " " * 300_000,
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_hostile_document(name):
+    with pytest.raises((RecipeError, RecipeLimit)):
+        Recipe(DOCUMENTS[name])
+
+
+def test_limits_are_what_they_say():
+    with pytest.raises(RecipeLimit, match="1,000 steps"):
+        run(FOREVER, limits=Limits(steps=1000))
+    with pytest.raises(RecipeLimit, match="0.05 seconds"):
+        run(FOREVER, limits=Limits(seconds=0.05, steps=10**9))
+    with pytest.raises(RecipeLimit, match="nested at most 8"):
+        run(GRAPHS["deep"], limits=Limits(depth=8))
+
+    class Slow(BaseDenoiser):
+        sde = VP()
+
+        def x0(self, x, t, condition):
+            return x
+
+    step = [["while", const(True), [["do", ["method", "()", X, [["const", 0.5], ["const", 0.5]], {}]]]], ["return", X]]
+    program = Program(
+        "S", {}, {"f": function("d x", [["while", const(True), [["do", ["method", "()", X, [["get", 1], ["const", 0.5]], {}]]]]])}, Limits()
+    )
+    assert step
+    with pytest.raises(RecipeLimit, match="256 evaluations"):
+        program.call(Instance("S", {}), "f", Slow(), torch.ones(2, 3))
+
+
+def test_signatures_bind_position_and_keyword_alike():
+    for name, operation in OPERATIONS.items():
+        needed = [p for p in operation.parameters if p not in operation.optional and p not in operation.keyword_only and p != operation.rest]
+        if operation.rest is None and needed:
+            assert bind(operation, len(needed), ()) == bind(operation, 0, tuple(needed)), name
+        assert not {"out", "generator"} & set(operation.parameters)
+    assert all(entry.parameters[0] == "input" for entry in METHODS.values())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 4), max_size=4), st.lists(st.integers(0, 4), max_size=4))
+def test_broadcast_size_is_exact_where_it_broadcasts(a, b):
+    x, y = torch.empty(a), torch.empty(b)
+    try:
+        assert broadcast_size(x, y) >= (x + y).numel()
+    except RuntimeError:
+        pass
+    else:
+        assert broadcast_size(x, y) == (x + y).numel() or x.numel() * y.numel() == 0
+
+
+def test_the_interpreter_holds_no_door():
+    """No exec, eval, compile, getattr, import while running, and no attribute by a name from a file, in what interprets files."""
+    forbidden = {"exec", "eval", "compile", "getattr", "setattr", "delattr", "vars", "globals", "locals", "__import__", "open", "import_module"}
+    for module in (diffnb.recipe_interpreter, diffnb.recipe_expressions, diffnb.recipe_host, diffnb.recipe_operations):
+        tree = ast.parse(inspect.getsource(module))
+        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        names |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", None) != "re"}
+        inner = [n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if isinstance(n, (ast.Import, ast.ImportFrom))]
+        assert not names & forbidden and not inner
+
+
+AUDIT = """
+import sys, torch
+from diffnb.recipe_components import Recipe
+from diffnb.recipes import lower
+from diffnb.sdes import VP
+from diffnb.oracles import Gaussian
+texts = [open(path).read() for path in sys.argv[1:]]
+torch.linalg.eigvalsh(torch.eye(2)); VP().levels(torch.tensor([0.5]))  # what torch itself imports late
+Gaussian(0.0, 1.0).denoiser(VP())(torch.zeros(2, 1), 0.5)
+events = []
+watched = {"exec", "compile", "import", "open", "os.system", "subprocess.Popen", "socket.connect"}
+sys.addaudithook(lambda event, args: events.append((event, str(args)[:80])) if event in watched else None)
+for text in texts:
+    component = Recipe(text)()
+    if component.recipe.kind == "schedule":
+        component.beta(torch.linspace(0, 1, 5)), component.integral(torch.linspace(0, 1, 5))
+    else:
+        component(Gaussian(0.0, 1.0).denoiser(VP()), shape=(2, 1), n_steps=4, seeds=0)
+print(events)
+"""
+
+
+def test_recipes_raise_no_audit_events(tmp_path):
+    paths = []
+    for i, cls in enumerate([*corpus.SCHEDULES, *corpus.SAMPLERS]):
+        (tmp_path / str(i)).write_text(lower(cls).text)
+        paths.append(str(tmp_path / str(i)))
+    done = subprocess.run([sys.executable, "-c", AUDIT, *paths], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+# fuzz: recipes with parts exchanged
+
+
+def nodes(value, path=()):
+    """Paths of all parts of a document."""
+    yield path
+    if isinstance(value, (list, dict)):
+        for key in range(len(value)) if isinstance(value, list) else list(value):
+            yield from nodes(value[key], (*path, key))
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    10**12,
+    2**60,
+    1e308,
+    "",
+    "__class__",
+    "exp",
+    "get",
+    "op",
+    [],
+    {},
+    ["get", 0],
+    ["get", 99],
+    ["self"],
+    ["op", "ones", [["const", 10**9]], {}],
+]
+DONORS = [json.loads(lower(cls).text) for cls in (corpus.TableSchedule, corpus.SigmoidSchedule, corpus.FourierSchedule)]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_fuzzed_recipes(data):
+    document = json.loads(json.dumps(data.draw(st.sampled_from(DONORS))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(list(nodes(document))[1:]))
+        holder = document
+        for key in path[:-1]:
+            holder = holder[key]
+        donor = data.draw(st.sampled_from(DONORS))
+        part = donor
+        for key in data.draw(st.sampled_from(list(nodes(donor)))):
+            part = part[key]
+        holder[path[-1]] = data.draw(st.sampled_from(ODD)) if data.draw(st.booleans()) else json.loads(json.dumps(part))
+    try:
+        component = Recipe(json.dumps(document), Limits(seconds=2.0, call_bytes=2**26, steps=50_000))()
+        component.beta(torch.linspace(0, 1, 5))
+    except (RecipeError, RecipeLimit, ComponentError):
+        pass
+
+
+def test_names_that_are_no_texts():
+    """Found by benchmarks/fuzz_files.py: a list where a method's name should be."""
+    for node in (
+        ["method", ["exp"], X, [], {}],
+        ["attr", {}, X],
+        ["call", [], [], {}],
+        ["cmp", [["<"]], [X, X]],
+        ["isa", [[]], X],
+        ["dtype", []],
+        ["field", []],
+    ):
+        with pytest.raises(RecipeError):
+            run([["return", node]])
