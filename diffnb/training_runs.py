@@ -6,11 +6,10 @@ Docs: https://diffnb.github.io/diffnb/runs.html.md"""
 
 # %% auto #0
 __all__ = ['REGISTRIES', 'SETTINGS', 'STATE', 'FILES', 'to_plain', 'from_plain', 'recipe_from_plain', 'begin_run', 'resume_run',
-           'read_settings', 'run_callbacks', 'StartedBar']
+           'read_settings', 'run_callbacks']
 
-# %% ../nbs/17c_runs.ipynb #27217bb3
+# %% ../nbs/17c_runs.ipynb #2cba5ce3
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -50,10 +49,6 @@ from diffnb.training_recipes import (
     recipe_process,
 )
 from .training_reports import write_report
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback
 
 # %% ../nbs/17c_runs.ipynb #8c3beb58
 REGISTRIES = {registry.kind: registry for registry in (SDES, SCHEDULES, TIMES, WEIGHTS, PROFILES, RATES)}
@@ -212,19 +207,7 @@ def run_callbacks(
         callbacks.append(EarlyStopCallback(recipe.patience))
     return callbacks
 
-# %% ../nbs/17c_runs.ipynb #9b8a4540
-class StartedBar(Callback):
-    """Start the bar of epochs of a training that goes on in the middle."""
-
-    order = 59  # before fastai's progress bars
-
-    def before_epoch(self):
-        """Let it begin at zero."""
-        bar = getattr(self.learn.progress, "mbar", None)
-        if bar and bar.main_bar.last_v is None:
-            bar.update(0)
-
-# %% ../nbs/17c_runs.ipynb #844df653
+# %% ../nbs/17c_runs.ipynb #4fedafa1
 FILES = {
     "model.safetensors": "the model: averaged weights at the end of training; `diffnb generate` and GenerativeModel.load read it",
     "last.safetensors": "averaged weights after the last whole epoch",
@@ -272,7 +255,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
         epochs=recipe.epochs,
         time_limit=time_limit,
         progress=progress,
-        callbacks=[*own, *([StartedBar()] if resume and progress else []), *callbacks],
+        callbacks=[*own, *callbacks],
         settings=recipe.training,
     )
     network.load_state_dict(result.ema_state)

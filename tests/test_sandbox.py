@@ -69,13 +69,6 @@ def listener():
     server.close()
 
 
-# attacks of which a schedule may survive, and how: they do nothing that is asked for, or what they do stays inside
-HARMLESS = {
-    "class time: repr", "class time: del", "class time: reduce", "class time: property", "class time: thread", "class time: atexit",
-    "walk: format string", "result: subclass",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(name, tmp_path, listener):
     """No canary, no call, no leak, no change; an error of the four kinds, or a component that computes."""
