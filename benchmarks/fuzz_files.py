@@ -4,12 +4,13 @@
 
 Each file is one of a few small models with a mutation: bytes flipped, cut, inserted or copied; parts of the header or the manifest replaced and the
 digest made to fit again, so that what lies behind the digest is reached too; parts of recipes exchanged. Prints how each file ended, the slowest, and
-peak memory.
+peak memory. File number i depends on the seed and on i alone; the figures so far are written every 10,000 files, and `--resume` goes on from them.
 """
 
 import argparse
 import collections
 import json
+import os
 import random
 import resource
 import signal
@@ -202,59 +203,83 @@ def use(contents):
     contents.sde.sigma(t)
 
 
+class Tally:
+    """What became of the files so far."""
+
+    def __init__(self, arguments):
+        self.out, self.done, self.outcomes, self.escapes = Path(arguments.out), 0, collections.Counter(), []
+        self.slowest = self.memory = self.before = 0.0
+        self.command = f"python benchmarks/fuzz_files.py --count {arguments.count} --seed {arguments.seed}"
+        if arguments.resume:
+            self.take(json.loads(self.out.read_text(encoding="utf-8")))
+        self.base, self.start = 0, time.perf_counter()
+
+    def take(self, earlier: dict):
+        """Go on from what an earlier run has written."""
+        if earlier["command"] != self.command:
+            raise SystemExit(f"{self.out} is of another run, {earlier['command']!r}; leave --resume out to begin anew")
+        self.done, self.outcomes, self.escapes = earlier["files"], collections.Counter(earlier["outcomes"]), earlier["escapes"]
+        self.slowest, self.memory, self.before = earlier["slowest_seconds"], earlier["memory_above_start_mb"], earlier["seconds"]
+
+    def report(self):
+        """Print and write the figures."""
+        self.memory = max(self.memory, round((peak_memory() - self.base) / 1000, 1))
+        result = {
+            "command": self.command,
+            "files": self.done,
+            "escapes": self.escapes,
+            "slowest_seconds": round(self.slowest, 3),
+            "memory_above_start_mb": self.memory,
+            "seconds": round(self.before + time.perf_counter() - self.start, 1),
+            "outcomes": dict(self.outcomes.most_common()),
+        }
+        self.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        found = f"{self.done} files, {len(self.escapes)} escapes, slowest {self.slowest:.2f} s"
+        print(f"{found}, {self.memory:.0f} MB above the start, {result['seconds']} s", flush=True)
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had, in kB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main():
     """Run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the figures in --out")
     parser.add_argument("--out", default="benchmarks/results/fuzz_files.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("a file took more than 20 seconds")))
-    outcomes, slowest, escapes = collections.Counter(), 0.0, []
-    with tempfile.TemporaryDirectory() as folder:
+    tally = Tally(arguments)
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # cutting a file on a disk takes longer than reading it
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
         files, path = seeds(Path(folder)), Path(folder) / "mutated"
         for raw in files:
             path.write_bytes(raw)
             assert read(path) == "read read"
-        base, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        for i in range(arguments.count):
+        tally.base = peak_memory()
+        for i in range(tally.done, arguments.count):
             rng = random.Random(f"{arguments.seed}/{i}")
             path.write_bytes(rng.choice((mutate_bytes, mutate_inside, mutate_inside))(rng.choice(files), rng))
             signal.alarm(20)
             began = time.perf_counter()
             try:
-                outcomes[read(path)] += 1
+                tally.outcomes[read(path)] += 1
+            except KeyboardInterrupt:
+                break
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    break
-                escapes.append({"case": i, "error": f"{type(error).__name__}: {str(error)[:200]}"})
-                print("ESCAPED", escapes[-1], file=sys.stderr, flush=True)
+                tally.escapes.append({"case": i, "error": f"{type(error).__name__}: {str(error)[:200]}"})
+                print("ESCAPED", tally.escapes[-1], file=sys.stderr, flush=True)
             signal.alarm(0)
-            slowest = max(slowest, time.perf_counter() - began)
-            if (i + 1) % 10_000 == 0:
-                report(arguments, i + 1, outcomes, slowest, escapes, base, start)
-    report(arguments, sum(outcomes.values()) + len(escapes), outcomes, slowest, escapes, base, start)
-
-
-def report(arguments, done, outcomes, slowest, escapes, base, start):
-    """Print and write the figures so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = {
-        "command": f"python benchmarks/fuzz_files.py --count {arguments.count} --seed {arguments.seed}",
-        "files": done,
-        "escapes": escapes,
-        "slowest_seconds": round(slowest, 3),
-        "memory_above_start_mb": round((peak - base) / 1000, 1),
-        "seconds": round(time.perf_counter() - start, 1),
-        "outcomes": dict(outcomes.most_common()),
-    }
-    Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(
-        f"{done} files, {len(escapes)} escapes, slowest {slowest:.2f} s, {(peak - base) / 1000:.0f} MB above the start, {result['seconds']} s",
-        flush=True,
-    )
+            tally.slowest = max(tally.slowest, time.perf_counter() - began)
+            tally.done = i + 1
+            if tally.done % 10_000 == 0:
+                tally.report()
+    tally.report()
 
 
 if __name__ == "__main__":

@@ -131,11 +131,12 @@ def sampled(
         images = quiet.generate(m, n_steps, seed, own, guidance_scale, batch_size=m, first=first)
         return (images, own) if labels else images
 
-    n_steps = model.sampler.n_steps_default if n_steps is None else n_steps
+    n_steps = model.n_steps if n_steps is None else n_steps
     calls = model.sampler.evaluations(n_steps)  # None: an adaptive sampler cannot say
     facts = {
         "process": repr(model.sde),
         "sampler": repr(model.sampler),
+        **({} if model.grid is None else {"grid": model.grid}),
         "n_steps": n_steps,
         "nfe": None if calls is None else calls * (1 if guidance_scale == 1 else 2),
         "guidance_scale": guidance_scale,

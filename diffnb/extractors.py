@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import NoiseSource, Registry
+from .core import NoiseSource, Registry, write_atomically
 
 # %% ../nbs/10a_extractors.ipynb #6e096717
 def _check_images(images):
@@ -413,17 +413,22 @@ def fetch_fid_weights(
     if path.is_file() and sha256_of(path) == FID_RELEASE_SHA256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")  # so that a download that is cut short is never taken for the file
     try:
-        urllib.request.urlretrieve(FID_RELEASE_URL, part)
-        if (digest := sha256_of(part)) != FID_RELEASE_SHA256:
-            raise ValueError(f"{FID_RELEASE_URL} gave a file with sha256 {digest}, not {FID_RELEASE_SHA256}; it was thrown away")
-        os.replace(part, path)
+        write_atomically(path, _downloaded(FID_RELEASE_URL, FID_RELEASE_SHA256))
     except (urllib.error.URLError, OSError) as error:
         raise ConnectionError(f"{FID_RELEASE_URL} could not be fetched ({error}). {_without_inception()}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
+
+
+def _downloaded(url, digest):
+    """A file from the network in pieces, checked at its end."""
+    found = hashlib.sha256()
+    with urllib.request.urlopen(url) as response:
+        while piece := response.read(2**20):
+            found.update(piece)
+            yield piece
+    if found.hexdigest() != digest:
+        raise ValueError(f"{url} gave a file with sha256 {found.hexdigest()}, not {digest}; it was thrown away")
 
 # %% ../nbs/10a_extractors.ipynb #3d8b0553
 def _load_inception(path):

@@ -6,16 +6,14 @@ Docs: https://diffnb.github.io/diffnb/container.html.md"""
 
 # %% auto #0
 __all__ = ['DTYPES', 'NAMES', 'DIGESTED', 'Entry', 'parse_header', 'check_tiling', 'Container', 'check_values', 'digest_of',
-           'check_digest', 'write_atomically', 'write_container']
+           'check_digest', 'write_container']
 
 # %% ../nbs/14c_container.ipynb #9a1d7e66
-import contextlib
 import hashlib
 import io
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterable, Mapping
 from json.decoder import scanstring
@@ -25,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .core import write_atomically
 from .file_errors import BadHeader, DigestMismatch, LimitExceeded, Limits, ModelFileError, NonFiniteWeights
 from .recipe_components import canonical_json, strict_pairs
 
@@ -386,37 +385,6 @@ def check_digest(
     return found
 
 # %% ../nbs/14c_container.ipynb #906c50d3
-def write_atomically(
-    path: str | os.PathLike,  # where to write; what stood there is replaced
-    pieces: Iterable[bytes],  # the contents
-) -> None:
-    """Write a file such that at any moment the old one or the whole new one is there.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(unfinished, "xb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-    with contextlib.suppress(OSError, AttributeError):  # the rename itself, where folders can be synced
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def write_container(
     path: str | os.PathLike,  # where to write
     tensors: Mapping[str, Tensor],  # by name

@@ -22,7 +22,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from . import discrete  # noqa: F401  (registers its process and schedule)
-from .file_container import Container, write_atomically
+from .core import write_atomically
+from .file_container import Container
 from .file_errors import BadManifest, DigestMismatch, ModelFileError, UnknownComponent, UnsupportedVersion, WeightsMismatch
 from .networks import NETWORKS
 from .parametrizations import PARAMETRIZATIONS

@@ -32,6 +32,7 @@ from .networks import SIZES, build_network, check_network
 from .parametrizations import PARAMETRIZATIONS, Parametrization
 from .restoration import Restoration
 from .samplers import SAMPLERS, Sampler
+from .sampling import make_grid
 from .schedules import SCHEDULES, NoiseSchedule
 from .sdes import SDE, SDES
 from .serialization import Contents, Limits, ModelFileError, load, save
@@ -159,6 +160,7 @@ def sample(
     noise: NoiseSource,  # random numbers, one entry a sample
     *,
     n_steps: int,  # number of steps
+    grid: str | Sequence[float] | None = None,  # time grid: a name, or n_steps times; None: the sampler's own
     batch_size: int,  # samples at a time
     condition: Mapping[str, Tensor],  # what generation is conditioned on, one entry a sample; may be empty
     callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
@@ -183,6 +185,7 @@ def sample(
                 denoiser,
                 shape=(n, *shape),
                 n_steps=n_steps,
+                grid=grid,
                 seeds=NoiseSource(noise.seeds[own], noise.indices[own], noise.device),
                 condition={key: value[own].to(noise.device) for key, value in condition.items()},
                 callback=observe,
@@ -203,6 +206,9 @@ class Trained:
     labels: Labels = Labels()  # its classes
     records: tuple[dict, ...] = ()  # a record of each training run
     version: str = diffnb.__version__  # of diffnb when it was made
+    raw: Mapping[str, Tensor] | None = None  # state dict of the network before averaging; None: not kept
+    guidance: tuple[BaseDenoiser, ...] = ()  # guidance of one's own that belongs to the model
+    metrics: tuple = ()  # metrics of one's own that belong to the model
 
     def denoiser(
         self,
@@ -263,12 +269,20 @@ def aligned(
     return replace(images, labels=index[images.labels], values=list(trained.labels.values), names=None if names is None else list(names))
 
 # %% ../nbs/17_model.ipynb #8710b03f
+def _checked_grid(sde, grid):
+    """A grid as it is kept: a name, a tuple of times, or None."""
+    if grid is not None and not isinstance(grid, str):
+        grid = tuple(torch.as_tensor(grid, dtype=torch.float64).tolist())
+    make_grid(sde, len(grid) if isinstance(grid, tuple) else 2, grid=grid)
+    return grid
+
+
 def to_file(
     path: str | os.PathLike,  # where to write
     trained: Trained,  # what to save
     sde: SDE,  # the process to sample with
     sampler: Sampler,  # the sampler
-    dtype: torch.dtype = torch.float32,  # type of the weights in the file
+    dtype: torch.dtype | None = torch.float32,  # type of the weights in the file; None: as they are
 ) -> None:
     """Write a model as one file.
 
@@ -282,6 +296,8 @@ def contents_of(
     trained: Trained,  # what was trained
     sde: SDE,  # the process to sample with
     sampler: Sampler,  # the sampler
+    grid: str | Sequence[float] | None = None,  # its time grid: a name, or times; None: its own
+    n_steps: int | None = None,  # its number of steps; None: its own
 ) -> Contents:  # all that a file holds
     """Put together what is saved of a model."""
     return Contents(
@@ -295,6 +311,11 @@ def contents_of(
         version=trained.version,
         sampling_sde=sde,
         sampler=sampler,
+        grid=grid,
+        n_steps=n_steps,
+        raw=trained.raw,
+        guidance=tuple(trained.guidance),
+        metrics=tuple(trained.metrics),
     )
 
 
@@ -306,7 +327,7 @@ def from_file(
     components: Mapping[str, Callable] | None = None,  # your own classes by name, used in place of what the file has
     limits: Limits = Limits(),  # how much of each thing is accepted
     keep_sampler: bool = True,  # False: the default sampler instead of the file's
-) -> tuple[Trained, SDE, Sampler]:  # what was trained, the process to sample with, the sampler
+) -> tuple[Trained, SDE, Sampler, str | Sequence[float] | None, int | None]:  # what was trained; process, sampler, grid and steps to sample with
     """Read a model. Unless code is allowed, nothing in the file runs.
 
     Raises:
@@ -318,11 +339,12 @@ def from_file(
     if found.value_range != (-1, 1):
         raise ModelFileError(f"{path} holds a network for values in {list(found.value_range)}; this version knows [-1, 1]")
     try:
-        labels = Labels(found.labels, found.names)
+        labels, grid = Labels(found.labels, found.names), _checked_grid(found.sampling_sde, found.grid)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
-    trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version)
-    return trained, found.sampling_sde, found.sampler or SAMPLERS["euler-maruyama"]()
+    own = {"raw": found.raw, "guidance": found.guidance, "metrics": found.metrics}
+    trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version, **own)
+    return trained, found.sampling_sde, found.sampler or SAMPLERS["euler-maruyama"](), grid, found.n_steps
 
 # %% ../nbs/17_model.ipynb #7a730a7d
 def checkpoint_writer(
@@ -336,7 +358,7 @@ def checkpoint_writer(
 
     def write(name, state):
         network.load_state_dict(state)
-        to_file(os.path.join(folder, f"{name}.safetensors"), replace(trained, network=network), trained.sde, sampler)
+        to_file(os.path.join(folder, f"{name}.safetensors"), replace(trained, network=network, raw=None), trained.sde, sampler)
 
     return write
 
@@ -397,12 +419,34 @@ class ModelSettings:
 
     @property
     def sampler(self) -> Sampler:
-        """How images are sampled; may be set at any time, by name, class or instance."""
+        """How images are sampled; may be set at any time, by name, class or instance, and then brings its own grid and number of steps."""
         return self._sampler
 
     @sampler.setter
     def sampler(self, sampler):
-        self._sampler = SAMPLERS.resolve(sampler, Sampler)
+        self._sampler, self._grid, self._n_steps = SAMPLERS.resolve(sampler, Sampler), None, None
+
+    @property
+    def grid(self) -> str | tuple[float, ...] | None:
+        """Time grid of the sampler: a name, or falling times of the process; None: its own. May be set at any time."""
+        return self._grid
+
+    @grid.setter
+    def grid(self, grid):
+        self._grid = _checked_grid(self._sde, grid)
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps where none is asked for: that of a grid of times, one that was set, or the sampler's own."""
+        if isinstance(self._grid, tuple):
+            return len(self._grid)
+        return self._sampler.n_steps_default if self._n_steps is None else self._n_steps
+
+    @n_steps.setter
+    def n_steps(self, n_steps):
+        if n_steps is not None:
+            _check_counts(n_steps=n_steps)
+        self._n_steps = n_steps
 
     @property
     def sde(self) -> SDE:
@@ -430,6 +474,7 @@ class ModelSettings:
         """Sample with another process than the one of training; nothing is trained anew, and nothing copied."""
         other = copy.copy(self)
         other._sde = resolve_process(diffusion, noise_schedule)
+        other._grid = self._grid if isinstance(self._grid, str) else None  # times are of one process
         return other
 
 # %% ../nbs/17_model.ipynb #28f2312d
@@ -574,7 +619,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
     def generate(
         self,
         num_samples: int = 1,  # number of images
-        n_steps: int | None = None,  # steps of the sampler; None: its own default
+        n_steps: int | None = None,  # steps of the sampler; None: `model.n_steps`
         seed: int | None = None,  # the same seed gives the same images; None: a fresh one, noted in `last_seed`
         class_labels: Any = None,  # one label or name, or one for each image; None: no class
         guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each image; 1: not at all
@@ -613,7 +658,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             denoiser,
             shape,
             NoiseSource.of(self.last_seed, num_samples, first, self.device),
-            n_steps=self._sampler.n_steps_default if n_steps is None else n_steps,
+            n_steps=self.n_steps if n_steps is None else n_steps,
+            grid=self._grid,
             batch_size=batch_size or default_batch_size(shape, self.device),
             condition=condition,
             callback=progress_callback,
@@ -681,8 +727,9 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             progress=self.verbose,
             callbacks=callbacks,
         )
+        raw = {key: value.detach() for key, value in network.state_dict().items()}
         trained.network.load_state_dict(result.ema_state)
-        self._install(replace(trained, records=(*trained.records, result.record)))
+        self._install(replace(trained, records=(*trained.records, result.record), raw=raw))
         return self.record
 
     def score(
@@ -727,12 +774,14 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
 
     def contents(self) -> Contents:  # network, components, labels, records
         """Put together all that a file holds."""
-        return contents_of(self.trained, self._sde, self._sampler)
+        return contents_of(self.trained, self._sde, self._sampler, self._grid, self._n_steps)
 
     def save(
         self,
         path: str | os.PathLike,  # where to write; a name ending in .safetensors says what it is
-        dtype: torch.dtype = torch.float32,  # type of the weights in the file; torch.float16 halves it
+        dtype: torch.dtype | None = torch.float32,  # type of the weights in the file; torch.float16 halves it; None: as they are
+        *,
+        raw: bool = False,  # keep the weights before averaging too; the file is twice as large
     ) -> None:
         """Write the model into one file: weights, components, labels and records, and no code that runs when it is read.
 
@@ -741,7 +790,12 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
         Raises:
             ValueError: if a part of it cannot be saved; says which, and why.
         """
-        save(self, path, dtype)
+        contents = self.contents()
+        if raw and contents.raw is None:
+            raise ValueError(
+                "raw=True keeps the weights before averaging, which this model does not have; a model has them after train(), or from a file"
+            )
+        save(contents if raw else replace(contents, raw=None), path, dtype)
 
     @classmethod
     def of(
@@ -751,10 +805,14 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
         sampler: str | type[Sampler] | Sampler = "euler-maruyama",  # sampler: name, class or instance
         device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
         verbose: bool = True,  # print fresh seeds, and show progress bars
+        *,
+        grid: str | Sequence[float] | None = None,  # time grid of the sampler: a name, or times; None: its own
+        n_steps: int | None = None,  # number of steps where none is asked for; None: the grid's, or the sampler's own
     ) -> "GenerativeModel":
         """Make a model of parts that exist: a network trained elsewhere, or an exact one."""
         sde = trained.sde if diffusion is None else diffusion
         model = cls(sde, sampler, network=trained.network, parametrization=trained.parametrization, device=device, verbose=verbose)
+        model.grid, model.n_steps = grid, n_steps
         model._install(trained)
         return model
 
@@ -769,7 +827,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
         trust=None,  # a diffnb.trust.TrustStore, asked where code shall run; None: the user's own
         components: Mapping[str, Callable] | None = None,  # your own classes by name, used in place of what the file has
         limits: Limits = Limits(),  # how much of each thing is accepted
-        keep_sampler: bool = True,  # False: the default sampler instead of the file's
+        keep_sampler: bool = True,  # False: the default sampler instead of the file's, with its own grid and number of steps
     ) -> "GenerativeModel":
         """Read a model. Unless code is allowed, nothing in the file runs.
 
@@ -778,8 +836,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             ModelFileError: if the file is wrong or damaged.
             CodeNotTrusted: if a component is code, and running it has not been allowed; says how to go on.
         """
-        parts = from_file(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
-        return cls.of(*parts, device=device, verbose=verbose)
+        trained, *how, grid, n_steps = from_file(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
+        return cls.of(trained, *how, device, verbose, grid=grid, n_steps=n_steps)
 
     @classmethod
     def pretrained(

@@ -19,9 +19,10 @@ from .denoisers import BaseDenoiser
 from .file_errors import API, ComponentBadResult, Limits, RecipeError, RecipeLimit
 from .metrics import Metric, MetricResult
 from .parametrizations import Parametrization
-from .recipe_expressions import named
+from .recipe_expressions import _shown, named
 from .recipe_host import Handle, wrap
 from .recipe_interpreter import Instance, Program
+from .recipe_plans import Plans
 from .sampling import GRIDS, Sampler, State
 from .schedules import NoiseSchedule
 from .sdes import SDE
@@ -202,6 +203,7 @@ class RecipeComponent:
         instance = Instance(recipe.name, fields, Handle(_SELF[recipe.kind], self))
         # past the setters of frozen base classes
         self.__dict__.update(recipe=recipe, settings=complete, _instance=instance, _functions=program.functions, _ask=program.call)
+        self.__dict__["_plans"] = Plans(program, instance)
         self._begin()
 
     def _begin(self):
@@ -221,12 +223,22 @@ class RecipeComponent:
             value = self._ask(self._instance, name) if name in self._functions else self._instance.fields.get(name, _MISSING)
             if value is not _MISSING:
                 if not accept(value):
-                    raise RecipeError(f"{self.recipe.name}.{name} = {str(value)[:60]} is not what diffnb can use")
+                    raise RecipeError(f"{self.recipe.name}.{name} = {_shown(value, 'r')[:60]} is not what diffnb can use")
                 self.__dict__[name] = value
         self._instance.unfinished = False
 
     def _call(self, name, *arguments):
         return self._ask(self._instance, name, *arguments)
+
+    def _of_time(self, name, t):
+        """A function of time, by its plan, or interpreted and checked."""
+        plain = type(t) is Tensor
+        if plain and (value := self._plans(name, t)) is not None:
+            return value
+        value = _like(self._ask(self._instance, name, t), t, self, name)
+        if plain:
+            self._plans.learn(name, t, value)
+        return value
 
     def __eq__(self, other):
         """Whether recipe and settings are the same."""
@@ -314,17 +326,17 @@ class RecipeSchedule(RecipeComponent, NoiseSchedule):
 
     def beta(self, t):
         """Rate of noising, by the recipe."""
-        return _like(self._ask(self._instance, "beta", t), t, self, "beta")
+        return self._of_time("beta", t)
 
     def integral(self, t):
         """Integral of the rate, by the recipe."""
-        return _like(self._ask(self._instance, "integral", t), t, self, "integral")
+        return self._of_time("integral", t)
 
     def time_of_integral(self, value):
         """Inverse of the integral, by the recipe where it has one."""
         if "time_of_integral" not in self._functions:
             return super().time_of_integral(value)
-        return _like(self._call("time_of_integral", value), value, self, "time_of_integral")
+        return self._of_time("time_of_integral", value)
 
 
 class RecipeSDE(RecipeComponent, SDE):
@@ -332,23 +344,23 @@ class RecipeSDE(RecipeComponent, SDE):
 
     def alpha(self, t):
         """Scale of the signal, by the recipe."""
-        return _like(self._ask(self._instance, "alpha", t), t, self, "alpha")
+        return self._of_time("alpha", t)
 
     def sigma(self, t):
         """Standard deviation of the noise, by the recipe."""
-        return _like(self._ask(self._instance, "sigma", t), t, self, "sigma")
+        return self._of_time("sigma", t)
 
     def half_log_snr(self, t):
         """Half the log-SNR, by the recipe where it has it."""
         if "half_log_snr" not in self._functions:
             return super().half_log_snr(t)
-        return _like(self._call("half_log_snr", t), t, self, "half_log_snr")
+        return self._of_time("half_log_snr", t)
 
     def time_of_half_log_snr(self, value):
         """Inverse of the half log-SNR, by the recipe where it has one."""
         if "time_of_half_log_snr" not in self._functions:
             return super().time_of_half_log_snr(value)
-        return _like(self._call("time_of_half_log_snr", value), value, self, "time_of_half_log_snr")
+        return self._of_time("time_of_half_log_snr", value)
 
     @property
     def schedule(self):
@@ -404,7 +416,7 @@ class RecipeSampler(RecipeComponent, Sampler):
             return super().evaluations(n_steps)
         count = self._call("evaluations", n_steps)
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 10**9:
-            raise ComponentBadResult(f"{self.recipe.name}.evaluations must give a whole number, it gave {str(count)[:60]}")
+            raise ComponentBadResult(f"{self.recipe.name}.evaluations must give a whole number, it gave {_shown(count, 'r')[:60]}")
         return count
 
     def _state(self, result, before, name):

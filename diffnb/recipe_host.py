@@ -210,17 +210,31 @@ def wrap(
     return {str(key): wrap(v) for key, v in value.items()} if isinstance(value, Mapping) else value
 
 
+_MOST_PARTS = 65_536  # of what leaves a recipe: (x, x) of (x, x) of ... takes sixty lines to write, and no end of time to go through
+
+
 def unwrap(
     value: Any,  # what a recipe holds
+    parts: list[int] | None = None,  # how many parts there may still be, in a list; None: 65,536
 ) -> Any:  # what the host understands
-    """Turn handles back into objects of the host."""
+    """Turn handles back into objects of the host.
+
+    Raises:
+        RecipeError: for a function of the recipe.
+        RecipeLimit: if there are too many parts.
+    """
     if isinstance(value, Handle):
         if value.kind == "function":
             raise RecipeError("a function of a recipe is not given to the host")
         return value.target
+    left = [_MOST_PARTS] if parts is None else parts
+    if isinstance(value, (tuple, dict)):
+        left[0] -= len(value)
+        if left[0] < 0:
+            raise RecipeLimit(f"tuples and dicts that leave a recipe have at most {_MOST_PARTS:,} parts together")
     if isinstance(value, tuple):
-        return tuple(unwrap(v) for v in value)
-    return {key: unwrap(v) for key, v in value.items()} if isinstance(value, dict) else value
+        return tuple([unwrap(v, left) for v in value])
+    return {key: unwrap(v, left) for key, v in value.items()} if isinstance(value, dict) else value
 
 # %% ../nbs/15b_host.ipynb #bb5b7390
 class _HostError(Exception):

@@ -149,8 +149,9 @@ STATEMENTS = {
 class _Builder:
     """Turns nodes into closures."""
 
-    def __init__(self, limits, signatures, functions, constants, values):
+    def __init__(self, limits, signatures, functions, constants, values, asking):
         self.limits, self.signatures, self.functions, self.constants, self.values = limits, signatures, functions, constants, values
+        self.asking = asking
         self.count, self.depth, self.loops, self.slots, self.given, self.reads = 0, 0, 0, 0, 0, 0
 
     def loop(self):
@@ -168,16 +169,16 @@ class _Builder:
         if not isinstance(node, list) or not node or not isinstance(node[0], str) or node[0] not in table:
             raise _bad(f"{what} begins with one of {', '.join(table)}", node)
         self._enter()
-        maker = table[node[0]]
+        maker, place = table[node[0]], self.count
         n = maker.__code__.co_argcount - 1
         if not maker.__code__.co_flags & 4 and len(node) - 1 != n:
             raise _bad(f"{node[0]} has {n} parts", node)
         read = self.reads
         built = maker(self, *node[1:])
         self.depth -= 1
-        if node[0] in _VARYING:
+        if node[0] in _VARYING or node[0] == "call" and node[1] in self.asking:
             self.reads += 1
-        return _kept(built, self.count) if node[0] in _KEEPING and self.reads == read else built
+        return _kept(built, place) if node[0] in _KEEPING and self.reads == read else built
 
     def node(self, node):
         return self._build(node, EXPRESSIONS, "an expression")
@@ -326,12 +327,13 @@ class Program:
         functions: Mapping,  # {"parameters", "defaults", "locals", "body"} by name
         limits: Limits,  # how large it may be, and what its calls may use
     ):
-        self.name, self.limits, self.functions, self.values = name, limits, {}, {}
+        self.name, self.limits, self.functions, self.values, self.source = name, limits, {}, {}, functions
         for what, table in (("constants", constants), ("functions", functions)):
             if not isinstance(table, Mapping) or len(table) > 1024:
                 raise _bad(f"{what} are an object of at most 1,024 entries", table)
-        signatures = {named(key): _signature(key, function) for key, function in functions.items()}
-        builder = _Builder(limits, signatures, self.functions, {named(key) for key in constants}, self.values)
+        self.signatures = {named(key): _signature(key, function) for key, function in functions.items()}
+        self._names, self.asking = {named(key) for key in constants}, _asking(functions)
+        builder = self.builder(0)
         built = {key: builder.node(node) for key, node in constants.items()}
         for key, function in functions.items():
             self.functions[key] = self._function(builder, key, function)
@@ -342,6 +344,15 @@ class Program:
                 self.values[key] = part([budget, None])
         except Exception as error:
             raise self._failure(key, error) from None
+
+    def builder(
+        self,
+        slots: int,  # variables of the function around the nodes to be built
+    ) -> _Builder:  # with nothing built yet
+        """Make a builder for nodes of this recipe."""
+        builder = _Builder(self.limits, self.signatures, self.functions, self._names, self.values, self.asking)
+        builder.slots = slots
+        return builder
 
     def _function(self, builder, name, function):
         """A function of the recipe as one of (budget, instance, values)."""
@@ -439,6 +450,27 @@ def _elements(value):
     if isinstance(value, Handle) and value.kind == "state":
         return value.target.x.numel()
     return sum(v.numel() for v in value.values() if isinstance(v, Tensor)) if isinstance(value, dict) else 1
+
+
+_ASKING = {"self", "method", "attr", "replace"}
+
+
+def _asking(functions):
+    """Functions that ask objects of the host, or call one that does: what they give may change, though attributes do not."""
+    words = {name: set(_texts([function["body"], function["defaults"]])) for name, function in functions.items()}
+    asking = {name for name, found in words.items() if found & _ASKING}
+    while more := {name for name, found in words.items() if found & asking} - asking:
+        asking |= more
+    return asking
+
+
+def _texts(node):
+    """Every text in a node: its words and names."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, (list, dict)):
+        for part in node.values() if isinstance(node, dict) else node:
+            yield from _texts(part)
 
 
 def _signature(name, function):

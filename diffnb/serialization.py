@@ -210,8 +210,11 @@ def _check_sampling(sampling):
         fail("sampling.n_steps", f"must be a whole number of at least 1, or null; found {short(n_steps)}")
 
 # %% ../nbs/14_serialization.ipynb #7157788f
+_FILLS = {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, Tensor.normal_, Tensor.uniform_}
+
+
 class _Counting(TorchFunctionMode):
-    """Ends a construction that makes more tensors than it should."""
+    """Ends a construction that makes more tensors than it should, and fills none: on meta, filling makes torch load its compiler."""
 
     def __init__(self, most):
         super().__init__()
@@ -221,6 +224,8 @@ class _Counting(TorchFunctionMode):
         self.left -= 1
         if self.left < 0:
             raise LimitExceeded(f"building the network takes more than {self.most:,} operations, for the number of tensors that the file holds")
+        if function in _FILLS:
+            return arguments[0] if arguments else keywords["tensor"]
         return function(*arguments, **(keywords or {}))
 
 

@@ -15,12 +15,12 @@ import json
 import os
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from .core import write_atomically
 from .file_errors import ComponentSource, NotInteractive, TrustError, escaped, invisible, numbered
 
 # %% ../nbs/14b_trust.ipynb #609ddec9
@@ -207,16 +207,7 @@ class TrustStore:
         """Replace the file: a reader sees the old one or the new one."""
         rows = [{**asdict(e.source), "digest": e.digest, "mode": e.mode, "added": e.added} for e in entries]
         text = json.dumps({"version": 1, "trusted": rows}, indent=1).encode()
-        descriptor, unfinished = tempfile.mkstemp(prefix=".trust", dir=self.path.parent)  # mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(unfinished, self.path)
-        except BaseException:
-            os.unlink(unfinished)
-            raise
+        write_atomically(self.path, text, 0o600)
 
 
 def _known(mode):

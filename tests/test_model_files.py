@@ -1,4 +1,9 @@
-"""Model files: every configuration comes back bit for bit, wrong files end in documented errors, and a crash leaves the old file or the new one."""
+"""Model files: every configuration comes back bit for bit, wrong files end in documented errors, and a crash leaves the old file or the new one.
+
+The attack cases over files, sources, recipes, the worker's protocol and trust are counted by
+
+    python -m pytest -o addopts= --collect-only -q tests -k "hostile or attack or refused or trusted or believed or digits"
+"""
 
 import json
 import os
@@ -20,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from diffnb.core import to_unit
 from diffnb.file_container import digest_of, parse_header
 from diffnb.file_errors import (
     BadHeader,
@@ -37,11 +43,14 @@ from diffnb.file_errors import (
     UnsupportedVersion,
     WeightsMismatch,
 )
+from diffnb.grid_search import Tuned
 from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, NETWORKS, SIZES, UNet, build_network
 from diffnb.parametrizations import PARAMETRIZATIONS, Karras
 from diffnb.recipe_components import canonical_json
+from diffnb.recipes import lower
 from diffnb.samplers import DDIM, SAMPLERS, DPMSolverPP2M
+from diffnb.sampling import GRIDS
 from diffnb.schedules import SCHEDULES, Cosine
 from diffnb.sdes import EDM, SDES, VP, SubVP
 from diffnb.serialization import Contents, inspect, load, save, weights_of_pickle
@@ -88,7 +97,8 @@ COMPONENTS = [
     ({"sampler": DDIM(1 / 3)}, "sampler with a setting"),
     ({"sampler": None}, "no sampler"),
     ({"grid": "karras", "n_steps": 18}, "named grid"),
-    ({"grid": (0.97, 2 / 3, 1e-3)}, "grid of times"),
+    ({"grid": (0.97, 2 / 3, 1e-2)}, "grid of times"),
+    ({"sampler": Tuned("dpm++2m", ((-1.0, 1 / 3, 2.0), (0.1,))), "n_steps": 2}, "searched levels"),
     ({"labels": (), "names": None}, "no labels"),
     ({"labels": ("a", 2**40), "names": None}, "labels of both kinds"),
     ({"value_range": (0.0, 1.0)}, "range"),
@@ -224,15 +234,125 @@ def test_the_facade(tmp_path):
     assert GenerativeModel.load(tmp_path / "m", verbose=False, keep_sampler=False).sampler == SAMPLERS["euler-maruyama"]()
 
 
+@pytest.mark.parametrize("raw", [False, True], ids=["averaged alone", "raw too"])
+@pytest.mark.parametrize(("changes", "name"), COMPONENTS, ids=[name for _, name in COMPONENTS])
+def test_the_facade_carries_everything(changes, name, raw, tmp_path):
+    contents = tiny(**changes)
+    if raw:
+        contents = replace(contents, raw={key: value * 1.5 for key, value in contents.network.state_dict().items()})
+    save(contents, tmp_path / "a")
+    if name == "range":
+        with pytest.raises(ModelFileError, match=r"values in \[0"):
+            GenerativeModel.load(tmp_path / "a", verbose=False)
+        return
+    model = GenerativeModel.load(tmp_path / "a", "cpu", verbose=False)
+    model.save(tmp_path / "b", dtype=None, raw=raw)
+    if name == "no sampler":
+        assert load(tmp_path / "b").sampler == SAMPLERS["euler-maruyama"]()
+    else:
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()  # every bit of everything
+        assert (model.sampler, model.grid, model.trained.raw is not None) == (contents.sampler, contents.grid, raw)
+    if raw:
+        model.save(tmp_path / "c", dtype=None)
+        assert load(tmp_path / "c").raw is None
+    else:
+        with pytest.raises(ValueError, match="raw=True"):
+            model.save(tmp_path / "c", raw=True)
+    plain = GenerativeModel.load(tmp_path / "a", "cpu", verbose=False, keep_sampler=False)
+    assert (plain.sampler, plain.grid, plain.n_steps) == (SAMPLERS["euler-maruyama"](), None, SAMPLERS["euler-maruyama"].n_steps_default)
+
+
+TEXTS = st.text(max_size=8)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_configuration_comes_back(data, tmp_path_factory):
+    """Names, numbers and times of any kind, through the facade, byte for byte."""
+    folder = tmp_path_factory.mktemp("any")
+    labels = tuple(data.draw(st.lists(st.one_of(st.integers(-(2**53), 2**53), TEXTS), max_size=5, unique_by=repr)))
+    names = data.draw(st.one_of(st.none(), st.lists(TEXTS, min_size=len(labels), max_size=len(labels), unique_by=str.casefold).map(tuple)))
+    times = st.lists(st.floats(0.02, 0.99), min_size=1, max_size=6, unique=True).map(lambda v: tuple(sorted(v, reverse=True)))
+    values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), TEXTS),
+                          lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)), max_leaves=8)  # fmt: skip
+    contents = tiny(
+        labels=labels,
+        names=names,
+        grid=data.draw(st.one_of(st.none(), st.sampled_from(GRIDS.names()), times)),
+        n_steps=data.draw(st.one_of(st.none(), st.integers(1, 1000))),
+        records=tuple(data.draw(st.lists(st.dictionaries(TEXTS, values, max_size=3), max_size=2))),
+        parametrization=Karras(data.draw(st.floats(0.01, 10))),
+        sampler=DDIM(data.draw(st.floats(0, 1))),
+    )
+    save(contents, folder / "a")
+    GenerativeModel.load(folder / "a", "cpu", verbose=False).save(folder / "b", dtype=None)
+    assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
+
+
+def test_own_guidance_and_metrics_stay_with_the_model(tmp_path):
+    guidance = lower(corpus.GUIDANCE[0])(**{})
+    save(tiny(guidance=(guidance,), metrics=(corpus.METRICS[0](),)), tmp_path / "a")
+    model = GenerativeModel.load(tmp_path / "a", "cpu", verbose=False)
+    assert model.trained.guidance == (guidance,) and model.trained.metrics[0].recipe.name == corpus.METRICS[0].__name__
+    model.save(tmp_path / "b", dtype=None)
+    again = load(tmp_path / "b")
+    assert again.guidance == (guidance,) and again.metrics == model.trained.metrics
+
+
+def test_a_grid_is_used_and_belongs_to_sampler_and_process(tmp_path):
+    model = GenerativeModel.load(DATA / "format1.safetensors", "cpu", verbose=False)
+    model.grid = torch.tensor([1.0, 0.3, 0.1])
+    assert model.n_steps == 3
+    denoiser = model.denoiser()
+    condition = {"label": torch.tensor([-1, -1])}
+    direct = model.sampler(denoiser, shape=(2, *model.shape), grid=model.grid, seeds=5, condition=condition)
+    assert torch.equal(model.generate(2, seed=5), to_unit(direct.x).float())
+    with pytest.raises(ValueError, match="holds 5 times"):
+        model.generate(1, n_steps=5)
+    assert model.under("vp").grid is None and model.grid is not None
+    for wrong in ((0.1, 0.5), (2.0, 0.5), "karass"):
+        with pytest.raises(ValueError):
+            model.grid = wrong
+    with pytest.raises(ValueError, match="n_steps"):
+        model.n_steps = 0
+    model.sampler = "ddim"
+    assert model.grid is None
+    save(tiny(grid=(0.5, 1e-9)), tmp_path / "m")  # times that the process has not
+    with pytest.raises(ModelFileError, match="t_min"):
+        GenerativeModel.load(tmp_path / "m", "cpu", verbose=False)
+
+
+def test_a_file_from_a_gpu_loads_without_one(tmp_path):
+    """Nothing in a file says where its tensors were; a record that speaks of CUDA is only a record."""
+    save(tiny(records=({"device": "cuda:3", "precision": "bfloat16"},)), tmp_path / "m")
+    header, body = parts(tmp_path / "m")
+    assert not any("cuda" in json.dumps(entry) for name, entry in header.items() if name != "__metadata__")
+    model = GenerativeModel.load(tmp_path / "m", "cpu", verbose=False)
+    assert {p.device.type for p in model.trained.network.parameters()} == {"cpu"} and model.record["device"] == "cuda:3"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' cannot be used here"):
+            GenerativeModel.load(tmp_path / "m", "cuda", verbose=False)
+    else:
+        on_gpu = GenerativeModel.load(tmp_path / "m", "cuda", verbose=False)
+        assert on_gpu.device.type == "cuda"
+        on_gpu.save(tmp_path / "again", dtype=None)
+        assert (tmp_path / "again").read_bytes() == (tmp_path / "m").read_bytes()
+
+
 # hostile files
+
+
+def parts(path):
+    """Header and body of a file."""
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + n]), raw[8 + n :]
 
 
 def good(tmp_path):
     """Header, texts and body of a sound file that holds a recipe."""
     save(tiny(sde=VP(corpus.TutorialExponential())), tmp_path / "good")
-    raw = (tmp_path / "good").read_bytes()
-    n = int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8 : 8 + n]), raw[8 + n :]
+    return parts(tmp_path / "good")
 
 
 def assembled(header, body, fit=True):
@@ -327,10 +447,10 @@ def test_hostile_container(name, tmp_path):
     data, kind = CONTAINERS[name]
     (tmp_path / "m").write_bytes(data)
     for door in (load, inspect):
-        start = time.perf_counter()
+        start = time.process_time()  # of this process alone: the machine may be busy
         with pytest.raises(kind, match=str(tmp_path / "m")):
             door(tmp_path / "m")
-        assert time.perf_counter() - start < 5  # 1 s on an idle machine; benchmarks/fuzz_files.py measures
+        assert time.process_time() - start < 1
 
 
 def field(path, value):
@@ -438,19 +558,23 @@ MANIFESTS = {
 }
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_hostile_manifest(name, tmp_path):
-    change, kind = MANIFESTS[name]
-    header, body = good(tmp_path)
+def with_manifest(name, header, body):
+    """A file with one of these changes, and a digest that fits."""
+    header = json.loads(json.dumps(header))
     manifest = json.loads(header["__metadata__"]["diffnb.manifest"])
-    change(header, manifest)
+    MANIFESTS[name][0](header, manifest)
     if not name.startswith("manifest"):
         header["__metadata__"]["diffnb.manifest"] = canonical_json(manifest)
-    (tmp_path / "m").write_bytes(assembled(header, body))
-    start = time.perf_counter()
-    with pytest.raises(kind):
+    return assembled(header, body)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_hostile_manifest(name, tmp_path):
+    (tmp_path / "m").write_bytes(with_manifest(name, *good(tmp_path)))
+    start = time.process_time()
+    with pytest.raises(MANIFESTS[name][1]):
         load(tmp_path / "m")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 1
     try:
         str(inspect(tmp_path / "m"))
     except ModelFileError:
@@ -579,24 +703,38 @@ def test_a_file_may_change_after_it_was_read(tmp_path):
     equal(found, contents)
 
 
-def test_refusing_costs_no_memory(tmp_path):
-    """Files whose header is sound and whose body is large and absent, or not wanted."""
+def test_refusing_costs_little_memory_and_time(tmp_path):
+    """Every hostile header and manifest, and a file whose header is sound and whose body is large: under 200 MB, and a second of computing."""
     n = 2**33
     header = ('{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]},"__metadata__":{"diffnb.version":"1.0"}}' % (n, n)).encode()
-    with open(tmp_path / "m", "wb") as file:  # a sparse file of 8 GiB
+    with open(tmp_path / "sparse", "wb") as file:  # 8 GiB
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + n)
-    for name in ("1M keys in one tensor", "16 MB of brackets", "half a million tensors", "15 MB text"):
-        (tmp_path / name.split()[0]).write_bytes(CONTAINERS[name][0])
-    script = (
-        "import resource, sys, time; from diffnb.serialization import load, inspect; from diffnb.file_errors import ModelFileError\n"
-        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "for path in sys.argv[1:]:\n    for door in (load, inspect):\n        try: door(path)\n        except ModelFileError: pass\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)"
-    )
-    paths = [str(path) for path in tmp_path.iterdir()]
-    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=120)
-    assert float(done.stdout) < 200, done.stdout + done.stderr
+    for i, (data, _) in enumerate(CONTAINERS.values()):
+        (tmp_path / f"c{i}").write_bytes(data)
+    header, body = good(tmp_path)
+    (tmp_path / "good").unlink()
+    for i, name in enumerate(MANIFESTS):
+        (tmp_path / f"m{i}").write_bytes(with_manifest(name, header, body))
+    script = """
+import resource, sys, time
+from diffnb.file_errors import ModelFileError, TrustError
+from diffnb.serialization import inspect, load
+base, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
+for path in sys.argv[1:]:
+    for door in (load, inspect):
+        start = time.process_time()
+        try:
+            door(path)
+        except (ModelFileError, TrustError):
+            pass
+        slowest = max(slowest, time.process_time() - start)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024, slowest)
+"""
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=300)
+    memory, slowest = map(float, done.stdout.split())
+    assert memory < 200 and slowest < 1, done.stdout + done.stderr
 
 
 AUDIT = """
@@ -627,11 +765,8 @@ def test_reading_raises_no_audit_events(tmp_path):
         if len(data) < 10**6:
             (tmp_path / f"c{i}").write_bytes(data)
     header, body = good(tmp_path)
-    for i, (change, _) in enumerate(MANIFESTS.values()):
-        changed = json.loads(json.dumps(header))
-        manifest = json.loads(changed["__metadata__"]["diffnb.manifest"])
-        change(changed, manifest)
-        (tmp_path / f"m{i}").write_bytes(assembled(changed, body))
+    for i, name in enumerate(MANIFESTS):
+        (tmp_path / f"m{i}").write_bytes(with_manifest(name, header, body))
     paths = sorted(str(path) for path in tmp_path.iterdir())
     done = subprocess.run([sys.executable, "-c", AUDIT, *paths], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "[]", done.stdout[-2000:] + done.stderr[-2000:]

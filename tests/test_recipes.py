@@ -18,12 +18,14 @@ import diffnb.recipe_expressions
 import diffnb.recipe_host
 import diffnb.recipe_interpreter
 import diffnb.recipe_operations
+import diffnb.recipe_plans
 from diffnb.denoisers import BaseDenoiser
 from diffnb.file_errors import ComponentError, Limits, RecipeError, RecipeLimit
 from diffnb.oracles import GaussianMixture
 from diffnb.recipe_components import Recipe, canonical_json
 from diffnb.recipe_interpreter import Instance, Program
 from diffnb.recipe_operations import METHODS, OPERATIONS, bind, broadcast_size
+from diffnb.recipe_plans import Plans
 from diffnb.recipes import lower
 from diffnb.sdes import VP
 from diffnb.sources import settings_of, source_of
@@ -61,11 +63,17 @@ def same(a, b):
 def test_schedules_are_bit_equal(cls):
     native, recipe = cls(), recipe_of(cls())
     for dtype in (torch.float32, torch.float64):
-        t = torch.linspace(0, 1, 101, dtype=dtype)
-        same(native.beta(t), recipe.beta(t))
-        same(native.integral(t), recipe.integral(t))
-        same(native.time_of_integral(native.integral(t)), recipe.time_of_integral(native.integral(t)))
+        for t in (
+            torch.linspace(0, 1, 101, dtype=dtype),
+            torch.rand(101, dtype=dtype),
+            torch.rand(101, dtype=dtype),
+        ):  # interpreted, interpreted, planned
+            same(native.beta(t), recipe.beta(t))
+            same(native.integral(t), recipe.integral(t))
+            same(native.time_of_integral(native.integral(t)), recipe.time_of_integral(native.integral(t)))
     same(native.beta(torch.tensor(0.3)), recipe.beta(torch.tensor(0.3)))
+    planned = {key[0] for key, plan in recipe._plans.found.items() if plan}
+    assert {"beta", "integral"} <= planned
 
 
 @pytest.mark.parametrize("cls", corpus.PROCESSES, ids=lambda cls: cls.__name__)
@@ -458,7 +466,7 @@ def test_broadcast_size_is_exact_where_it_broadcasts(a, b):
 def test_the_interpreter_holds_no_door():
     """No exec, eval, compile, getattr, import while running, and no attribute by a name from a file, in what interprets files."""
     forbidden = {"exec", "eval", "compile", "getattr", "setattr", "delattr", "vars", "globals", "locals", "__import__", "open", "import_module"}
-    for module in (diffnb.recipe_interpreter, diffnb.recipe_expressions, diffnb.recipe_host, diffnb.recipe_operations):
+    for module in (diffnb.recipe_interpreter, diffnb.recipe_expressions, diffnb.recipe_host, diffnb.recipe_operations, diffnb.recipe_plans):
         tree = ast.parse(inspect.getsource(module))
         names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         names |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", None) != "re"}
@@ -481,7 +489,8 @@ sys.addaudithook(lambda event, args: events.append((event, str(args)[:80])) if e
 for text in texts:
     component = Recipe(text)()
     if component.recipe.kind == "schedule":
-        component.beta(torch.linspace(0, 1, 5)), component.integral(torch.linspace(0, 1, 5))
+        for _ in range(3):
+            component.beta(torch.linspace(0, 1, 5)), component.integral(torch.linspace(0, 1, 5))
     else:
         component(Gaussian(0.0, 1.0).denoiser(VP()), shape=(2, 1), n_steps=4, seeds=0)
 print(events)
@@ -547,9 +556,153 @@ def test_fuzzed_recipes(data):
         holder[path[-1]] = data.draw(st.sampled_from(ODD)) if data.draw(st.booleans()) else json.loads(json.dumps(part))
     try:
         component = Recipe(json.dumps(document), Limits(seconds=2.0, call_bytes=2**26, steps=50_000))()
-        component.beta(torch.linspace(0, 1, 5))
+        results = [component.beta(torch.linspace(0, 1, 5)) for _ in range(3)]
+        assert all(result.equal(results[0]) or result.isnan().any() for result in results)
     except (RecipeError, RecipeLimit, ComponentError):
         pass
+
+
+# plans: the second way to a result
+
+
+def by_hand(body, fields, **functions):
+    """The recipe of f(t), a component with such attributes, and its plans."""
+    helpers = {name: {"parameters": ["x"], "defaults": [], "locals": 2, "body": lines} for name, lines in functions.items()}
+    program = Program("ByHand", {}, {"f": {"parameters": ["t"], "defaults": [], "locals": 5, "body": body}, **helpers}, Limits())
+    instance = Instance("ByHand", fields)
+    instance.unfinished = False
+    return program, instance, Plans(program, instance)
+
+
+def learned(program, instance, plans, t):
+    """Call until there is a plan, or none to be had."""
+    for _ in range(2):
+        plans.learn("f", t, program.call(instance, "f", t))
+    return plans("f", t) is not None
+
+
+FIELDS = {"a": 0.7, "b": -2, "n": 3, "flag": True, "weights": (0.5, -1.0, 2.0), "table": torch.arange(6, dtype=torch.float64).square()}
+T = ["get", 0]
+PLAIN = st.one_of(
+    st.floats(-3, 3, allow_nan=False).map(lambda v: ["const", v]),
+    st.integers(-3, 3).map(lambda v: ["const", v]),
+    st.sampled_from([["field", "a"], ["field", "b"], ["op", "math.exp", [["field", "a"]], {}], ["bin", "-", ["field", "a"], ["const", 2]]]),
+)
+
+
+def larger(inner):
+    """Expressions made of smaller ones."""
+    once = st.sampled_from(["exp", "sin", "sigmoid", "sqrt", "floor", "abs", "log1p", "square", "expm1"])
+    sign = st.sampled_from(["+", "-", "*", "/", "%", "//"])
+    other = st.one_of(inner, PLAIN)
+    loop = ["tuple", [["get", 1], ["get", 2]]], ["op", "py.enumerate", [["field", "weights"]], {"start": ["const", 1]}], []
+    return st.one_of(
+        st.tuples(sign, inner, other).map(lambda v: ["bin", *v]),
+        st.tuples(sign, other, inner).map(lambda v: ["bin", *v]),
+        inner.map(lambda v: ["un", "-", v]),
+        inner.map(lambda v: ["bin", "**", v, ["const", 2]]),
+        st.tuples(once, inner).map(lambda v: ["op", v[0], [v[1]], {}]),
+        st.tuples(once, inner).map(lambda v: ["method", v[0], v[1], [], {}]),
+        inner.map(lambda v: ["method", "clamp", v, [], {"max": ["field", "a"]}]),
+        inner.map(lambda v: ["op", "clamp", [v, ["const", -1], ["const", 1.5]], {}]),
+        inner.map(lambda v: ["op", "full_like", [v, ["field", "a"]], {}]),
+        st.tuples(inner, PLAIN, inner, inner).map(lambda v: ["op", "where", [["cmp", ["<"], [v[0], v[1]]], v[2], v[3]], {}]),
+        st.tuples(inner, inner).map(lambda v: ["if", ["cmp", ["<", "<"], [["const", 0], ["field", "a"], ["field", "n"]]], *v]),
+        inner.map(lambda v: ["call", "help", [v], {}]),
+        inner.map(lambda v: ["op", "py.sum", [["each", *loop, ["bin", "*", ["bin", "*", ["get", 1], ["get", 2]], v]]], {}]),
+        inner.map(lambda v: ["item", ["tuple", [v, ["const", 1]]], ["const", 0]]),
+        inner.map(
+            lambda v: ["item", ["field", "table"], ["method", "long", ["bin", "%", ["method", "nan_to_num", v, [], {}], ["const", 6]], [], {}]]
+        ),
+        inner.map(lambda v: ["method", "to", v, [["attr", "dtype", T]], {}]),
+        inner.map(lambda v: ["item", v, ["index", [["all"], ["const", None]]]]),
+    )
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.recursive(st.just(T), larger, max_leaves=6), st.integers(0, 2**32))
+def test_plans_give_what_the_interpreter_gives(expression, seed):
+    helper = [["set", ["get", 1], ["bin", "*", ["get", 0], ["field", "a"]]], ["return", ["bin", "+", ["get", 1], ["const", 1]]]]
+    body = [["set", ["tuple", [["get", 3], ["get", 4]]], ["tuple", [T, ["field", "b"]]]], ["return", ["bin", "+", expression, ["get", 4]]]]
+    program, instance, plans = by_hand(body, FIELDS, help=helper)
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.rand(7, generator=generator) * 4 - 2 for _ in range(2))
+    try:
+        learned(program, instance, plans, first)
+        expected = program.call(instance, "f", second)
+    except (RecipeError, RecipeLimit):  # an index out of range: then no plan may answer either
+        assert plans("f", second) is None
+        return
+    planned = plans("f", second)
+    if planned is not None:
+        assert planned.dtype == expected.dtype and planned.shape == expected.shape
+        assert ((planned == expected) | (planned.isnan() & expected.isnan())).all()
+
+
+def test_most_of_these_have_plans():
+    """So that the test above is about plans."""
+    found = 0
+    for word in ("exp", "sin", "sqrt"):
+        for body in ([["return", ["op", word, [T], {}]]], [["aug", T, "+", ["const", 1]], ["return", T]], [["return", ["method", word, T, [], {}]]]):
+            found += learned(*by_hand(body, FIELDS), torch.rand(3))
+    assert found == 9
+
+
+def test_plans_follow_nothing_that_is_in_the_tensor():
+    """What another tensor of the same shape could change has no plan."""
+    mask, single = ["cmp", [">"], [T, ["const", 0.5]]], ["item", T, ["const", 0]]
+    bodies = [
+        [["when", ["op", "any", [mask], {}], [["return", T]], []], ["return", ["un", "-", T]]],
+        [["return", ["bin", "*", T, ["method", "item", single, [], {}]]]],
+        [["return", ["bin", "*", T, ["op", "py.float", [single], {}]]]],
+        [["return", ["bin", "*", T, ["op", "math.exp", [single], {}]]]],
+        [["return", ["bin", "+", T, ["op", "py.max", [["tuple", [single, ["const", 0.5]]]], {}]]]],
+        [["return", ["if", ["cmp", ["<"], [single, ["const", 0.5]]], T, ["un", "-", T]]]],
+        [["return", ["bin", "+", T, ["op", "sum", [["item", T, mask]], {}]]]],
+        [["return", ["item", ["field", "table"], ["method", "item", ["method", "long", single, [], {}], [], {}]]]],
+        [["while", ["op", "any", [mask], {}], [["set", T, ["bin", "/", T, ["const", 2]]]]], ["return", T]],
+    ]
+    for body in bodies:
+        try:
+            program, instance, plans = by_hand(body, FIELDS)
+            assert not learned(program, instance, plans, torch.tensor([0.2, 0.7, 0.9])), body
+        except RecipeError:
+            pass
+    masked = by_hand([["return", ["item", T, mask]]], FIELDS)
+    assert not learned(*masked, torch.ones(3))
+
+
+def test_a_plan_keeps_nothing_of_a_call():
+    """One made in inference mode serves autograd and forward mode."""
+    made = recipe_of(corpus.TableSchedule())
+    with torch.inference_mode():
+        for _ in range(3):
+            made.beta(torch.linspace(0, 1, 9))
+    t, native = torch.linspace(0.05, 0.95, 9), corpus.TableSchedule()
+    assert made._plans("beta", t) is not None
+    ones = torch.ones_like(t)
+    same(torch.func.jvp(made.beta, (t,), (ones,))[1], torch.func.jvp(native.beta, (t,), (ones,))[1])
+    x = t.clone().requires_grad_()
+    same(torch.autograd.grad(made.integral(x).sum(), x)[0], torch.autograd.grad(native.integral(x).sum(), x)[0])
+    same(torch.func.vmap(made.beta)(t[:, None]), native.beta(t)[:, None])
+
+
+def test_a_plan_that_disagrees_is_not_used(monkeypatch):
+    wrong = {**diffnb.recipe_plans.TENSOR_BINARY, "*": torch.add}  # a planner with a wrong idea of *
+    monkeypatch.setattr(diffnb.recipe_plans, "TENSOR_BINARY", wrong)
+    assert not learned(*by_hand([["return", ["bin", "*", T, ["const", 3.0]]]], FIELDS), torch.rand(5))
+
+
+def test_plans_are_few_and_small():
+    program, instance, plans = by_hand([["return", ["op", "exp", [T], {}]]], FIELDS)
+    assert not learned(program, instance, plans, torch.rand(2**20))
+    for n in range(100):
+        learned(program, instance, plans, torch.rand(n + 1))
+    assert len(plans.found) == 64
+    long = [["set", T, ["bin", "+", T, ["const", 1]]]] * 300
+    assert not learned(*by_hand([*long, ["return", T]], FIELDS), torch.rand(5))
+    endless = [["for", ["get", 1], ["op", "py.range", [["const", 10**5]], {}], [["set", ["get", 2], ["get", 1]]]], ["return", T]]
+    assert not learned(*by_hand(endless, FIELDS), torch.rand(5))
 
 
 def test_names_that_are_no_texts():
