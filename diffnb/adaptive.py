@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/adaptive.html.md"""
 # %% auto #0
 __all__ = ['circle_velocity', 'adaptive_flow', 'DormandPrince', 'scipy_flow']
 
-# %% ../nbs/06f_adaptive.ipynb #f2d5bb6d
+# %% ../nbs/06f_adaptive.ipynb #3
 import math
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from .core import expand
 from .denoisers import BaseDenoiser
 from .sampling import SAMPLERS, Sampler
 
-# %% ../nbs/06f_adaptive.ipynb #1d11c179
+# %% ../nbs/06f_adaptive.ipynb #7
 def circle_velocity(
     denoiser: BaseDenoiser,  # what knows the data
     z: Tensor,  # x / hypot(alpha, sigma), (n, ...)
@@ -32,9 +32,14 @@ def circle_velocity(
     sde = denoiser.sde
     t = sde.time_of_half_log_snr(-torch.tan(theta).log()).clamp(sde.t_min, sde.t_max)
     x0 = denoiser(expand(torch.hypot(sde.alpha(t), sde.sigma(t)), z) * z, t).x0
+    return _turn(x0, z, theta)
+
+
+def _turn(x0, z, theta):
+    """Velocity on the circle, from the prediction."""
     return (expand(theta.cos(), z) * z - x0) / expand(theta.sin(), z)
 
-# %% ../nbs/06f_adaptive.ipynb #582c1d3a
+# %% ../nbs/06f_adaptive.ipynb #11
 _NODES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 _STAGES = (
     (),
@@ -47,7 +52,7 @@ _STAGES = (
 )
 _ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
-# %% ../nbs/06f_adaptive.ipynb #ec960561
+# %% ../nbs/06f_adaptive.ipynb #15
 def adaptive_flow(
     denoiser: BaseDenoiser,  # what knows the data
     z: Tensor,  # x / hypot(alpha, sigma), (n, ...)
@@ -56,6 +61,7 @@ def adaptive_flow(
     rtol: float,  # tolerated error of a step, relative to |z|
     atol: float,  # the same, absolute; z has the size of the data
     max_steps: int = 10_000,  # steps, rejected ones included, before giving up
+    first: Tensor | None = None,  # velocity at `start`, (n, ...), where it is known already
 ) -> Tensor:  # z at `end`, (n, ...)
     """Follow the flow on the circle by Dormand and Prince's method, each sample with steps of its own.
 
@@ -69,7 +75,7 @@ def adaptive_flow(
     wide = torch.float32 if z.device.type == "mps" else torch.float64
     theta = torch.full((len(z),), start, dtype=wide, device=z.device)
     h, before = torch.full_like(theta, (start - end) / 16), torch.ones_like(theta)
-    first = circle_velocity(denoiser, z, theta)
+    first = circle_velocity(denoiser, z, theta) if first is None else first
     for _ in range(max_steps):
         h = torch.minimum(h, theta - end).clamp(min=0)  # 0 for those that have arrived
         slopes, size = [first], expand(h, z)
@@ -89,7 +95,7 @@ def adaptive_flow(
             return z
     raise ArithmeticError(f"{int((theta > end).sum())} of {len(z)} samples have not arrived after {max_steps} steps; take a larger rtol or atol")
 
-# %% ../nbs/06f_adaptive.ipynb #c6c03339
+# %% ../nbs/06f_adaptive.ipynb #17
 @SAMPLERS.register("dormand-prince", "dopri5", "rk45", "adaptive")
 @dataclass(frozen=True)
 class DormandPrince(Sampler):
@@ -123,10 +129,12 @@ class DormandPrince(Sampler):
         if min(self.rtol, self.atol) < (limit := 10 * torch.finfo(state.x.dtype).eps):
             raise ValueError(f"rtol and atol must be at least {limit:.2g} for {state.x.dtype}, got {self.rtol} and {self.atol}")
         start, end = (math.atan2(level.sigma, level.alpha) for level in (t, s))
-        z = adaptive_flow(denoiser, state.x / math.hypot(t.alpha, t.sigma), start, end, self.rtol, self.atol)
-        return replace(state, x=math.hypot(s.alpha, s.sigma) * z)
+        z, x0 = state.x / math.hypot(t.alpha, t.sigma), denoiser(state.x, t.time).x0
+        first = _turn(x0, z, torch.tensor(start, dtype=z.dtype, device=z.device))
+        z = adaptive_flow(denoiser, z, start, end, self.rtol, self.atol, first=first)
+        return replace(state, x=math.hypot(s.alpha, s.sigma) * z, x0=x0)
 
-# %% ../nbs/06f_adaptive.ipynb #238a9e23
+# %% ../nbs/06f_adaptive.ipynb #19
 def scipy_flow(
     denoiser: BaseDenoiser,  # what knows the data
     x: Tensor,  # samples at time t (n, ...), on the CPU

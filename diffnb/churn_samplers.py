@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/churn.html.md"""
 # %% auto #0
 __all__ = ['levels_at', 'add_noise', 'check_solver', 'StochasticHeun', 'Restart', 'AdaptiveSDE']
 
-# %% ../nbs/06g_churn.ipynb #bc7c0f28
+# %% ../nbs/06g_churn.ipynb #3
 import math
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +19,7 @@ from .ode_samplers import Heun
 from .sampling import SAMPLERS, Sampler
 from .sdes import SDE, Level
 
-# %% ../nbs/06g_churn.ipynb #1767c43d
+# %% ../nbs/06g_churn.ipynb #7
 def levels_at(
     sde: SDE,  # the process
     noise_ratios: list[float],  # values of sigma / alpha inside the range of the process
@@ -53,7 +53,7 @@ def check_solver(
         what = "draws noise of its own" if solver.is_stochastic else "remembers predictions made before noise was added"
         raise ValueError(f"solver must be a deterministic one-step method, such as Heun(); {type(solver).__name__} {what}")
 
-# %% ../nbs/06g_churn.ipynb #655fe7df
+# %% ../nbs/06g_churn.ipynb #10
 @SAMPLERS.register("stochastic-heun", "churn", "edm-churn", "edm-stochastic")
 @dataclass(frozen=True)
 class StochasticHeun(Sampler):
@@ -109,7 +109,7 @@ class StochasticHeun(Sampler):
         after = self.solver.step(denoiser, replace(state, x=x, plan=None), t, s, noise)
         return replace(after, plan=state.plan)
 
-# %% ../nbs/06g_churn.ipynb #6473e951
+# %% ../nbs/06g_churn.ipynb #18
 @SAMPLERS.register("restart")
 @dataclass(frozen=True)
 class Restart(Sampler):
@@ -172,15 +172,16 @@ class Restart(Sampler):
                 state, up = self.solver.step(denoiser, state, up, below, noise), below
         return replace(state, plan=plan)
 
-# %% ../nbs/06g_churn.ipynb #46f49e46
+# %% ../nbs/06g_churn.ipynb #26
 def _reverse_drift(denoiser, x, t):
-    """Give f x - g^2 score, and g, at a time for each sample."""
+    """Give f x - g^2 score, g, and x0_hat, at a time for each sample."""
     sde = denoiser.sde
     alpha, sigma, (alpha_rate, sigma_rate) = sde.alpha(t), sde.sigma(t), sde.rates(t)
     f = alpha_rate / alpha
     g2 = (2 * sigma * (sigma_rate - f * sigma)).clamp(min=0)
-    score = (expand(alpha, x) * denoiser(x, t).x0 - x) / expand(sigma.square(), x)
-    return expand(f, x) * x - expand(g2, x) * score, expand(g2.sqrt(), x)
+    x0 = denoiser(x, t).x0
+    score = (expand(alpha, x) * x0 - x) / expand(sigma.square(), x)
+    return expand(f, x) * x - expand(g2, x) * score, expand(g2.sqrt(), x), x0
 
 
 class _Increments:
@@ -248,23 +249,25 @@ class AdaptiveSDE(Sampler):
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         time = torch.full((len(x),), t.time, dtype=wide, device=x.device)
         h = torch.full_like(time, (t.time - s.time) / 100)
-        path = _Increments(h, x)
+        path, first = _Increments(h, x), None
         for j in range(self.max_tries):
             h = torch.minimum(h, time - s.time)
             w = path.draw(h, noise.normal(x.shape[1:], "step", state.step * self.max_tries + j, x.dtype))
-            drift, g = _reverse_drift(denoiser, x, time)
+            drift, g, x0 = _reverse_drift(denoiser, x, time)
+            first = x0 if first is None else first
             x_1 = x - expand(h, x) * drift + g * w
-            drift, g = _reverse_drift(denoiser, x_1, time - h)
+            drift, g, _ = _reverse_drift(denoiser, x_1, time - h)
             x_new = (x_1 + x - expand(h, x) * drift + g * w) / 2
             error = (x_1 - x_new) / (self.rtol * torch.maximum(x_1.abs(), before.abs())).clamp(min=self.atol)
             error = error.flatten(1).square().mean(1).sqrt().to(wide)
-            taken = ~(error > 1)  # what is not finite goes on, for the loop of samplers to report
+            lost = ~error.isfinite()  # goes on to the next level as it is, for the loop of samplers to report
+            taken = (error <= 1) | lost
             path.settle(h, w, taken)
             x, before = (torch.where(_like(taken, x), new, old) for new, old in ((x_new, x), (x_1, before)))
-            time = torch.where(taken, time - h, time)
-            h = h.clamp(min=1e-12) * (0.9 * error.nan_to_num(nan=1.0).clamp(min=1e-6) ** -0.9).clamp(0.1, 5)
+            time = torch.where(lost, s.time, torch.where(taken, time - h, time))
+            h = h.clamp(min=1e-12) * (0.9 * error.nan_to_num(nan=1.0, posinf=1.0).clamp(min=1e-6) ** -0.9).clamp(0.1, 5)
             if not bool((time > s.time).any()):
-                return replace(state, x=x)
+                return replace(state, x=x, x0=first)
         raise ArithmeticError(
             f"{int((time > s.time).sum())} of {len(x)} samples have not arrived after {self.max_tries} steps; take a larger rtol or atol"
         )

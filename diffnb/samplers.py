@@ -7,34 +7,31 @@ Docs: https://diffnb.github.io/diffnb/samplers.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/06_samplers.ipynb #fa5de99a
+# %% ../nbs/06_samplers.ipynb #3
 from .adaptive import DormandPrince, scipy_flow
 from .ancestral_samplers import DDPM, SDEDPMSolverPP, SDEDPMSolverPP1
 from .churn_samplers import AdaptiveSDE, Restart, StochasticHeun
 from .grid_search import Tuned
 from .multistep import DEIS, IPNDM, DPMSolver2M, DPMSolver3M, DPMSolverPP2M, DPMSolverPP3M, ExponentialIntegrator, Multistep, UniPC
 from .ode_samplers import RK4, DPMSolver2, DPMSolver3, DPMSolverPP2S, DPMSolverPP3S, Heun, ProbabilityFlow, SingleStep
+from .sampler_checks import Order, check_sampler, exact_flow, measure_order
 from diffnb.sampling import (
     GRIDS,
     SAMPLERS,
     History,
     NonFiniteError,
-    Order,
     Result,
     Sampler,
     State,
-    check_sampler,
-    exact_flow,
     karras,
     make_grid,
-    measure_order,
     uniform_log_snr,
     uniform_noise_ratio,
     uniform_time,
 )
 from .sde_samplers import DDIM, EulerMaruyama, PredictorCorrector, langevin_step
 
-# %% ../nbs/06_samplers.ipynb #a211b89b
+# %% ../nbs/06_samplers.ipynb #4
 __all__ = [
     "DDIM",
     "DDPM",
@@ -84,5 +81,5 @@ __all__ = [
     "uniform_time",
 ]
 
-# %% ../nbs/06_samplers.ipynb #84487696
+# %% ../nbs/06_samplers.ipynb #6
 SAMPLERS.register("ddim", "dpm-solver-1", "dpm-solver++1", "dpmpp1")(DDIM)

@@ -6,25 +6,21 @@ Docs: https://diffnb.github.io/diffnb/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['GRIDS', 'Grid', 'History', 'SAMPLERS', 'uniform_time', 'uniform_log_snr', 'karras', 'uniform_noise_ratio',
-           'make_grid', 'State', 'Result', 'NonFiniteError', 'Counted', 'Sampler', 'exact_flow', 'Order',
-           'measure_order', 'SamplerCheck', 'check_sampler']
+           'make_grid', 'State', 'Result', 'NonFiniteError', 'Counted', 'Sampler']
 
-# %% ../nbs/06a_sampling.ipynb #0f524c94
-import math
+# %% ../nbs/06a_sampling.ipynb #3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .core import NoiseSource, Registry
 from .denoisers import BaseDenoiser
-from .oracles import Gaussian, GaussianMixture
-from .schedules import bisect
-from .sdes import SDE, VP, Level
+from .sdes import SDE, Level
 
-# %% ../nbs/06a_sampling.ipynb #06bea0eb
+# %% ../nbs/06a_sampling.ipynb #6
 GRIDS = Registry("time grid")
 
 
@@ -37,7 +33,7 @@ def uniform_time(
     """Lay out levels uniformly in t."""
     return torch.linspace(min(start, sde.t_max), sde.t_min, n, dtype=torch.float64)
 
-# %% ../nbs/06a_sampling.ipynb #8a63b10a
+# %% ../nbs/06a_sampling.ipynb #8
 def _spaced(sde, n, start, to_scale, to_lambda):
     """Levels uniform in a function of lambda."""
     ends = torch.tensor([min(start, sde.t_max), sde.t_min], dtype=torch.float64)
@@ -81,7 +77,7 @@ def uniform_noise_ratio(
     """Lay out levels uniformly in kappa = sigma/alpha."""
     return karras(sde, n, start, rho=1.0)
 
-# %% ../nbs/06a_sampling.ipynb #9e126ed3
+# %% ../nbs/06a_sampling.ipynb #14
 Grid = str | Callable[[SDE, int, float], Tensor] | Tensor | Sequence[float]
 
 
@@ -118,7 +114,7 @@ def make_grid(
         raise ValueError(f"grid begins at {times[0]:.6g}, but start={start}; leave start out, or make them agree")
     return times
 
-# %% ../nbs/06a_sampling.ipynb #85e8ade9
+# %% ../nbs/06a_sampling.ipynb #17
 History = tuple[tuple[float, Tensor], ...]
 
 
@@ -147,7 +143,7 @@ class Result:
 class NonFiniteError(ArithmeticError):
     """Sampling met a value that is not finite."""
 
-# %% ../nbs/06a_sampling.ipynb #b6043acb
+# %% ../nbs/06a_sampling.ipynb #19
 def _noise(seeds, n, device):
     """The random numbers of n samples, however they were asked for."""
     if seeds is None or hasattr(seeds, "__index__") and getattr(seeds, "ndim", 0) == 0:
@@ -157,7 +153,7 @@ def _noise(seeds, n, device):
         raise ValueError(f"seeds holds {len(source)} seeds for {n} samples; give one each, or a single number for all")
     return source
 
-# %% ../nbs/06a_sampling.ipynb #990f598a
+# %% ../nbs/06a_sampling.ipynb #21
 def _begin(sde, times, shape, x, noise, dtype):
     """The samples at the first level."""
     if x is not None:
@@ -193,7 +189,7 @@ def _checked(history, sampler, first, x):
         raise ValueError("history must run newest first, through levels with more noise than the first of the grid")
     return tuple(history)
 
-# %% ../nbs/06a_sampling.ipynb #cc7f7958
+# %% ../nbs/06a_sampling.ipynb #23
 SAMPLERS = Registry("sampler")
 
 
@@ -207,9 +203,10 @@ class Counted(BaseDenoiser):
         self.denoiser, self.sde, self.calls = denoiser, denoiser.sde, 0
 
     def x0(self, x, t, condition):
-        """Count, and pass on."""
+        """Count, and pass on; without the graph, unless the caller has gradients on."""
         self.calls += 1
-        return self.denoiser.x0(x, t, condition)
+        x0 = self.denoiser.x0(x, t, condition)
+        return x0 if torch.is_grad_enabled() else x0.detach()
 
 
 @dataclass(frozen=True)
@@ -358,146 +355,3 @@ def _raise_if_bad(sampler, first_bad, levels):
             f"{type(sampler).__name__}: {int((first_bad < n_steps).sum())} of {len(first_bad)} samples stopped being finite, the first at step "
             f"{worst + 1} of {n_steps}, t = {levels[worst].time:.4g}; look at the denoiser there, or take more steps or another grid"
         )
-
-# %% ../nbs/06a_sampling.ipynb #bb7bb358
-def exact_flow(
-    oracle: GaussianMixture,  # a mixture in one dimension
-    sde: SDE,  # the process
-    x: Tensor,  # samples at time t, (n, 1) float64
-    t: float,  # their time, in [t_min, t_max]
-    s: float,  # the time asked for, in [t_min, t_max]
-) -> Tensor:  # where the probability flow takes them, (n, 1)
-    """Follow the probability flow exactly, by equal quantiles: F_s(x_s) = F_t(x_t).
-
-    Raises:
-        ValueError: if the mixture has more than one dimension, where quantiles are not enough.
-    """
-    if oracle.means.shape[1] != 1:
-        raise ValueError(f"exact_flow needs a mixture in one dimension, got {oracle.means.shape[1]}")
-    means, variances = oracle.means[:, 0], oracle.covariances[:, 0, 0]
-
-    def cumulative(x, time):
-        alpha, sigma = (f(torch.tensor(time, dtype=torch.float64)) for f in (sde.alpha, sde.sigma))
-        return (oracle.weights * torch.special.ndtr((x - alpha * means) / (alpha**2 * variances + sigma**2).sqrt())).sum(1, keepdim=True)
-
-    reach = 40 * max(1.0, sde.prior_std) + means.abs().max().item()
-    return bisect(lambda y: cumulative(y, s), cumulative(x, t), -reach, reach)
-
-# %% ../nbs/06a_sampling.ipynb #91079e2f
-class Order(NamedTuple):
-    """A measured convergence order."""
-
-    slope: float  # -log(error ratio) / log(step ratio), between the last two step counts
-    errors: tuple[float, ...]  # root mean square error for each step count
-
-
-def measure_order(
-    sampler: Sampler,  # a deterministic sampler
-    denoiser: BaseDenoiser,  # what knows the data
-    reference: Callable[[float], Tensor],  # the exact flow: x at time t, (n, ...) float64
-    n_steps: Sequence[int] = (256, 512),  # step counts, growing
-    grid: Grid | None = None,  # name or function of the time grid; None: the one for which the sampler states its order
-    exact_start: bool = True,  # give a multistep sampler the exact predictions of the levels before its first
-    start: float | None = None,  # first time, in (t_min, 1]; None: where the sampler states its order
-) -> Order:  # slope and errors
-    """Measure how fast the error falls as steps are added, against an exact flow.
-
-    Raises:
-        ValueError: if there are fewer than two step counts.
-    """
-    if len(n_steps) < 2:
-        raise ValueError(f"n_steps must hold at least two step counts, got {tuple(n_steps)}")
-    sde, grid, start = denoiser.sde, sampler.order_grid if grid is None else grid, sampler.order_start if start is None else start
-    answer = denoiser(reference(sde.t_min), sde.t_min).x0
-    errors = [
-        (_from_exact(sampler, denoiser, reference, sampler.grid(sde, n, start, grid), exact_start) - answer).square().mean().sqrt().item()
-        for n in n_steps
-    ]
-    return Order(math.log(errors[-2] / errors[-1]) / math.log(n_steps[-1] / n_steps[-2]), tuple(errors))
-
-
-def _from_exact(sampler, denoiser, reference, times, exact_start):
-    """Run on a grid, the first levels replaced by exact history where the sampler remembers any."""
-    k = sampler.n_history if exact_start else 0
-    history = []
-    for level in denoiser.sde.levels(times[:k]):
-        x = reference(level.time)
-        history.insert(0, (level.half_log_snr, sampler.memory(x, denoiser(x, level.time).x0, level)))
-    return sampler(denoiser, x=reference(times[k].item()), grid=times[k:], history=tuple(history), seeds=0).x
-
-# %% ../nbs/06a_sampling.ipynb #104776fb
-def _moments(sampler, sde, start, n_samples, n_steps):
-    """Mean and standard deviation from N(0.4, 0.3^2) noised to `start`, and the difference between counted and forecast evaluations."""
-    z = torch.special.ndtri((torch.arange(n_samples, dtype=torch.float64) + 0.5) / n_samples)[:, None]
-    t = torch.tensor(start, dtype=torch.float64)
-    noisy = sde.alpha(t) * 0.4 + (sde.alpha(t).square() * 0.09 + sde.sigma(t).square()).sqrt() * z
-    result = sampler(Gaussian(0.4, 0.09).denoiser(sde), x=noisy if start < sde.t_max else sde.prior_std * z, n_steps=n_steps, start=start, seeds=0)
-    return result.x.mean().item(), result.x.std().item(), result.nfe - (sampler.evaluations(n_steps) or result.nfe)
-
-
-def _chance(sampler, denoiser):
-    """How much five samples change when each is made alone, when made again, and when only the noise of the steps is another."""
-    x = NoiseSource.of(0, 5).normal((1,), "prior", dtype=torch.float64) * denoiser.sde.prior_std
-
-    def make(first, n, seed=0):
-        return sampler(denoiser, x=x[first : first + n], n_steps=10, seeds=NoiseSource.of(seed, n, first)).x
-
-    whole = make(0, 5)
-    parts, again, other = torch.cat([make(k, 1) for k in range(5)]), make(0, 5), make(0, 5, seed=1)
-    return [(whole - changed).abs().max().item() for changed in (parts, again, other)]
-
-
-def _mixture_order(sampler, sde):
-    """Convergence order on three Gaussians on a line."""
-    mixture = GaussianMixture(torch.tensor([[-1.0], [0.2], [1.2]]), torch.tensor([0.05, 0.2, 0.1])[:, None, None], torch.tensor([0.3, 0.5, 0.2]))
-    x = sde.prior_std * torch.linspace(-2.5, 2.5, 64, dtype=torch.float64)[:, None]
-    return measure_order(sampler, mixture.denoiser(sde), lambda t: exact_flow(mixture, sde, x, sde.t_max, t)).slope
-
-# %% ../nbs/06a_sampling.ipynb #5b104e9c
-class SamplerCheck(dict):
-    """What `check_sampler` measured, by name; prints as a table."""
-
-    def __init__(
-        self,
-        rows: Sequence[tuple[str, float, float, float]],  # what, measured, expected, tolerance
-    ):
-        super().__init__((what, value) for what, value, _, _ in rows)
-        self.rows = rows
-
-    def __str__(self):
-        """A line a property."""
-        lines = [f"{'':22s}{'measured':>10s}{'expected':>10s}{'within':>10s}"]
-        return "\n".join(lines + [f"{what:22s}{value:10.4g}{wanted:10.4g}{eps:10.2g}" for what, value, wanted, eps in self.rows])
-
-
-def check_sampler(
-    sampler: Sampler | str,  # the sampler to examine, or its name
-    sde: SDE | None = None,  # the process to examine it with; None: VP()
-    n_samples: int = 10_000,  # samples for the moments
-    n_steps: int = 500,  # steps for the moments
-    tolerance: float = 0.01,  # largest error of mean and standard deviation
-) -> SamplerCheck:  # what was measured, a dict that prints as a table
-    """Check a sampler: exact moments, restart at t = 0.5, forecast evaluations, independence of the batch, seeds, convergence order.
-
-    Raises:
-        AssertionError: naming everything that falls short, with what was measured and what was expected.
-    """
-    sampler, sde = SAMPLERS.resolve(sampler, Sampler), VP() if sde is None else sde
-    mean, std, calls = _moments(sampler, sde, sde.t_max, n_samples, n_steps)
-    mean_half, std_half, _ = _moments(sampler, sde, 0.5, n_samples, n_steps)
-    batch, again, other = _chance(sampler, Gaussian(0.4, 0.09).denoiser(sde))
-    rows = [
-        ("mean", mean, 0.4, tolerance),
-        ("std", std, 0.3, tolerance),
-        ("mean from t = 0.5", mean_half, 0.4, tolerance),
-        ("std from t = 0.5", std_half, 0.3, tolerance),
-        ("nfe beyond forecast", calls, 0, 0),
-        ("effect of the batch", batch, 0, 1e-12),
-        ("same seed again", again, 0, 0),
-        ("draws noise", float(other > 0), float(sampler.is_stochastic), 0),
-    ]
-    if not sampler.is_stochastic and sampler.order is not None:
-        rows.append(("order", _mixture_order(sampler, sde), sampler.order, 0.15))
-    if wrong := [f"{what} is {value:.4g}, not {wanted:g} within {eps:g}" for what, value, wanted, eps in rows if not abs(value - wanted) <= eps]:
-        raise AssertionError(f"{sampler!r} with {sde!r}: " + "; ".join(wrong))
-    return SamplerCheck(rows)
