@@ -1,6 +1,7 @@
 """How good are the samples of a trained model? Frechet and kernel distance of n samples in at most 20 evaluations, beside their floors.
 
     python benchmarks/quality.py --weights DIR --data ROOT [--set fashion_mnist] [--n 2000] [--steps 20] [--model FILE] [--size 32]
+                                 [--guidance-scale 1]
 
 DIR holds the weights of the FID's Inception (see `diffnb.extractors.find_fid_weights`); ROOT is laid out as torchvision does, or holds a folder
 named like the set. The reference is n test images. The floor is the distance of n training images from them: two real sets of that size. A set
@@ -81,16 +82,16 @@ def real_features(extractor, images, name, folder):
     return torch.cat([known, extract(extractor(), images[len(known) :], name, save=save)])
 
 
-def generate(model, n, steps, seed):
+def generate(model, n, steps, seed, guidance_scale):
     """Make n images as bytes, the classes in turn, in at most `MOST_EVALUATIONS` evaluations."""
-    evaluations = model.sampler.evaluations(steps)
+    evaluations = model.sampler.evaluations(steps)  # with and without the class is one call of the network, twice as large
     if evaluations is None or evaluations > MOST_EVALUATIONS:
         raise SystemExit(
             f"{type(model.sampler).__name__} spends {evaluations} evaluations in {steps} steps; at most {MOST_EVALUATIONS} are meant here"
         )
     labels = [model.labels[i % len(model.labels)] for i in range(n)] if model.labels else None
     start = time.time()
-    images = model.generate(num_samples=n, class_labels=labels, seed=seed, n_steps=steps)
+    images = model.generate(num_samples=n, class_labels=labels, seed=seed, n_steps=steps, guidance_scale=guidance_scale)
     print(f"  generated {n} images in {time.time() - start:.0f} s, {evaluations} evaluations each", flush=True)
     return (images * 255).round().to(torch.uint8), evaluations
 
@@ -115,6 +116,7 @@ def main():
     parser.add_argument("--n", type=int, default=2000, help="images in each set")
     parser.add_argument("--steps", type=int, default=20, help="steps of the model's sampler")
     parser.add_argument("--model", type=Path, help="model file; without it the packaged model of that name")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="strength of the class; 1: none beyond the model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--real-only", action="store_true", help="only make the features of the real images")
@@ -129,12 +131,12 @@ def main():
     if args.real_only:
         return
     model = GenerativeModel.load(args.model, verbose=False) if args.model else GenerativeModel.pretrained(args.set, verbose=False)
-    images, evaluations = generate(model, n, args.steps, args.seed)
+    images, evaluations = generate(model, n, args.steps, args.seed, args.guidance_scale)
     features["generated"] = extract(extractor(), images, "generated")
     rows, how = distances(features, extractor())
     print(f"\n{how['extractor']}, resize of {how['resize']}, against {n} test images of {args.set}")
-    print(f"  {n} generated images, {evaluations} evaluations, {type(model.sampler).__name__}, seed {args.seed}: ", end="")
-    print(f"FID {rows['fid']:.2f}, KID {rows['kid']:.5f} +- {rows['kid_error']:.5f}")
+    made = f"{n} generated images, {evaluations} evaluations, {type(model.sampler).__name__}, guidance {args.guidance_scale:g}, seed {args.seed}"
+    print(f"  {made}: FID {rows['fid']:.2f}, KID {rows['kid']:.5f} +- {rows['kid_error']:.5f}")
     print(f"  {n} training images (the floor): FID {rows['fid_floor']:.2f}, KID {rows['kid_floor']:.5f} +- {rows['kid_floor_error']:.5f}")
     result = {
         **how,
@@ -147,7 +149,7 @@ def main():
         "process": repr(model.sde),
         "n_steps": args.steps,
         "nfe": evaluations,
-        "guidance_scale": 1.0,
+        "guidance_scale": args.guidance_scale,
         "classes": "balanced" if model.labels else "none",
         "seed": args.seed,
         **rows,

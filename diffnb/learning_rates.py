@@ -8,7 +8,7 @@ Docs: https://diffnb.github.io/diffnb/rates.html.md"""
 __all__ = ['RATES', 'Rate', 'CosineRate', 'LinearRate', 'InverseSqrtRate', 'ConstantRate', 'lr_factor', 'ScheduleCallback',
            'column_value', 'EarlyStopCallback']
 
-# %% ../nbs/13h_rates.ipynb #9572509d
+# %% ../nbs/13h_rates.ipynb #3
 import math
 import time
 import warnings
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 from .core import Registry
 from .processes import agreed
-from .training_steps import TrainingError
+from .training_steps import TrainingError, is_in_fit
 
 with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
     warnings.simplefilter("ignore", FutureWarning)
     from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 
-# %% ../nbs/13h_rates.ipynb #6d32e508
+# %% ../nbs/13h_rates.ipynb #6
 RATES = Registry("decay of the learning rate")
 
 
@@ -88,7 +88,7 @@ class ConstantRate(Rate):
         """One."""
         return 1.0
 
-# %% ../nbs/13h_rates.ipynb #7481ff52
+# %% ../nbs/13h_rates.ipynb #8
 def lr_factor(
     step: int,  # optimizer steps done
     progress: float,  # part of the training done, in [0, 1)
@@ -100,7 +100,7 @@ def lr_factor(
     warmup = max((step + 1) / max(1, warmup_steps), progress / warmup_part)
     return min(1.0, warmup) * rate(step, progress)
 
-# %% ../nbs/13h_rates.ipynb #924e9b8a
+# %% ../nbs/13h_rates.ipynb #12
 class ScheduleCallback(Callback):
     """Set the learning rate before each step, over all epochs or over a time limit, whichever is nearer its end.
 
@@ -127,7 +127,7 @@ class ScheduleCallback(Callback):
 
     def before_fit(self):
         """Start the clock."""
-        self.run = not hasattr(self.learn, "lr_finder")
+        self.run = is_in_fit(self.learn)
         self.started, self.stopped = time.perf_counter(), "epochs"
 
     @property
@@ -176,7 +176,7 @@ class ScheduleCallback(Callback):
         """Go on from a checkpoint."""
         self.steps, self.used, self.started = state["steps"], state["seconds"], time.perf_counter()
 
-# %% ../nbs/13h_rates.ipynb #6603053b
+# %% ../nbs/13h_rates.ipynb #18
 def column_value(
     recorder,  # fastai's recorder, after an epoch
     column: str,  # name of a column of the table of losses
@@ -211,7 +211,7 @@ class EarlyStopCallback(Callback):
 
     def before_fit(self):
         """Stay away from `lr_find`."""
-        self.run = not hasattr(self.learn, "lr_finder")
+        self.run = is_in_fit(self.learn)
 
     def after_epoch(self):
         """Count the epochs since the best one; stop after too many.

@@ -8,7 +8,7 @@ Docs: https://diffnb.github.io/diffnb/weights.html.md"""
 __all__ = ['WEIGHTS', 'weighted_mse', 'LossWeight', 'Equal', 'EDMWeight', 'MinSNR', 'Sigmoid', 'UncertaintyNetwork',
            'UncertaintyCallback', 'Uncertainty']
 
-# %% ../nbs/13a_weights.ipynb #0d60e03f
+# %% ../nbs/13a_weights.ipynb #3
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # fastai scripts functions when it is imported,
     warnings.simplefilter("ignore", FutureWarning)
     from fastai.callback.core import Callback
 
-# %% ../nbs/13a_weights.ipynb #36dc0d20
+# %% ../nbs/13a_weights.ipynb #6
 def weighted_mse(
     output: Tensor,  # what the network says (n, ...)
     target: Tensor,  # what it should say (n, ...), float32
@@ -34,7 +34,7 @@ def weighted_mse(
     """Average the squared error over each sample, then over the batch with weights, in float32."""
     return (weight * (output.float() - target).square().flatten(1).mean(1)).mean()
 
-# %% ../nbs/13a_weights.ipynb #0eb780ae
+# %% ../nbs/13a_weights.ipynb #9
 WEIGHTS = Registry("loss weight")
 
 
@@ -64,7 +64,7 @@ class Equal(LossWeight):
         """One."""
         return torch.ones_like(t)
 
-# %% ../nbs/13a_weights.ipynb #0dd57afd
+# %% ../nbs/13a_weights.ipynb #12
 @WEIGHTS.register("edm", "karras")
 @dataclass(frozen=True)
 class EDMWeight(LossWeight):
@@ -99,7 +99,7 @@ class MinSNR(LossWeight):
         """min(SNR, gamma), carried over from x0_hat to the network's output."""
         return torch.exp(2 * sde.half_log_snr(t)).clamp(max=self.gamma) * parametrization.x0_loss_weight(sde, t)
 
-# %% ../nbs/13a_weights.ipynb #6a6fb470
+# %% ../nbs/13a_weights.ipynb #16
 @WEIGHTS.register("sigmoid")
 @dataclass(frozen=True)
 class Sigmoid(LossWeight):
@@ -118,7 +118,7 @@ class Sigmoid(LossWeight):
         # sigmoid(b - l) e^l = e^b sigmoid(l - b): no overflow at either end
         return math.exp(self.bias) * torch.sigmoid(log_snr - self.bias) * parametrization.x0_loss_weight(sde, t)
 
-# %% ../nbs/13a_weights.ipynb #ed36ff86
+# %% ../nbs/13a_weights.ipynb #21
 class UncertaintyNetwork(nn.Module):
     """u(level): a linear layer on Fourier features of the noise level, zero at first."""
 
@@ -151,12 +151,14 @@ class UncertaintyCallback(Callback):
         self,
         features: int = 128,  # Fourier features of u
     ):
-        self.uncertainty, self.u = UncertaintyNetwork(features), None
+        self.network, self.u = UncertaintyNetwork(features), None
 
     def before_fit(self):
-        """Join the optimizer, without weight decay."""
-        self.uncertainty.to(next(self.model.parameters()).device)
-        groups, own = self.opt.opt.param_groups, list(self.uncertainty.parameters())
+        """Join the optimizer, without weight decay; `validate` has none."""
+        self.network.to(next(self.model.parameters()).device)
+        if self.opt is None:
+            return
+        groups, own = self.opt.opt.param_groups, list(self.network.parameters())
         if not any(p is own[0] for group in groups for p in group["params"]):
             self.opt.opt.add_param_group({"params": own, **{k: v for k, v in groups[0].items() if k != "params"}})
         next(group for group in groups if group["params"][0] is own[0])["weight_decay"] = 0.0
@@ -164,7 +166,7 @@ class UncertaintyCallback(Callback):
     def before_batch(self):
         """Divide the weights by exp(u)."""
         target, weight = self.yb
-        self.u = self.uncertainty(self.xb[1])
+        self.u = self.network(self.xb[1])
         self.learn.yb = target, weight * torch.exp(-self.u)
 
     def after_loss(self):
@@ -174,17 +176,17 @@ class UncertaintyCallback(Callback):
     def before_step(self):
         """Average the gradient over processes, as is done for the network."""
         if dist.is_initialized() and dist.get_world_size() > 1:
-            for p in self.uncertainty.parameters():
+            for p in self.network.parameters():
                 dist.all_reduce(p.grad)
                 p.grad /= dist.get_world_size()
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps; the optimizer keeps its part."""
-        return self.uncertainty.state_dict()
+        return self.network.state_dict()
 
     def load_state_dict(self, state: dict):
         """Go on from a checkpoint."""
-        self.uncertainty.load_state_dict(state)
+        self.network.load_state_dict(state)
 
 
 @WEIGHTS.register("uncertainty", "learned uncertainty")

@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/posthoc.html.md"""
 # %% auto #0
 __all__ = ['profile_products', 'posthoc_coefficients', 'Snapshot', 'snapshots', 'PostHocCallback', 'reconstruct']
 
-# %% ../nbs/13j_posthoc.ipynb #19d60fdd
+# %% ../nbs/13j_posthoc.ipynb #3
 import os
 import warnings
 from collections.abc import Sequence
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from .checkpoints import load_state, save_state
 from .ema import Average, PowerLaw, averaged_state
+from .training_steps import is_in_fit
 
 with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
     warnings.simplefilter("ignore", FutureWarning)
     from fastai.callback.core import Callback
     from fastai.torch_core import num_distrib, rank_distrib
 
-# %% ../nbs/13j_posthoc.ipynb #01943274
+# %% ../nbs/13j_posthoc.ipynb #6
 def profile_products(
     t_a: Tensor,  # ends of profiles (n,), float64
     gamma_a: Tensor,  # their exponents (n,)
@@ -37,7 +38,7 @@ def profile_products(
     m = torch.minimum(t_a, t_b)
     return gamma_a * gamma_b / (gamma_a + gamma_b - 1) / m * (m / t_a) ** gamma_a * (m / t_b) ** gamma_b
 
-# %% ../nbs/13j_posthoc.ipynb #87bd4d4a
+# %% ../nbs/13j_posthoc.ipynb #9
 def posthoc_coefficients(
     times: Sequence[float],  # when each snapshot was taken
     sigma_rels: Sequence[float],  # lengths of the averages in them
@@ -54,7 +55,7 @@ def posthoc_coefficients(
     residual = (1 - 2 * x @ right + x @ gram @ x).clamp(min=0).sqrt().item()
     return x / length * norm[0, 0].sqrt(), residual
 
-# %% ../nbs/13j_posthoc.ipynb #c7967465
+# %% ../nbs/13j_posthoc.ipynb #15
 @dataclass(frozen=True, order=True)
 class Snapshot:
     """What is known of a snapshot."""
@@ -102,7 +103,7 @@ class PostHocCallback(Callback):
 
     def before_fit(self):
         """Start from the weights as they are; a second fit goes on; `lr_find` leaves no trace."""
-        self.run, self.pending = not hasattr(self.learn, "lr_finder"), 0
+        self.run, self.pending = is_in_fit(self.learn), 0
         if self.run and self.averages is None:
             self.averages = [Average(list(self.model.parameters()), profile) for profile in self.profiles]
 
@@ -151,7 +152,7 @@ class PostHocCallback(Callback):
         for average, one in zip(self.averages, state["averages"]):
             average.load_state_dict(one)
 
-# %% ../nbs/13j_posthoc.ipynb #5bd7755e
+# %% ../nbs/13j_posthoc.ipynb #17
 def reconstruct(
     folder: str | os.PathLike,  # where `PostHocCallback` wrote
     sigma_rel: float,  # the wanted length

@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/previews.html.md"""
 # %% auto #0
 __all__ = ['image_figure', 'SampleCallback', 'MetricCallback']
 
-# %% ../nbs/13l_previews.ipynb #2a1c99fe
+# %% ../nbs/13l_previews.ipynb #3
 import math
 import warnings
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from .denoisers import Denoiser
 from .monitoring import write_figure
 from .samplers import DPMSolverPP2M
 from .sampling import Sampler
+from .training_steps import is_in_fit
 
 with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
     warnings.simplefilter("ignore", FutureWarning)
@@ -28,7 +29,7 @@ with warnings.catch_warnings():  # fastai scripts functions when it is imported,
     from fastai.learner import ValueMetric
     from fastai.torch_core import rank_distrib
 
-# %% ../nbs/13l_previews.ipynb #6ec66422
+# %% ../nbs/13l_previews.ipynb #6
 def image_figure(
     images: Tensor,  # (n, c, h, w) in [0, 1]; the first channel is drawn where c is not 3
     title: str = "",  # what stands above
@@ -50,7 +51,7 @@ def image_figure(
     axes.set_title(title, fontsize=9)
     return figure
 
-# %% ../nbs/13l_previews.ipynb #ddaece59
+# %% ../nbs/13l_previews.ipynb #11
 class SampleCallback(Callback):
     """Generate with the averaged weights every so many epochs, from the same noise each time, and draw the images."""
 
@@ -77,7 +78,7 @@ class SampleCallback(Callback):
 
     def before_fit(self):
         """Stay away from `lr_find`."""
-        self.run = not hasattr(self.learn, "lr_finder")
+        self.run = is_in_fit(self.learn)
 
     def after_epoch(self):
         """Draw."""
@@ -111,7 +112,7 @@ class SampleCallback(Callback):
             raise ValueError(f"{type(network).__name__} takes labels but does not say how many classes it has; give labels=, one for each image")
         return self.labels if self.labels is not None else [i % network.num_classes for i in range(self.n)]
 
-# %% ../nbs/13l_previews.ipynb #311c77e3
+# %% ../nbs/13l_previews.ipynb #17
 class MetricCallback(Callback):
     """Score images of the averaged weights in the first epoch, in every so many, and in the last; the table of losses gets a column."""
 
@@ -134,19 +135,19 @@ class MetricCallback(Callback):
     ):
         if every < 1 or n < 2:
             raise ValueError(f"every must be at least 1 and n at least 2, got {every} and {n}")
-        self.metric, self.real, self.every, self.n, self.extractor, self.labels = metric, real, every, n, extractor, labels
+        self.kind, self.real, self.every, self.n, self.extractor, self.labels = metric, real, every, n, extractor, labels
         self.sampler, self.n_steps, self.image_seed = sampler or DPMSolverPP2M(), n_steps, seed
-        self.batch_size, self.cache, self.evaluator, self.history = batch_size, cache, None, []
+        self.batch_size, self.cache, self.evaluator, self.scores = batch_size, cache, None, []
 
     def before_fit(self):
         """Look at the real images, and add the column; stay away from `lr_find`."""
         from diffnb.distributed import SharedEvaluator
         from diffnb.evaluation import make_metric, source
 
-        self.run = not hasattr(self.learn, "lr_finder")
+        self.run = is_in_fit(self.learn)
         if self.run and self.evaluator is None:
             real = source(self.dls.valid.dataset if self.real is None else self.real, "real")
-            metric = make_metric(self.metric, self.extractor, real.images.shape, self.n)
+            metric = make_metric(self.kind, self.extractor, real.images.shape, self.n)
             self.evaluator = SharedEvaluator(real, [metric], cache=self.cache, batch_size=self.batch_size, progress=False)
             self.column = ValueMetric(self.value, metric.name)
         if self.run:
@@ -154,18 +155,18 @@ class MetricCallback(Callback):
 
     def value(self):
         """The score made last."""
-        return self.history[-1]["value"]
+        return self.scores[-1]["value"]
 
     def before_validate(self):
         """Score, where it is time to."""
         from diffnb.evaluation import Sampled
 
-        if self.history and (self.epoch + 1) % self.every and self.epoch + 1 != self.n_epoch:
+        if self.scores and (self.epoch + 1) % self.every and self.epoch + 1 != self.n_epoch:
             return
         facts = {"epoch": self.epoch + 1, "sampler": repr(self.sampler), "n_steps": self.n_steps, "seed": self.image_seed}
         row = self.evaluator(Sampled(self.draw, self.n, facts)).rows[0]
         floor = None if row.floor is None else row.floor.value
-        self.history.append({"epoch": self.epoch + 1, "value": row.result.value, "error": row.result.error, "floor": floor})
+        self.scores.append({"epoch": self.epoch + 1, "value": row.result.value, "error": row.result.error, "floor": floor})
 
     def after_fit(self):
         """Take the column back."""
@@ -188,8 +189,8 @@ class MetricCallback(Callback):
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""
-        return {"history": self.history}
+        return {"history": self.scores}
 
     def load_state_dict(self, state: dict):
         """Go on from a checkpoint."""
-        self.history = state["history"]
+        self.scores = state["history"]

@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/training.html.md"""
 # %% auto #0
 __all__ = ['DiffusionCallback', 'TrainingSettings', 'diffusion_learner', 'TrainingResult', 'fit', 'data_scale']
 
-# %% ../nbs/13_training.ipynb #a0cf5b8e
+# %% ../nbs/13_training.ipynb #3
 import contextlib
 import random
 import warnings
@@ -35,7 +35,7 @@ from diffnb.learning_rates import (
     lr_factor,
 )
 from .loss_weights import WEIGHTS, EDMWeight, Equal, LossWeight, MinSNR, Sigmoid, Uncertainty, weighted_mse
-from .monitoring import HistoryCallback, LevelLossCallback, LossProgress, LossRecorder, history_figure, level_figure
+from .monitoring import HistoryCallback, LevelLossCallback, LossProgress, LossRecorder, history_figure, level_figure, log_callbacks
 from .parametrizations import PARAMETRIZATIONS, Parametrization
 from .posthoc_ema import PostHocCallback, reconstruct
 from .previews import MetricCallback, SampleCallback, image_figure
@@ -51,7 +51,7 @@ with warnings.catch_warnings():  # fastai scripts functions when it is imported,
     from fastcore.basics import noop
     from fastcore.meta import delegates
 
-# %% ../nbs/13_training.ipynb #104af743
+# %% ../nbs/13_training.ipynb #4
 # everything public in one place, wherever it is defined
 __all__ = [  # fmt: skip
     "PROFILES", "QUANTILES", "RATES", "TIMES", "WEIGHTS", "Average", "Capped", "CheckpointCallback", "CheckpointError", "ConstantRate",
@@ -60,11 +60,11 @@ __all__ = [  # fmt: skip
     "LossRecorder", "LossWeight", "MetricCallback", "MinSNR", "NonFiniteLoss", "PostHocCallback", "PowerLaw", "Rate", "ResumableLearner",
     "ResumeCallback", "SampleCallback", "ScaledOptimizer", "ScheduleCallback", "Sigmoid", "TimeDistribution", "TrainingError", "TrainingResult",
     "TrainingSettings", "Uncertainty", "UniformLogSNR", "UniformTime", "data_scale", "diffusion_learner", "fit", "history_figure",
-    "image_figure", "independent", "level_figure", "load_state", "lr_factor", "reconstruct", "save_state", "shifted", "stratified",
+    "image_figure", "independent", "level_figure", "load_state", "log_callbacks", "lr_factor", "reconstruct", "save_state", "shifted", "stratified",
     "training_dtype", "weighted_mse",
 ]  # fmt: skip
 
-# %% ../nbs/13_training.ipynb #bf7ae5a9
+# %% ../nbs/13_training.ipynb #9
 class DiffusionCallback(Callback):
     """Turn a batch (x_0, label, index) into a denoising problem, on the device: the network's inputs, its target, the weight."""
 
@@ -190,7 +190,7 @@ def _unpack(batch):
         raise TrainingError(f"x0 must be floating point, images in [-1, 1]; got {x0.dtype}")
     return x0, label, index
 
-# %% ../nbs/13_training.ipynb #869f5111
+# %% ../nbs/13_training.ipynb #19
 @dataclass(frozen=True)
 class TrainingSettings:
     """What decides how a network is trained."""
@@ -209,7 +209,7 @@ class TrainingSettings:
     compile: bool = False  # run training steps through torch.compile: a minute to start, then faster
     seed: int = 0  # of noise, times, dropped labels and dropout
 
-# %% ../nbs/13_training.ipynb #ca8762e5
+# %% ../nbs/13_training.ipynb #21
 @delegates(TrainingSettings)
 def diffusion_learner(
     dls,  # fastai DataLoaders of batches (x0, label, index), training first, then validation
@@ -264,7 +264,7 @@ def _check_loaders(dls):
             why = f": {n} samples do not fill a batch of {size}; give a smaller batch_size" if n and size else ""
             raise ValueError(f"there is no batch to be had for {name}{why}")
 
-# %% ../nbs/13_training.ipynb #a2eb434e
+# %% ../nbs/13_training.ipynb #23
 @dataclass(frozen=True)
 class TrainingResult:
     """What training leaves behind."""
@@ -341,7 +341,7 @@ def _record(learn, schedule):
         "seed": settings.seed,
     }
 
-# %% ../nbs/13_training.ipynb #afcf1bd5
+# %% ../nbs/13_training.ipynb #42
 def data_scale(
     images,  # an ImageSet
 ) -> float:  # root mean square about zero of pixels in [-1, 1], three digits

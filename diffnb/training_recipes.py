@@ -8,7 +8,7 @@ Docs: https://diffnb.github.io/diffnb/recipes.html.md"""
 __all__ = ['RECIPES', 'PHOTO_NETWORK', 'Recipe', 'recipe_images', 'recipe_process', 'recipe_network', 'recipe_parametrization',
            'recipe_callbacks', 'train_recipe', 'recipe_loaders', 'recipe_table']
 
-# %% ../nbs/13f_recipes.ipynb #2789f8ec
+# %% ../nbs/13f_recipes.ipynb #3
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from .schedules import SCHEDULES, NoiseSchedule
 from .sdes import SDE, SDES
 from .training import LogNormal, MetricCallback, TrainingSettings, data_scale, fit
 
-# %% ../nbs/13f_recipes.ipynb #ffa430ed
+# %% ../nbs/13f_recipes.ipynb #6
 @dataclass(frozen=True)
 class Recipe:
     """All decisions of a training."""
@@ -54,12 +54,18 @@ class Recipe:
     metric: str | None = None  # score samples of the averaged weights by this metric; None: not
     metric_every: int = 5  # epochs between two scores
     metric_images: int = 256  # images a score
+    sample_every: int | None = None  # epochs between two grids of samples; None: a twentieth of all
+    log_to: str | None = None  # log losses, scores and rates to "tensorboard" or "wandb" besides; None: not
+    snapshots: tuple[float, ...] = ()  # lengths, relative to training, of averages that are kept for `diffnb.posthoc_ema`
+    snapshot_every: int = 1000  # steps between two snapshots of them
     patience: int | None = None  # stop after so many epochs without a lower validation loss; None: never
     note: str = ""  # where it comes from, and what is ours in it
 
     def __post_init__(self):
         """Check the numbers."""
-        for name, value in (("epochs", self.epochs), ("metric_every", self.metric_every)):
+        every = {name: getattr(self, name) for name in ("epochs", "metric_every", "snapshot_every")}
+        every |= {} if self.sample_every is None else {"sample_every": self.sample_every}
+        for name, value in every.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.valid, str) and not 0 < self.valid < 1:
@@ -81,7 +87,7 @@ class Recipe:
         training = replace(training, **{name: value for name, value in changes.items() if name in deeper})
         return replace(self, training=training, **{name: value for name, value in changes.items() if name in own})
 
-# %% ../nbs/13f_recipes.ipynb #79b04d76
+# %% ../nbs/13f_recipes.ipynb #9
 def recipe_images(
     recipe: Recipe,  # the facts
     root: str | Path | None = None,  # where known sets are; None: the environment variable DIFFNB_DATA, or the user's cache
@@ -118,7 +124,7 @@ def _labelled(images, recipe):
     """The images, without their labels where the network shall not know them."""
     return images if recipe.labels or images.labels is None else ImageSet(images.images, source=images.source)
 
-# %% ../nbs/13f_recipes.ipynb #d0d82dd3
+# %% ../nbs/13f_recipes.ipynb #13
 def recipe_process(
     recipe: Recipe,  # the facts
 ) -> SDE:
@@ -171,7 +177,7 @@ def recipe_callbacks(
     """Make the callbacks that a recipe brings along."""
     return [] if recipe.metric is None else [MetricCallback(recipe.metric, every=recipe.metric_every, n=recipe.metric_images)]
 
-# %% ../nbs/13f_recipes.ipynb #627d8d9b
+# %% ../nbs/13f_recipes.ipynb #16
 def train_recipe(
     recipe: Recipe,  # the facts
     root: str | Path | None = None,  # where known sets are
@@ -212,7 +218,7 @@ def recipe_loaders(
     """
     return image_loaders(images, valid, batch_size=recipe.batch_size, flip=recipe.flip, seed=recipe.training.seed, device=device)
 
-# %% ../nbs/13f_recipes.ipynb #4ed4ad5d
+# %% ../nbs/13f_recipes.ipynb #20
 RECIPES = Registry("recipe")
 
 
@@ -243,7 +249,7 @@ def _cifar10():
         note="training times of EDM",
     )
 
-# %% ../nbs/13f_recipes.ipynb #46f1cf1b
+# %% ../nbs/13f_recipes.ipynb #21
 PHOTO_NETWORK = dict(widths=(64, 128, 256, 512), blocks=2, attention_levels=(2, 3))
 
 
@@ -290,7 +296,7 @@ def _pets():
 def _celeba():
     return _pets().changed(data="celeba", split="train", valid="valid", epochs=50, note="no classes; aligned faces")
 
-# %% ../nbs/13f_recipes.ipynb #4b145f65
+# %% ../nbs/13f_recipes.ipynb #24
 def recipe_table() -> str:  # Markdown
     """Describe all recipes, a row each."""
     rows = [

@@ -6,9 +6,9 @@ Docs: https://diffnb.github.io/diffnb/steps.html.md"""
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'OwnWords', 'TrainingError', 'NonFiniteLoss', 'training_dtype', 'ForwardCallback', 'ScaledOptimizer',
-           'GradientCallback']
+           'is_in_fit', 'GradientCallback']
 
-# %% ../nbs/13d_steps.ipynb #ddca0a39
+# %% ../nbs/13d_steps.ipynb #3
 import contextlib
 import warnings
 
@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # fastai scripts functions when it is imported,
     from fastai.callback.core import Callback, CancelBatchException
     from fastai.optimizer import OptimWrapper
 
-# %% ../nbs/13d_steps.ipynb #be99761d
+# %% ../nbs/13d_steps.ipynb #6
 class OwnWords(Exception):
     """An error whose message stays as it was written, also where fastai adds words of its own."""
 
@@ -43,7 +43,7 @@ class TrainingError(OwnWords, ValueError):
 class NonFiniteLoss(OwnWords, ArithmeticError):
     """Training met a loss that is not finite."""
 
-# %% ../nbs/13d_steps.ipynb #c98fdaff
+# %% ../nbs/13d_steps.ipynb #8
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,7 +75,7 @@ def training_dtype(
     fast = _cpu_has_bfloat16() if kind == "cpu" else kind == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if fast else None
 
-# %% ../nbs/13d_steps.ipynb #69f20b81
+# %% ../nbs/13d_steps.ipynb #11
 class ForwardCallback(Callback):
     """Run the network in the chosen precision and memory format, compiled if asked for.
 
@@ -90,7 +90,7 @@ class ForwardCallback(Callback):
         precision: str = "auto",  # "auto", "float32", "bfloat16" or "float16"
         compile: bool = False,  # run training steps through torch.compile: a minute to start, then faster
     ):
-        self.precision, self.compile, self.compiled, self.network = precision, compile, None, None
+        self.precision, self.is_compiling, self.compiled, self.network = precision, compile, None, None
 
     def after_create(self):
         """Settle the memory format before others copy the weights."""
@@ -100,7 +100,7 @@ class ForwardCallback(Callback):
     def before_fit(self):
         """Settle the precision for the network on its device."""
         self.prepare()
-        if self.autocast_dtype is torch.float16 and self.opt.scaler is None:
+        if self.autocast_dtype is torch.float16 and self.opt is not None and self.opt.scaler is None:
             self.opt.scaler = torch.amp.GradScaler(next(self.network.parameters()).device.type)
 
     def before_validate(self):
@@ -114,17 +114,17 @@ class ForwardCallback(Callback):
         self.network = self.learn.model
         self.autocast_dtype = training_dtype(self.network, next(self.network.parameters()).device, self.precision)
         self.channels_last = _is_convolutional(self.network)
-        self.compiled = torch.compile(self.network) if self.compile else self.network
+        self.compiled = torch.compile(self.network) if self.is_compiling else self.network
 
     def before_batch(self):
         """Stand in for the network."""
-        self.learn.model = self.forward
+        self.learn.model = self.answer
 
     def after_cancel_batch(self):
         """Give way where the batch ended early."""
         self.learn.model = self.network
 
-    def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
+    def answer(self, x: Tensor, *conditions: Tensor) -> Tensor:
         """Give way, then run the network."""
         self.learn.model = self.network
         network = self.compiled if self.training else self.network
@@ -139,7 +139,7 @@ def _is_convolutional(network):
     kinds = {type(m) for m in network.modules()}
     return nn.Conv2d in kinds and nn.Conv3d not in kinds
 
-# %% ../nbs/13d_steps.ipynb #6cf85d47
+# %% ../nbs/13d_steps.ipynb #13
 class ScaledOptimizer(OptimWrapper):
     """A torch optimizer for fastai, whose steps go through a gradient scaler if it is given one."""
 
@@ -157,7 +157,14 @@ class ScaledOptimizer(OptimWrapper):
         """The settings of each group that are numbers."""
         return [{k: v for k, v in group.items() if type(v) in (int, float)} for group in super().hypers]
 
-# %% ../nbs/13d_steps.ipynb #95ee28ed
+# %% ../nbs/13d_steps.ipynb #15
+def is_in_fit(
+    learn,  # a learner
+) -> bool:
+    """Say whether `fit` runs: neither `lr_find`, which is to leave no trace, nor `validate` on its own."""
+    return not hasattr(learn, "lr_finder") and not getattr(learn, "is_validating", False)
+
+
 class GradientCallback(Callback):
     """Accumulate the gradient over batches, clip its norm, and stop when loss or gradient are no longer finite.
 
@@ -180,7 +187,7 @@ class GradientCallback(Callback):
 
     def before_fit(self):
         """Nothing bad so far; `lr_find` may diverge as it likes."""
-        self.run = not hasattr(self.learn, "lr_finder")
+        self.run = is_in_fit(self.learn)
         self.first_bad, self.rates, self.gradient_norm = None, [], torch.zeros(())
 
     def before_train(self):

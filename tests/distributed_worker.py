@@ -74,7 +74,7 @@ def train(optimizer, lr, world, **settings):
         "weights": flat(learn.model),
         "average": torch.cat([t.flatten() for t in learn.ema.averages]),
         "losses": [list(row[:2]) for row in learn.recorder.values],
-        "scores": [row["value"] for row in metric.history],
+        "scores": [row["value"] for row in metric.scores],
         "gradient": first.first,
         "rows": first.rows,
         "images": learn.diffusion.images_seen,

@@ -356,3 +356,29 @@ def test_class_names_in_any_case(packaged):
     assert packaged.only(["bag", "SANDAL"]).names == ["Sandal", "Bag"]
     both = ImageSet(packaged.images[:4], torch.tensor([0, 1, 0, 1]), values=["bag", "Bag"])
     assert both.only(["Bag"]).values == ["Bag"]  # the exact spelling first
+
+
+def test_the_samples_of_the_colour_model_come_with_the_package():
+    import importlib.resources
+    import json
+
+    from PIL import Image
+
+    from diffnb.model import GenerativeModel
+    from diffnb.shards import digest_of
+
+    place = importlib.resources.files("diffnb") / "assets" / "cifar10_samples.png"
+    samples = image_set("cifar10_samples", verbose=False)
+    assert len(place.read_bytes()) <= 100_000
+    assert (samples.shape, samples.labels.tolist(), samples.values) == ((3, 32, 32), list(range(10)) * 4, list(range(10)))
+    with place.open("rb") as file, Image.open(file) as sheet:
+        facts, box = json.loads(sheet.text["diffnb.samples"]), sheet.crop((3 * 32, 2 * 32, 4 * 32, 3 * 32))
+    pixels = torch.frombuffer(bytearray(box.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
+    assert torch.equal(samples.images[23], pixels)  # the fourth of the third row
+    model = GenerativeModel.pretrained("cifar10", device="cpu", verbose=False)
+    assert facts["model"] == digest_of(model), "the packaged model has changed: python benchmarks/colour_samples.py"
+    assert samples.names == facts["names"] == model.label_names
+    again = model.generate(10, facts["n_steps"], facts["seed"], list(model.labels), batch_size=10)
+    assert (again * 255 - samples.images[:10]).abs().max() < 4  # the same but for the rounding of another machine
+    with pytest.raises(ValueError, match="has no split 'test'"):
+        image_set("cifar10_samples", split="test", verbose=False)

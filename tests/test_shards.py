@@ -43,6 +43,11 @@ def test_any_number_of_processes_writes_the_same_bytes(model, expected, tmp_path
     assert generate_shards(model, tmp_path / "one", 14, **HOW) == (14, 0)
     found = load_shards(tmp_path / "one")
     assert torch.equal(found.images, expected[0]) and [found.values[i] for i in found.labels.tolist()] == expected[1]
+    again = image_set(tmp_path / "one", verbose=False)  # as any other folder of images
+    assert torch.equal(again.images, expected[0]) and [again.values[i] for i in again.labels.tolist()] == expected[1]
+    assert again.names == model.label_names and again.num_classes == 10
+    bags = image_set(tmp_path / "one", classes=["bag"], size=14, verbose=False)
+    assert bags.shape == (1, 14, 14) and len(bags) == expected[1].count(8)
     for world in (2, 3):
         made = run_together(generate_shards_of, world, args=[model, tmp_path / f"{world}"])
         assert made == {2: [(8, 0), (6, 0)], 3: [(6, 0), (4, 0), (4, 0)]}[world]
@@ -127,17 +132,14 @@ def test_a_set_grows_and_its_beginning_stays(model, expected, tmp_path):
 
 
 def test_a_full_disk_leaves_what_is_there(model, tmp_path, monkeypatch):
-    write, count = Path.write_bytes, []
+    sync = os.fsync
 
-    def full(path, data):
-        if path.name.startswith(".shard"):
-            count.append(path)
-        if len(count) == 2:
-            write(path, data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return write(path, data)
+    def full(descriptor):
+        if any(path.name.startswith(".shard_00001") for path in tmp_path.iterdir()):  # the second one is being written
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         generate_shards(model, tmp_path, 8, **HOW)
     monkeypatch.undo()

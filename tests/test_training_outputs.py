@@ -9,6 +9,7 @@ import torch
 from fastai.callback.core import Callback
 from PIL import Image, ImageSequence
 
+import diffnb.training_runs as runs
 from diffnb import GenerativeModel
 from diffnb.cli import app
 from diffnb.core import to_unit
@@ -136,6 +137,28 @@ def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, tmp_path, step)
     assert (tmp_path / "levels.csv").read_text() == (out / "levels.csv").read_text()
     record, whole_record = (json.loads((folder / "record.json").read_text()) for folder in (tmp_path, out))
     assert {k: v for k, v in record.items() if k != "seconds"} == {k: v for k, v in whole_record.items() if k != "seconds"}
+
+
+def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch):
+    from diffnb.posthoc_ema import reconstruct, snapshots
+
+    asked = []
+    monkeypatch.setattr(runs, "log_callbacks", lambda *given: asked.append(given) or [])
+    recipe = RECIPE.changed(metric=None, limit=40, epochs=4, snapshots=(0.05, 0.1), snapshot_every=2, sample_every=3, log_to="tensorboard")
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        begin_run(recipe, out, progress=False, device="cpu", save_every=2, callbacks=[Cut(3)])
+    resume_run(out, progress=False, device="cpu", save_every=2)
+    assert [given[:2] for given in asked] == [("tensorboard", out)] * 2 and asked[0][2]["data"] == "packaged"
+    assert [path.name for path in sorted((out / "samples").iterdir())] == ["epoch_003.png", "epoch_004.png"]
+    found = snapshots(out / "snapshots")
+    assert {(one.step, one.sigma_rel) for one in found} == {(step, length) for step in (2, 4, 6, 8) for length in (0.05, 0.1)}
+    stored, made = weights(out / "last.safetensors"), reconstruct(out / "snapshots", 0.07)
+    assert set(stored) == set(made) and not equal(stored, made)
+    assert "`snapshots`: averages of some lengths" in (out / "README.md").read_text() and read_settings(out)["recipe"] == recipe
+    for wrong in ({"snapshot_every": 0}, {"sample_every": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number of at least 1, got 0"):
+            recipe.changed(**wrong)
 
 
 def test_what_would_lose_a_training_is_refused(whole, tmp_path, capsys):

@@ -1,10 +1,14 @@
 """What training is given and what it hands on: bad input, a full disk, checkpoints of others, TensorBoard and W&B, accumulation and compilation."""
 
+import math
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,20 +19,23 @@ from torch import nn
 from diffnb.data import ImageSet, image_loaders, image_set
 from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, UNet, build_network
-from diffnb.parametrizations import Karras
+from diffnb.parametrizations import Epsilon, Karras
 from diffnb.sdes import EDM, VP
 from diffnb.training import (
     CheckpointError,
+    HalfLife,
     HistoryCallback,
     LevelLossCallback,
     PowerLaw,
     ResumeCallback,
+    Sigmoid,
     TrainingError,
     TrainingSettings,
     Uncertainty,
     diffusion_learner,
     fit,
     load_state,
+    log_callbacks,
 )
 
 IMAGES = torch.randint(0, 256, (48, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -193,6 +200,58 @@ def test_a_full_disk_while_saving_is_a_clear_error_and_earlier_files_are_whole(t
     assert train(epochs=2, callbacks=[ResumeCallback(path, resume=True)]).record["epochs"] == 2
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["training.safetensors", "history.csv"])
+def test_a_device_without_space_is_named_and_earlier_files_are_whole(tmp_path, name):
+    path = tmp_path / name
+
+    def write(epochs):
+        train(epochs=epochs, callbacks=[HistoryCallback(tmp_path), ResumeCallback(tmp_path / "training.safetensors", resume=True)])
+
+    write(1)
+    before = path.read_bytes()
+    os.symlink("/dev/full", tmp_path / f".{path.name}.{os.getpid()}.part")  # what is written there meets ENOSPC, as the kernel has it
+    with pytest.raises(OSError, match=f"could not write .*{path.name}.*No space left on device; the earlier file is intact"):
+        write(2)
+    assert path.read_bytes() == before and not list(tmp_path.glob(".*"))
+    write(2)  # there is room again
+
+
+CRAMPED = """
+import subprocess, sys
+sys.path.insert(0, {tests!r})
+import test_training_tools as t
+folder = sys.argv[1]
+
+def room(kib, *how):
+    subprocess.run(["mount", *how, "-o", f"{{'remount,' if not how else ''}}size={{kib}}k", *(("none", folder) if how else (folder,))], check=True)
+
+room(10_000, "-t", "tmpfs")
+path = t.Path(folder) / "training.safetensors"
+t.train(callbacks=[t.ResumeCallback(path)])
+before = path.read_bytes()
+room(4 * (len(before) // 4096 + 2) + len(before) // 2048)  # room for this one, and for half of the next
+try:
+    t.train(epochs=2, callbacks=[t.ResumeCallback(path, every=1, resume=True)])
+    raise SystemExit("there was room")
+except t.CheckpointError as error:
+    assert "No space left on device; the earlier file is intact" in str(error), error
+assert path.read_bytes() == before and t.os.listdir(folder) == [path.name]
+room(10_000)
+assert t.train(epochs=2, callbacks=[t.ResumeCallback(path, every=1, resume=True)]).record["epochs"] == 2
+print("went on")
+"""
+
+
+def test_a_small_disk_that_fills_up_in_the_middle_of_a_file(tmp_path):
+    namespace = ["unshare", "--user", "--map-root-user", "--mount"]  # where this process may mount a disk of its own
+    if not shutil.which("unshare") or subprocess.run([*namespace, "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True).returncode:
+        pytest.skip("needs leave to mount a small disk in a namespace of its own")
+    program = CRAMPED.format(tests=str(Path(__file__).parent))
+    result = subprocess.run([*namespace, sys.executable, "-W", "ignore", "-c", program, tmp_path], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and result.stdout.endswith("went on\n"), result.stderr[-2000:]
+
+
 def test_damaged_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / "training.safetensors"
     train(callbacks=[ResumeCallback(path)])
@@ -283,14 +342,28 @@ def test_the_learned_weight_finds_the_loss_of_each_level():
     half_log_snr = torch.linspace(-3, 0.5, 41)  # below the kink of min-SNR
     t = VP().time_of_half_log_snr(half_log_snr)
     with torch.no_grad():
-        u = learn.uncertainty.uncertainty(half_log_snr)
+        u = learn.uncertainty.network(half_log_snr)
     exact = base(Karras(0.5), VP(), t).log()
     assert (u - exact).abs().max() < 0.25 and exact.max() - exact.min() > 3
     # the validation loss is that of the base weight: 1 times its mean over the levels
     assert learn.recorder.values[0][1] == pytest.approx(learn.recorder.values[-1][1], rel=1e-6)
     assert learn.recorder.values[-1][0] == pytest.approx(1.0, abs=0.05)  # in training each level contributes 1
     group = learn.opt.opt.param_groups[-1]
-    assert group["weight_decay"] == 0.0 and group["params"][0] is learn.uncertainty.uncertainty.weight
+    assert group["weight_decay"] == 0.0 and group["params"][0] is learn.uncertainty.network.weight
+
+
+def test_the_half_life_is_short_at_first_and_then_what_it_says():
+    profile = HalfLife(images=1000, growth=0.05)
+    assert profile.keep(1, 200, 100) == 0.5 ** (100 / (0.05 * 200))  # at most a twentieth of what was seen
+    assert profile.keep(500, 50_000, 100) == profile.keep(200, 20_000, 100) == 0.5 ** (100 / 1000)
+
+
+def test_the_sigmoid_weight_is_one_half_at_its_bias_and_the_bias_is_two():
+    log_snr = torch.tensor([2.0, -20.0, 10.0], dtype=torch.float64)
+    weight = Sigmoid()(Epsilon(0.5), VP(), VP().time_of_half_log_snr(log_snr / 2).double())
+    # on the error of epsilon: sigmoid(2 - log SNR), 1 at much noise, e^2 / SNR at little
+    torch.testing.assert_close(weight, torch.sigmoid(2 - log_snr), rtol=1e-4, atol=0)
+    assert weight[0] == pytest.approx(0.5, rel=1e-4) and weight[2] == pytest.approx(math.exp(2 - 10), rel=1e-3)
 
 
 def test_history_and_levels_are_written_for_whole_trainings(tmp_path):
@@ -307,51 +380,73 @@ def test_history_and_levels_are_written_for_whole_trainings(tmp_path):
 # --- TensorBoard and W&B: the modules are replaced by ones that write down what they are told --------------------------------------------------
 
 
-def test_fastais_tensorboard_callback_attaches(monkeypatch, tmp_path):
-    scalars = []
+class Told:
+    """A stand-in for TensorBoard's SummaryWriter, which keeps what it is told."""
 
-    class SummaryWriter:
-        def __init__(self, log_dir):
-            assert log_dir == tmp_path
+    writers = []
 
-        def add_scalar(self, name, value, step):
-            scalars.append((name, float(value), step))
+    def __init__(self, log_dir):
+        self.place, self.scalars, self.is_closed = log_dir, [], False
+        self.writers.append(self)
 
-        def close(self):
-            scalars.append(("closed", 0.0, 0))
+    def add_scalar(self, name, value, step):
+        self.scalars.append((name, float(value), step))
 
+    def close(self):
+        self.is_closed = True
+
+
+def test_losses_and_scores_reach_tensorboard(monkeypatch, tmp_path):
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Told))
     import fastai.callback.tensorboard as board
 
-    monkeypatch.setattr(board, "SummaryWriter", SummaryWriter)
-    result = train(epochs=2, callbacks=[board.TensorBoardCallback(tmp_path, trace_model=False, log_preds=False)])
-    assert [value for name, value, _ in scalars if name == "valid_loss"] == pytest.approx(result.record["valid_loss"])
-    assert {step for name, _, step in scalars if name == "train_loss"} >= set(range(1, 7)) and scalars[-1][0] == "closed"
+    monkeypatch.setattr(board, "SummaryWriter", Told)
+    result = train(epochs=2, callbacks=log_callbacks("tensorboard", tmp_path))
+    told = Told.writers[-1]
+    assert told.place == tmp_path / "tensorboard" and told.is_closed
+    assert [value for name, value, _ in told.scalars if name == "valid_loss"] == pytest.approx(result.record["valid_loss"])
+    assert {step for name, _, step in told.scalars if name == "train_loss"} >= set(range(1, 7))
+    assert [value for name, value, step in told.scalars if name == "lr_0"][0] > 0
 
 
-def test_fastais_wandb_callback_attaches(monkeypatch):
-    logged = []
-    config = types.SimpleNamespace(update=lambda values, allow_val_change: None)
-    run = types.SimpleNamespace(step=0, summary={})
+def test_losses_and_scores_reach_wandb(monkeypatch, tmp_path):
+    logged, begun = [], []
     fake = types.ModuleType("wandb")
-    fake.run, fake.config, fake.log = run, config, lambda values, step=None: logged.append(values)
-    if "wandb" not in sys.modules:
-        monkeypatch.setitem(sys.modules, "wandb", fake)
+    fake.run, fake.config = None, types.SimpleNamespace(update=lambda values, allow_val_change: None)
+    fake.log = lambda values, step=None: logged.append(values)
+
+    def init(**settings):
+        begun.append(settings)
+        fake.run = types.SimpleNamespace(step=0, summary={})
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     import fastai.callback.wandb as board
 
     monkeypatch.setattr(board, "wandb", fake)
-    try:
-        board.init_args(0)
-    except TypeError:  # fastai 2.8.12 asks fastcore 2.2 for the arguments of plain numbers, which have none: any learner stops there
-        read = board.init_args
-        monkeypatch.setattr(board, "init_args", lambda o: read(o) if hasattr(o, "__dict__") else {})
-    result = train(epochs=2, callbacks=[board.WandbCallback(log_preds=False)])
+    result = train(epochs=2, callbacks=log_callbacks("wandb", tmp_path / "first", {"data": "digits"}))
+    assert begun == [{"project": "diffnb", "name": "first", "dir": str(tmp_path / "first"), "config": {"data": "digits"}}]
     assert [float(row["valid_loss"]) for row in logged if "valid_loss" in row] == pytest.approx(result.record["valid_loss"])
     assert len([row for row in logged if "raw_loss" in row]) == 6
+    train(callbacks=log_callbacks("wandb", tmp_path / "second"))
+    assert len(begun) == 1  # a run that its owner has begun is used
+
+
+def test_what_cannot_be_logged_to_is_said(monkeypatch, tmp_path):
+    for name, module in (("tensorboard", "fastai.callback.tensorboard"), ("wandb", "fastai.callback.wandb")):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+        with pytest.raises(TrainingError, match=f"log_to='{name}' needs the package {name}: pip install {name}"):
+            log_callbacks(name, tmp_path)
+    with pytest.raises(ValueError, match="did you mean 'wandb'"):
+        log_callbacks("wandbb", tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert log_callbacks("tensorboard", tmp_path) == []  # the first process logs for all
 
 
 def test_names_stay_importable_from_one_place():
