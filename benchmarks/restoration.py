@@ -1,10 +1,20 @@
-"""Restoration with the packaged model: peak signal-to-noise ratio, similarity, feature distance and seconds, by task and method.
+"""Restoration with the packaged models: signal-to-noise ratio, similarity, feature distance and seconds, by task and method.
 
-Real images that the model was not calibrated on; every method runs with its own default or as many steps as given, and "DPS, equal time"
-with as many as take as long as the default method. With azula installed, its DPS and MMPS run on the same network. Prints a table and
-writes results/restoration.json:
+Real test images, which no method was calibrated on. Every method runs for the same processor time of one thread, that of the default
+method with its 10 steps: two short runs of a method tell how many steps it can afford. Peak signal-to-noise ratios are means over images,
+over the whole picture and, where pixels are hidden, over those alone ("hidden"); the error of the mean is theirs over images, of the
+difference from the default method ("+-"). With azula and deepinv installed, their methods run on the same network.
 
-    python benchmarks/restoration.py [images] [model]
+A sample of the posterior is not made to be near the truth on average: the mean of the posterior is, by 3 dB where it is Gaussian. So for
+inpainting there is a second table: the same seconds, and four times as many, spent on one sample or on four whose mean is taken
+("samples"). Prints tables and writes results/restoration.json as far as it has come:
+
+    python benchmarks/restoration.py [images] [model ...]
+    python benchmarks/restoration.py pictures
+
+The second draws results/restoration.png instead: what is given, and what the default method, "conditioned" and DPS make of it.
+
+CIFAR-10 is read from DIFFNB_DATA, and Inception's weights, whose features measure the colour model, from DIFFNB_WEIGHTS.
 """
 
 import importlib.util
@@ -19,34 +29,37 @@ import torch.nn.functional as F
 
 import diffnb
 from diffnb.data import image_set
+from diffnb.extractors import FashionClassifier, InceptionFeatures
 from diffnb.inverse import DPS, Hooked
 from diffnb.model import GenerativeModel
-from diffnb.operators import Blur, Downsample, Identity, Mask, gaussian_kernel
-from diffnb.restoration import Restoration
+from diffnb.operators import Blur, Downsample, Grayscale, Identity, Mask, gaussian_kernel
+from diffnb.restoration import METHODS
 from diffnb.samplers import DDIM
 
-CALLS = {"calibrated": 10, "conditioned": 10, "mmps": 5, "pigdm": 25, "ddnm": 50, "replacement": 50, "repaint": 10, "dps": 50}
+SETS = {"fashion_mnist": ("packaged", "train", FashionClassifier), "cifar10": ("cifar10", "test", InceptionFeatures)}
+SCALES = (1.0, 3.0, 10.0)  # of DPS: length of its descent
+SAMPLES, TIMES = (1, 4), (1, 4)
 
 
-class Model(GenerativeModel, Restoration):
-    """A generative model that restores."""
-
-
-def tasks(h, w):
+def tasks(c, h, w):
     """Operator and noise level, in units of [0, 1], by name."""
     hole = torch.zeros(h, w)
     hole[h // 4 : -h // 4, w // 4 : -w // 4] = 1
+    colour = {"colorization": (Grayscale(), 1 / 255)} if c == 3 else {}
     return {
         "inpainting": (Mask(hole), 1 / 255),
         "super-resolution x4": (Downsample(4), 1 / 255),
-        "blur": (Blur(gaussian_kernel(1.5), "reflect"), 0.01),
         "noise": (Identity(), 0.2),
+        **colour,
+        "blur": (Blur(gaussian_kernel(1.5), "reflect"), 0.01),
     }
 
 
-def psnr(a, b):
-    """Peak signal-to-noise ratio in dB, mean over images."""
-    return -10 * (a - b).flatten(1).square().mean(1).log10().mean().item()
+def decibels(a, b, where=None):
+    """Peak signal-to-noise ratio of each image, (n,); of the pixels where a mask is 1."""
+    error = (a - b).square().flatten(1)
+    weight = torch.ones_like(error) if where is None else where.expand_as(a).flatten(1)
+    return -10 * ((error * weight).sum(1) / weight.sum(1)).log10()
 
 
 def ssim(a, b, size=7):
@@ -65,110 +78,210 @@ def ssim(a, b, size=7):
     return (((2 * ma * mb + c1) * (2 * covariance + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean().item()
 
 
-def features(images):
-    """What the packaged classifier sees."""
-    from diffnb.extractors import FashionClassifier
+class Problem:
+    """Images, what has been measured of them, and the model that restores them."""
 
-    return FashionClassifier()(images)
+    def __init__(self, model, truth, operator, noise):
+        self.model, self.truth, self.operator, self.noise = model, truth, operator, noise
+        # ancestral steps for the methods that steer somebody else's sampler
+        self.ancestral = GenerativeModel.of(model.trained, sampler=DDIM(eta=1.0), verbose=False)
+        y, seen = operator.A(truth), operator.A(torch.ones_like(truth)) != 0
+        self.y = y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * seen
+
+    def restore(self, method, n_steps, seed=0):
+        """Restore by a method of ours: its name, or DPS with a step length."""
+        model = self.model if method == "calibrated" else self.ancestral
+        if not isinstance(method, str):
+            scale = method
+
+            def method(sampler, denoiser, observation, covariance):
+                return Hooked(sampler, DPS(observation, scale)), denoiser
+
+        return model.restore(self.y, self.operator, self.noise, n_steps, seed, method=method)
+
+    def in_model_range(self):
+        """Measurement and noise level of images with values in [-1, 1]."""
+        return 2 * self.y - self.operator.A(torch.ones_like(self.truth[:1])), 2 * self.noise
+
+    def predict(self, x, sigma):
+        """The prediction of the clean images, (n, c, h, w) in [-1, 1], from x = clean + sigma noise."""
+        own = self.model.denoiser()
+        time_ = own.sde.time_of_half_log_snr(-torch.log(torch.as_tensor(sigma).double().flatten()[0]))
+        return own(x, time_, {"label": torch.full((len(x),), -1)} if self.model.num_classes else {}).x0
+
+    def by_azula(self, kind, steps):
+        """azula's own methods on the same network, in its variance-exploding schedule."""
+        from azula.denoise import Denoiser, DiracPosterior
+        from azula.guidance import DPSSampler, MMPSDenoiser
+        from azula.linalg.covariance import IsotropicCovariance
+        from azula.noise import VESchedule
+        from azula.sample import DDPMSampler
+
+        predict = self.predict
+
+        class Ours(Denoiser):
+            """Our network behind azula's interface."""
+
+            def __init__(self):
+                super().__init__()
+                self.schedule = VESchedule(0.002, 80.0)
+
+            def forward(self, x_t, t, **kwargs):
+                """Predict the mean."""
+                return DiracPosterior(predict(x_t, self.schedule(t)[1]))
+
+        y, std = self.in_model_range()
+        torch.manual_seed(0)
+        start = 80.0 * torch.randn(self.truth.shape)
+        if kind == "DPS":
+            sampler = DPSSampler(Ours(), y, self.operator.A, steps=steps, silent=True)
+        else:
+            guided = MMPSDenoiser(Ours(), y, self.operator.A, IsotropicCovariance(torch.tensor(std**2)), iterations=1)
+            sampler = DDPMSampler(guided, steps=steps, silent=True)
+        return ((sampler(start) + 1) / 2).clamp(0, 1)
+
+    def by_deepinv(self, kind, steps):
+        """deepinv's own methods on the same network, which it wants for values in [0, 1]."""
+        import deepinv
+
+        def denoise(x, sigma, **kwargs):
+            return ((self.predict(2 * x.float() - 1, 2 * torch.as_tensor(sigma)) + 1) / 2).to(x.dtype)
+
+        noise = deepinv.physics.GaussianNoise(self.noise)
+        physics = deepinv.physics.LinearPhysics(A=self.operator.A, A_adjoint=self.operator.At, noise_model=noise)
+        if kind == "DPS":
+            restored = deepinv.sampling.DPS(denoise, num_steps=steps, dtype=torch.float32)(self.y, physics, x_init=self.truth.shape, seed=0)
+        else:
+            torch.manual_seed(0)
+            diffpir = deepinv.sampling.DiffPIR(denoise, deepinv.optim.L2(), max_iter=steps)
+            restored = diffpir(self.y, physics, x_init=self.operator.At(self.y))
+        return restored.float().clamp(0, 1)
+
+    def methods(self):
+        """Name, evaluations of a step, and a function of the number of steps, of every method but the default."""
+        cost = {"mmps": 4, "pigdm": 2, "repaint": 5}
+        for name in METHODS.names():
+            if name not in ("calibrated", "dps"):
+                yield name, cost.get(name, 1), lambda n, name=name: self.restore(name, n)
+        for scale in SCALES:
+            yield f"DPS, {scale}", 2, lambda n, scale=scale: self.restore(scale, n)
+        if importlib.util.find_spec("azula"):
+            yield "azula DPS", 2, lambda n: self.by_azula("DPS", n)
+            yield "azula MMPS", 3, lambda n: self.by_azula("MMPS", n)
+        if importlib.util.find_spec("deepinv"):
+            yield "deepinv DPS", 2, lambda n: self.by_deepinv("DPS", n)
+            yield "deepinv DiffPIR", 1, lambda n: self.by_deepinv("DiffPIR", n)
 
 
-def by_azula(model, operator, y, noise, kind, steps):
-    """azula's own methods on the same network, in its variance-exploding schedule."""
-    from azula.denoise import Denoiser, DiracPosterior
-    from azula.guidance import DPSSampler, MMPSDenoiser
-    from azula.linalg.covariance import IsotropicCovariance
-    from azula.noise import VESchedule
-    from azula.sample import DDPMSampler
-
-    own, schedule = model.denoiser(), VESchedule(0.002, 80.0)
-
-    class Ours(Denoiser):
-        """Our network behind azula's interface."""
-
-        def __init__(self):
-            super().__init__()
-            self.schedule = schedule
-
-        def forward(self, x_t, t, **kwargs):
-            """Predict the mean."""
-            _, sigma = schedule(t)
-            time = own.sde.time_of_half_log_snr(-torch.log(sigma.double().flatten()[0]))
-            condition = {"label": torch.full((len(x_t),), -1)} if model.num_classes else {}
-            return DiracPosterior(own(x_t, time, condition).x0)
-
-    ones = operator.A(torch.ones(1, *model.shape))
-    target, std = 2 * y - ones, 2 * noise
-    torch.manual_seed(0)
-    start = 80.0 * torch.randn(len(y), *model.shape)
-    if kind == "DPS":
-        sampler = DPSSampler(Ours(), target, operator.A, steps=steps, silent=True)
-    else:
-        guided = MMPSDenoiser(Ours(), target, operator.A, IsotropicCovariance(torch.tensor(std**2)), iterations=1)
-        sampler = DDPMSampler(guided, steps=steps, silent=True)
-    return (sampler(start).clamp(-1, 1) + 1) / 2
+def timed(run, *arguments):
+    """What a function returns, and the processor time that it took."""
+    start = time.process_time()
+    result = run(*arguments)
+    return result, time.process_time() - start
 
 
-def runs(model, operator, y, noise):
-    """Name, number of evaluations, and images, of every method."""
-    start = time.perf_counter()
-    yield "calibrated", 10, model.restore(y, operator, noise, seed=0, n_steps=10)
-    allowed = time.perf_counter() - start
-    ancestral = Model.of(model.trained, sampler=DDIM(eta=1.0), verbose=False)
-    start = time.perf_counter()
-    ancestral.restore(y, operator, noise, seed=0, n_steps=3, method="dps")
-    affordable = max(3, round(3 * allowed / (time.perf_counter() - start)))
-    yield "DPS, equal time", 2 * affordable, ancestral.restore(y, operator, noise, seed=0, n_steps=affordable, method="dps")
-    for scale in (0.3, 3.0):
-
-        def method(sampler, denoiser, observation, covariance, scale=scale):
-            return Hooked(sampler, DPS(observation, scale)), denoiser
-
-        yield f"DPS, step {scale}", 100, ancestral.restore(y, operator, noise, seed=0, n_steps=50, method=method)
-    cost = {"mmps": 4, "pigdm": 2, "dps": 2, "repaint": 5}
-    for name, n_steps in CALLS.items():
-        if name != "calibrated":
-            yield name, n_steps * cost.get(name, 1), ancestral.restore(y, operator, noise, seed=0, n_steps=n_steps, method=name)
-    if importlib.util.find_spec("azula"):
-        for kind, steps, evaluations in (("DPS", 50, 100), ("MMPS", 33, 99)):
-            yield f"azula {kind}", evaluations, by_azula(model, operator, y, noise, kind, steps)
+def affordable(run, seconds, fewest=2):
+    """The number of steps that takes so long, by two short runs."""
+    short, long = (timed(run, n)[1] for n in (fewest, 2 * fewest))
+    each = max((long - short) / fewest, long / (6 * fewest))
+    return max(fewest, round(fewest + (seconds - short) / each))
 
 
-def rows(model, truth):
-    """One row for each task and method."""
-    model.restore(Identity().A(truth[:1]), Identity(), 0.1, seed=0)  # calibrates, once for a model
-    wanted = features(truth)
-    for task, (operator, noise) in tasks(*truth.shape[-2:]).items():
-        y = operator.A(truth)
-        y = y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * (operator.A(torch.ones_like(truth)) != 0)
-        results, start = runs(model, operator, y, noise), time.perf_counter()
-        for method, evaluations, images in results:
-            seconds = time.perf_counter() - start
-            yield {
-                "task": task,
-                "method": method,
-                "evaluations": evaluations,
-                "psnr": round(psnr(images, truth), 2),
-                "ssim": round(ssim(images, truth), 4),
-                "feature_distance": round((features(images) - wanted).square().sum(1).mean().item(), 3),
-                "seconds": round(seconds, 2),
-            }
-            start = time.perf_counter()
+def figures(images, problem, extractor, wanted, default=None):
+    """How near restored images are to the true ones."""
+    truth = problem.truth
+    every = decibels(images, truth)
+    row = {
+        "psnr": round(every.mean().item(), 2),
+        "ssim": round(ssim(images, truth), 4),
+        "feature_distance": round((extractor(images) - wanted).square().sum(1).mean().item(), 3),
+    }
+    if default is not None:
+        row["error"] = round(((every - decibels(default, truth)).std() / len(truth) ** 0.5).item(), 2)
+    if isinstance(problem.operator, Mask):
+        row["hidden"] = round(decibels(images, truth, problem.operator.mask).mean().item(), 2)
+    return row
+
+
+def equal_time(problem, task, extractor):
+    """One row for each method, all for the time of the default method."""
+    wanted = extractor(problem.truth)
+    problem.restore("calibrated", 2)  # what is prepared once is not counted
+    default, seconds = timed(problem.restore, "calibrated", 10)
+    about = {"task": task, "method": "calibrated", "steps": 10, "evaluations": 10, "seconds": round(seconds, 2)}
+    yield about | figures(default, problem, extractor, wanted)
+    for name, cost, run in problem.methods():
+        steps = affordable(run, seconds)
+        images, spent = timed(run, steps)
+        about = {"task": task, "method": name, "steps": steps, "evaluations": cost * steps, "seconds": round(spent, 2)}
+        yield about | figures(images, problem, extractor, wanted, default)
+
+
+def samples_and_means(problem):
+    """One sample, or the mean of several, for the same time in all."""
+    once = timed(problem.restore, "calibrated", 10)[1]
+    for factor in TIMES:
+        for method in ("calibrated", "conditioned", *SCALES):
+            for samples in SAMPLES:
+                steps = affordable(lambda n: problem.restore(method, n), factor * once / samples)
+                images, spent = timed(lambda: [problem.restore(method, steps, seed) for seed in range(samples)])
+                mean = torch.stack(images).mean(0)
+                row = {"times": factor, "method": method if isinstance(method, str) else f"DPS, {method}", "samples": samples, "steps": steps}
+                row |= {"seconds": round(spent, 2), "psnr": round(decibels(mean, problem.truth).mean().item(), 2)}
+                yield row | {"hidden": round(decibels(mean, problem.truth, problem.operator.mask).mean().item(), 2)}
+
+
+def table(rows, *columns):
+    """Print rows as they come, and keep them."""
+    kept = []
+    print(" ".join(f"{column:>19s}" if k < 2 else f"{column[:11]:>11s}" for k, column in enumerate(columns)))
+    for row in rows:
+        kept.append(row)
+        texts = [str(row.get(column, "")) for column in columns]
+        print(" ".join(f"{text:>19s}" if k < 2 else f"{text:>11s}" for k, text in enumerate(texts)), flush=True)
+    return kept
+
+
+def record(path, model, **found):
+    """Write down what has been found, beside what is known of other models."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[model] = found
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def draw(path, columns=8):
+    """Restorations of CIFAR-10, a row a method, each with steps that take about as long as the default's 10."""
+    from diffnb.cli import grid, write_png
+
+    truth = image_set("cifar10", split="test", verbose=False).images[:columns].float() / 255
+    model, rows = GenerativeModel.pretrained("cifar10", verbose=False).calibrate(), [truth]
+    for task, (operator, noise) in tasks(*truth.shape[1:]).items():
+        problem = Problem(model, truth, operator, noise)
+        given = F.interpolate(problem.y, truth.shape[-2:], mode="nearest").expand_as(truth).clamp(0, 1)
+        rows += [given, problem.restore("calibrated", 10), problem.restore("conditioned", 10), problem.restore(SCALES[-1], 12)]
+    write_png(grid(torch.cat(rows), columns), path, scale=2)
 
 
 def main():
-    """Print the table and write it down."""
-    n, name = int(sys.argv[1]) if len(sys.argv) > 1 else 16, sys.argv[2] if len(sys.argv) > 2 else "fashion_mnist"
+    """Print the tables and write them down."""
     torch.set_num_threads(1)
-    model, table = Model.pretrained(name, verbose=False), []
-    truth = image_set("packaged", verbose=False).images[:n].float() / 255
-    print(f"{'task':20s} {'method':18s} evaluations   PSNR    SSIM  features  seconds")
-    for row in rows(model, truth):
-        table.append(row)
-        figures = f"{row['psnr']:6.2f} {row['ssim']:7.3f} {row['feature_distance']:9.2f} {row['seconds']:8.2f}"
-        print(f"{row['task']:20s} {row['method']:18s} {row['evaluations']:11d} {figures}", flush=True)
-    about = {"diffnb": diffnb.__version__, "torch": torch.__version__, "machine": platform.machine(), "model": name, "images": n, "threads": 1}
     path = Path(__file__).parent / "results" / "restoration.json"
-    path.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n")
+    if sys.argv[1:] == ["pictures"]:
+        return draw(path.with_suffix(".png"))
+    n, names = int(sys.argv[1]) if len(sys.argv) > 1 else 16, sys.argv[2:] or list(SETS)
+    about = {"diffnb": diffnb.__version__, "torch": torch.__version__, "machine": platform.machine(), "images": n, "threads": 1}
+    for name in names:
+        data, split, make_extractor = SETS[name]
+        truth = image_set(data, split=split, verbose=False).images[:n].float() / 255
+        model, extractor, rows, means = GenerativeModel.pretrained(name, verbose=False).calibrate(), make_extractor(), [], []
+        for task, (operator, noise) in tasks(*truth.shape[1:]).items():
+            print(f"\n{name}, {n} images")
+            problem = Problem(model, truth, operator, noise)
+            columns = "task method steps evaluations psnr error hidden ssim feature_distance seconds".split()
+            rows += table(equal_time(problem, task, extractor), *columns)
+            if task == "inpainting":
+                means = table(samples_and_means(problem), *"times method samples steps seconds psnr hidden".split())
+            record(path, name, about=about, equal_time=rows, samples_and_means=means)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ Docs: https://diffnb.github.io/diffnb/editing.html.md"""
 # %% auto #0
 __all__ = ['flow', 'spherical', 'Editing']
 
-# %% ../nbs/17d_editing.ipynb #6ac57f1d
-from collections.abc import Callable, Mapping
+# %% ../nbs/17d_editing.ipynb #3
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .denoisers import BaseDenoiser
 from .restoration import How, fitting, in_chunks
 from .samplers import Heun, State, karras
 
-# %% ../nbs/17d_editing.ipynb #68505f60
+# %% ../nbs/17d_editing.ipynb #6
 def flow(
     denoiser: BaseDenoiser,  # what knows the data
     x: Tensor,  # samples (n, ...) at the first of the times
@@ -48,7 +48,14 @@ def spherical(
     angle = cosine.arccos().clamp(min=1e-4).view(-1, *[1] * (a.ndim - 1))
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
 
-# %% ../nbs/17d_editing.ipynb #164928ba
+
+def _each(values, times):
+    """Every value so many times in a row; what is one value for all stays."""
+    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) == 1:
+        return values
+    return [value for value in values for _ in range(times)]
+
+# %% ../nbs/17d_editing.ipynb #12
 class Editing:
     """Taking pictures along the noising process and back; `GenerativeModel` inherits it."""
 
@@ -64,9 +71,9 @@ class Editing:
         image: Any,  # pictures
         t: float = 0.5,  # how far they are noised, in (0, 1]
         n_steps: int | None = None,  # steps; None: the sampler's default
-        seed: int | None = None,  # the same seed gives the same pictures; None: a fresh one
+        seed: int | Sequence[int] | None = None,  # one, or one for each picture: the same gives the same pictures; None: a fresh one
         class_labels: Any = None,  # one label, or one for each picture; None: no class
-        guidance_scale: float = 1.0,  # how much the class is exaggerated
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
         variants: int = 1,  # answers for each picture
         resize: bool = False,  # resize pictures of another size
         batch_size: int | None = None,  # pictures at a time
@@ -79,7 +86,7 @@ class Editing:
             ValueError: if t or a picture does not fit.
         """
         how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", variants, batch_size, progress_callback, callback_frequency)
-        clean, denoiser, sde = to_model(fitting(self, image, resize)), self.denoiser(guidance_scale=guidance_scale), self.sde
+        clean, denoiser, sde = to_model(fitting(self, image, resize)), how.denoiser(self), self.sde
         t = min(self._levels(t, 2)[-1].item(), sde.t_max)
 
         def run(own, labels, noise, callback):
@@ -97,8 +104,8 @@ class Editing:
         class_labels: Any = None,  # what they are to become
         from_labels: Any = None,  # what they are: then the way up is the flow under this label; None: noise (SDEdit)
         n_steps: int | None = None,  # steps; None: the sampler's default, or 30 each way with `from_labels`
-        seed: int | None = None,  # the same seed gives the same pictures; None: a fresh one
-        guidance_scale: float = 1.0,  # how much the class is exaggerated on the way down
+        seed: int | Sequence[int] | None = None,  # one, or one for each picture: the same gives the same pictures; None: a fresh one
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated on the way down
         variants: int = 1,  # answers for each picture; the flow has only one
         resize: bool = False,  # resize pictures of another size
         batch_size: int | None = None,  # pictures at a time
@@ -118,64 +125,73 @@ class Editing:
             return self.reconstruct(image, strength, n_steps, seed, class_labels, guidance_scale, resize=resize, **shared)
         if variants != 1:
             raise ValueError(f"variants={variants} needs chance, and the flow from from_labels has none; leave from_labels out, or ask for 1")
-        latent = self.encode(image, strength, n_steps or 30, from_labels, resize=resize)
-        how = How(None, 0 if seed is None else seed, class_labels, guidance_scale, "calibrated", **shared)
-        return self._decoded(latent, strength, n_steps or 30, how)
+        del shared["variants"]
+        latent = self.encode(image, strength, n_steps or 30, from_labels, resize=resize, **shared)
+        return self.decode(latent, strength, n_steps or 30, class_labels, guidance_scale, **shared)
+
+    def _flowing(self, times, how, starts):
+        """Where the flow takes samples through the times; `starts` gives those of some pictures."""
+        denoiser = how.denoiser(self)
+        return lambda own, labels, noise, callback: flow(denoiser, starts(own).to(self.device), times, labels, callback)
 
     def encode(
         self,
         image: Any,  # pictures
         t: float = 1.0,  # how far up
         n_steps: int = 30,  # levels
-        class_labels: Any = None,  # the label of the flow
+        class_labels: Any = None,  # the label of the flow, one, or one for each picture; None: no class
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
         resize: bool = False,  # resize pictures of another size
+        batch_size: int | None = None,  # pictures at a time; None: as many as fit well
+        progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
+        callback_frequency: int = 1,  # call it every so many steps
     ) -> Tensor:  # (n, c, h, w): the noise that the flow takes to these pictures, at time t
         """Run the probability flow upwards, from pictures to noise.
 
         Raises:
             ValueError: if t or a picture does not fit.
         """
-        images = fitting(self, image, resize)
-        times, denoiser = self._levels(t, n_steps), self.denoiser()
+        how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency)
+        clean, times = to_model(fitting(self, image, resize)), self._levels(t, n_steps)
         scale = self.sde.alpha(times[0]).item()
-        condition = self._condition(class_labels, len(images))
-        parts = []
-        for own in torch.arange(len(images)).split(64):
-            labels = {key: value[own].to(self.device) for key, value in condition.items()}
-            parts.append(flow(denoiser, scale * to_model(images[own]).to(self.device), times, labels).cpu())
-        return torch.cat(parts)
-
-    def _decoded(self, latent, t, n_steps, how):
-        """Pictures from the flow run downwards from t."""
-        times, denoiser = self._levels(t, n_steps).flip(0), self.denoiser(guidance_scale=how.guidance_scale)
-        scale = self.sde.alpha(times[-1]).item()
-
-        def run(own, labels, noise, callback):
-            return to_unit(flow(denoiser, latent[own].to(self.device), times, labels, callback) / scale)
-
-        return in_chunks(self, len(latent), how, run)
+        return in_chunks(self, len(clean), how, self._flowing(times, how, lambda own: scale * clean[own]))
 
     def decode(
         self,
         latent: Tensor,  # what `encode` returned
         t: float = 1.0,  # the time it was encoded to
         n_steps: int = 30,  # levels; those of `encode` give the smallest round-trip error
-        class_labels: Any = None,  # the label of the flow
-        guidance_scale: float = 1.0,  # how much the class is exaggerated
+        class_labels: Any = None,  # the label of the flow, one, or one for each picture; None: no class
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
+        batch_size: int | None = None,  # pictures at a time; None: as many as fit well
+        progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
+        callback_frequency: int = 1,  # call it every so many steps
     ) -> Tensor:  # (n, c, h, w) in [0, 1]
-        """Run the probability flow downwards, from noise to pictures."""
-        return self._decoded(latent, t, n_steps, How(seed=0, class_labels=class_labels, guidance_scale=guidance_scale))
+        """Run the probability flow downwards, from noise to pictures.
+
+        Raises:
+            ValueError: if t or a label does not fit.
+        """
+        how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency)
+        times = self._levels(t, n_steps).flip(0)
+        ends = in_chunks(self, len(latent), how, self._flowing(times, how, lambda own: latent[own]))
+        return to_unit(ends / self.sde.alpha(times[-1]).item())
 
     def round_trip_error(
         self,
         image: Any,  # pictures
         t: float = 1.0,  # how far up
         n_steps: int = 30,  # levels
-        class_labels: Any = None,  # the label of the flow
+        class_labels: Any = None,  # the label of the flow, one, or one for each picture; None: no class
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
+        batch_size: int | None = None,  # pictures at a time; None: as many as fit well
+        progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1]), up and down
+        callback_frequency: int = 1,  # call it every so many steps
     ) -> Tensor:  # (n,) root mean square difference between each picture and decode(encode(picture)), in units of [0, 1]
         """Tell how exactly pictures come back from their noise."""
-        images = fitting(self, image, False)
-        back = self.decode(self.encode(images, t, n_steps, class_labels), t, n_steps, class_labels)
+        images, how = fitting(self, image, False), (t, n_steps, class_labels, guidance_scale)
+        chunks = {"batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
+        back = self.decode(self.encode(images, *how, **chunks), *how, **chunks)
         return (back - images).flatten(1).square().mean(1).sqrt()
 
     def interpolate(
@@ -185,9 +201,13 @@ class Editing:
         n: int = 8,  # pictures on the way, both ends included; at least 2
         t: float = 1.0,  # time of the noise between which the way runs
         n_steps: int = 30,  # levels of the flow, each way
-        class_labels: Any = None,  # the label of the flow
-        guidance_scale: float = 1.0,  # how much the class is exaggerated on the way down
+        class_labels: Any = None,  # the label of the flow, one, or one for each pair; None: no class
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated on the way down, one, or one for each pair
         resize: bool = False,  # resize pictures of another size
+        batch_size: int | None = None,  # pictures at a time; None: as many as fit well
+        progress_callback: Callable[[int, int, Tensor], Any]
+        | None = None,  # called with (step, n_steps, x0_hat in [0, 1]): up from a, up from b, down
+        callback_frequency: int = 1,  # call it every so many steps
     ) -> Tensor:  # (pictures x n, c, h, w) in [0, 1]: the way from each a to its b
         """Walk from one picture to another through the noise that the flow takes to them.
 
@@ -196,8 +216,10 @@ class Editing:
         """
         if n < 2:
             raise ValueError(f"n must be at least 2, both ends included, got {n}")
-        ends = [self.encode(image, t, n_steps, class_labels, resize) for image in (a, b)]
+        chunks = {"batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
+        ends = [self.encode(image, t, n_steps, class_labels, resize=resize, **chunks) for image in (a, b)]
         if len(ends[0]) != len(ends[1]):
             raise ValueError(f"a and b must hold as many pictures, got {len(ends[0])} and {len(ends[1])}")
         way = torch.stack([spherical(*ends, k / (n - 1)) for k in range(n)], 1).flatten(0, 1)
-        return self.decode(way, t, n_steps, class_labels, guidance_scale)
+        labels, scales = (_each(values, n) for values in (class_labels, guidance_scale))
+        return self.decode(way, t, n_steps, labels, scales, **chunks)

@@ -6,9 +6,9 @@ Docs: https://diffnb.github.io/diffnb/inverse.html.md"""
 
 # %% auto #0
 __all__ = ['CLEAN', 'REPLACED', 'Steered', 'MMPS', 'PiGDM', 'round_variance', 'solve_round', 'DDNM', 'Watched', 'Hook', 'Wrapped',
-           'Hooked', 'Replacement', 'Redrawn', 'Resampled', 'DPS']
+           'Hooked', 'Replacement', 'Redrawn', 'Returning', 'Resampled', 'DPS']
 
-# %% ../nbs/08a_inverse.ipynb #5e27572c
+# %% ../nbs/08a_inverse.ipynb #3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ from .operators import Observation, conjugate_gradients, solve
 from .samplers import Sampler, State
 from .sdes import SDE, Level
 
-# %% ../nbs/08a_inverse.ipynb #fa753911
+# %% ../nbs/08a_inverse.ipynb #8
 class Steered(BaseDenoiser):
     """A denoiser whose x0_hat is moved towards a measurement; a subclass defines `steer`."""
 
@@ -64,7 +64,7 @@ class Steered(BaseDenoiser):
 
         return x0.detach(), product
 
-# %% ../nbs/08a_inverse.ipynb #34d48298
+# %% ../nbs/08a_inverse.ipynb #12
 class MMPS(Steered):
     """Condition a Gaussian with the mean and the covariance that x_0 has given x_t; exact for Gaussian data.
 
@@ -98,7 +98,7 @@ class MMPS(Steered):
             x0 = x0 + size * spread[-1]
         return x0
 
-# %% ../nbs/08a_inverse.ipynb #a54e4a04
+# %% ../nbs/08a_inverse.ipynb #18
 class PiGDM(Steered):
     """Pseudo-inverse guidance: a round covariance in the equation, the Jacobian in the correction; 2 evaluations.
 
@@ -142,7 +142,7 @@ def solve_round(
     variance = variance if variance.ndim == 0 else variance.reshape(-1, *[1] * (residual.ndim - 1))
     return solve(lambda p: variance * A.A(A.At(p)) + observation.noise**2 * p, residual)
 
-# %% ../nbs/08a_inverse.ipynb #cb4243ea
+# %% ../nbs/08a_inverse.ipynb #22
 class DDNM(Steered):
     """Replace what the operator sees, keep what it does not; 1 evaluation.
 
@@ -159,7 +159,7 @@ class DDNM(Steered):
         trust = (self.sde.sigma(t) / self.sde.alpha(t) / observation.noise).clamp(max=1.0)
         return x0 + expand(trust, x0) * correction
 
-# %% ../nbs/08a_inverse.ipynb #1be2f99f
+# %% ../nbs/08a_inverse.ipynb #25
 class Watched(BaseDenoiser):
     """A denoiser that keeps its first prediction, with what is needed to differentiate it if wanted."""
 
@@ -248,7 +248,7 @@ class Hooked(Wrapped):
         seen = Watched(denoiser, self.hook.differentiates)
         return self.hook(self.sampler.finish(seen, state, t), t, CLEAN, None, seen)
 
-# %% ../nbs/08a_inverse.ipynb #625f85b8
+# %% ../nbs/08a_inverse.ipynb #29
 @dataclass(frozen=True)
 class Replacement(Hook):
     """Put the measurement into the state, noised to its level.
@@ -289,43 +289,73 @@ class Redrawn:
 
 
 @dataclass(frozen=True)
+class Returning(State):
+    """A state of `Resampled`: that of the sampler that it runs, and where the stretch began that will be taken again."""
+
+    inner: State | None = None  # the other sampler's own state
+    start: State | None = None  # the other sampler's state at the first level of the stretch
+
+
+@dataclass(frozen=True)
 class Resampled(Wrapped):
-    """Take each step several times, going back up by one level between them (RePaint, with jumps of one level).
+    """Take each stretch of levels several times, going back up to its start between them (RePaint).
 
     References:
-        Lugmayr et al. (2022), "RePaint: inpainting using denoising diffusion probabilistic models", algorithm 1.
+        Lugmayr et al. (2022), "RePaint: inpainting using denoising diffusion probabilistic models", algorithm 1 and section 4.2.
     """
 
-    times: int = 5  # how often each step is taken, >= 1
+    times: int = 5  # how often each stretch is taken, >= 1
+    jump: int = 1  # levels of a stretch, >= 1; what is left over at the end is taken once
 
     is_stochastic = True
 
     def __post_init__(self):
         """Check the settings."""
-        if self.times < 1:
-            raise ValueError(f"times must be at least 1, got {self.times}")
+        for name in ("times", "jump"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def evaluations(self, n_steps):
-        """As many times as many, but for the end."""
-        end = self.sampler.evaluations(1)
-        return self.times * (self.sampler.evaluations(n_steps) - end) + end
+        """As many times as many, but for the end and what is left over."""
+        end, again = (self.sampler.evaluations(n) for n in (1, (n_steps - 1) // self.jump * self.jump + 1))
+        return self.sampler.evaluations(n_steps) + (self.times - 1) * (again - end)
+
+    def plan(self, sde, levels, past):
+        """For each step what the other sampler prepares for all, and the levels of the stretch that ends with it, if one does."""
+        inner = self.sampler.plan(sde, levels, past)
+        ends = range(1, len(levels))
+        return [(inner, tuple(levels[k - self.jump : k + 1]) if k % self.jump == 0 else None) for k in ends]
 
     def step(self, denoiser, state, t, s, noise):
-        """Step down, go up, step down again."""
-        for k in range(self.times):
-            own = Redrawn(noise, k << 20)
-            lower = self.sampler.step(denoiser, state, t, s, own)
-            if k + 1 < self.times:
-                scale = t.alpha / s.alpha
-                z = own.normal(lower.x.shape[1:], "corrector", 2**31 + state.step, lower.x.dtype)
-                state = replace(state, x=scale * lower.x + max(t.sigma**2 - (scale * s.sigma) ** 2, 0.0) ** 0.5 * z)
-        return lower
+        """Step down; at the end of a stretch, go up to its start and come down again."""
+        own = self._inner(state)
+        inner, stretch = self.planned(denoiser.sde, state, t, s)
+        own = replace(own, plan=None if state.plan is None else inner)
+        start = own if state.step % self.jump == 0 or not isinstance(state, Returning) else state.start
+        lower = self.sampler.step(denoiser, own, t, s, Redrawn(noise, 0))
+        for k in range(self.times - 1 if stretch else 0):
+            lower = self._again(denoiser, start, lower, stretch, noise, k)
+        return Returning(lower.x, state.step, lower.x0, lower.history, state.plan, lower, start)
+
+    def _inner(self, state):
+        """The state as the other sampler knows it."""
+        return replace(state.inner, x=state.x, step=state.step) if isinstance(state, Returning) else state
+
+    def _again(self, denoiser, start, lower, stretch, noise, k):
+        """Go up from the end of a stretch by the forward process, and down again with new random numbers."""
+        top, end = stretch[0], stretch[-1]
+        scale = top.alpha / end.alpha
+        z = Redrawn(noise, k << 20).normal(lower.x.shape[1:], "corrector", 2**31 + start.step, lower.x.dtype)
+        state = replace(start, x=scale * lower.x + max(top.sigma**2 - (scale * end.sigma) ** 2, 0.0) ** 0.5 * z)
+        for j, (t, s) in enumerate(zip(stretch, stretch[1:])):
+            state = self.sampler.step(denoiser, replace(state, step=start.step + j), t, s, Redrawn(noise, k + 1 << 20))
+        return state
 
     def finish(self, denoiser, state, t):
         """Finish as the other sampler does."""
-        return self.sampler.finish(denoiser, state, t)
+        return self.sampler.finish(denoiser, self._inner(state), t)
 
-# %% ../nbs/08a_inverse.ipynb #f37ef28a
+# %% ../nbs/08a_inverse.ipynb #33
 @dataclass(frozen=True)
 class DPS(Hook):
     """Descend the distance between y and A x0_hat by a fixed length; 2 evaluations a step.

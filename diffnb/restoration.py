@@ -6,12 +6,12 @@ Docs: https://diffnb.github.io/diffnb/restoration.html.md"""
 
 # %% auto #0
 __all__ = ['METHODS', 'QUANTUM', 'calibrated', 'conditioned', 'mmps', 'pigdm', 'ddnm', 'dps', 'replacement', 'repaint', 'How',
-           'fitting', 'in_chunks', 'Restoration']
+           'fitting', 'greyed', 'masked', 'enlargement', 'in_chunks', 'Restoration']
 
-# %% ../nbs/17a_restoration.ipynb #d4289404
+# %% ../nbs/17a_restoration.ipynb #3
 import secrets
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 from .core import NoiseSource, Registry, to_model, to_unit
+from .denoisers import BaseDenoiser
+from .guidance import ClassifierFree
 from .inverse import DDNM, DPS, MMPS, Hooked, PiGDM, Replacement, Resampled
 from .operators import REC601, Blur, Downsample, Grayscale, Identity, LinearOperator, Mask, Observation, Stacked, gaussian_kernel
-from .pictures import as_images, as_mask, paste, resized, with_channels, with_luminance
+from .pictures import as_images, as_mask, opaque, paste, resized, with_averages, with_channels, with_luminance
 from .posterior import CalibratedPosterior, Conditioned, calibrate
 from .samplers import DPMSolverPP2M
 
-# %% ../nbs/17a_restoration.ipynb #030f0cfc
+# %% ../nbs/17a_restoration.ipynb #6
 METHODS = Registry("restoration method")
 
 
@@ -76,7 +78,7 @@ def repaint(sampler, denoiser, observation, covariance):
     """Put the noised measurement into every state, and take every step 5 times."""
     return Resampled(Hooked(sampler, Replacement(observation)), 5), denoiser
 
-# %% ../nbs/17a_restoration.ipynb #5380fb37
+# %% ../nbs/17a_restoration.ipynb #8
 QUANTUM = 1 / 255  # a step between bytes: how well a picture is known
 
 
@@ -85,9 +87,9 @@ class How:
     """How to sample: the arguments that all tasks share."""
 
     n_steps: int | None = None  # steps; None: the method's default
-    seed: int | None = None  # the same seed gives the same pictures; None: a fresh one
+    seed: int | Sequence[int] | None = None  # the same seed gives the same pictures, one for all or one for each; None: a fresh one
     class_labels: Any = None  # one label, or one for each picture; None: no class
-    guidance_scale: float = 1.0  # how much the class is exaggerated
+    guidance_scale: float | Sequence[float] = 1.0  # how much the class is exaggerated, one for all or one for each picture
     method: str | Callable = "calibrated"  # a key of `METHODS`, or a function like its entries
     variants: int = 1  # answers for each picture
     batch_size: int | None = None  # pictures at a time; None: as many as fit well
@@ -100,10 +102,56 @@ class How:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.guidance_scale != 1 and self.class_labels is None:
+        if (self.own_scales or self.guidance_scale != 1) and self.class_labels is None:
             raise ValueError(f"guidance_scale={self.guidance_scale} strengthens a class; give class_labels too, or leave it at 1")
         if isinstance(self.method, str):
             METHODS[self.method]
+
+    @property
+    def own_scales(self):
+        """Whether each picture has a guidance scale of its own."""
+        return hasattr(self.guidance_scale, "__len__")
+
+    def identities(
+        self,
+        n: int,  # pictures
+        fresh: int,  # the seed to take where none is given
+    ) -> tuple[list[int], list[int]]:  # seed and index of the random numbers of each of n x variants answers
+        """Say which random numbers belong to which answer.
+
+        Raises:
+            ValueError: if there is neither one seed nor one for each picture.
+        """
+        if not hasattr(self.seed, "__len__"):
+            return [fresh if self.seed is None else self.seed] * (n * self.variants), list(range(n * self.variants))
+        seeds = [int(seed) for seed in self.seed for _ in range(self.variants)]
+        if len(self.seed) != n:
+            raise ValueError(f"seed holds {len(self.seed)} seeds for {n} pictures; give one for all, or one each")
+        return seeds, list(range(self.variants)) * n
+
+    def condition(
+        self,
+        model,  # what has `_condition`
+        n: int,  # pictures
+    ) -> dict[str, Tensor]:  # one entry for each of n x variants answers
+        """Put together what the answers are conditioned on: labels, and their scales where each picture has its own.
+
+        Raises:
+            ValueError: if a label is unknown, or their number or that of the scales is wrong.
+        """
+        condition = model._condition(self.class_labels, n)
+        if self.own_scales:
+            condition["guidance_scale"] = torch.as_tensor(self.guidance_scale, dtype=torch.float32)
+            if condition["guidance_scale"].shape != (n,):
+                raise ValueError(f"guidance_scale holds {len(self.guidance_scale)} scales for {n} pictures; give one for all, or one each")
+        return {key: value.repeat_interleave(self.variants) for key, value in condition.items()}
+
+    def denoiser(
+        self,
+        model,  # what has `denoiser`
+    ) -> BaseDenoiser:  # takes what `condition` makes
+        """Make the denoiser, guided if that is asked for."""
+        return ClassifierFree(model.denoiser()) if self.own_scales else model.denoiser(guidance_scale=self.guidance_scale)
 
     def observe(self, bar):
         """Make the callback that samplers call."""
@@ -125,12 +173,60 @@ def fitting(
     """Give pictures the channels and the size of a model.
 
     Raises:
-        ValueError: if they have an alpha channel, colours that the model does not make, or another size without `resize`.
+        ValueError: if they are transparent, have colours that the model does not make, or another size without `resize`.
     """
-    (channels, *size), (images, alpha) = model.trained.shape, as_images(image, name)
-    if alpha is not None:
-        raise ValueError(f"{name} has an alpha channel, which means nothing here; give {name}[:, :-1], or fill it in by imputation")
-    return with_channels(resized(images, size, resize, name), channels, name)
+    channels, *size = model.trained.shape
+    return with_channels(resized(opaque(image, name), size, resize, name), channels, name)
+
+
+def greyed(
+    image: Any,  # grey pictures, or colour ones
+    size: Sequence[int],  # (h, w) wanted
+    weights: Sequence[float],  # of the channels in the luminance
+    resize: bool,  # whether to resize pictures of another size
+) -> Tensor:  # (n, 1, h, w) in [0, 1]
+    """Take the luminance of pictures.
+
+    Raises:
+        ValueError: if they are transparent, or have another size without `resize`.
+    """
+    images = opaque(image, "gray")
+    return resized(images if images.shape[1] == 1 else Grayscale(weights).A(images), size, resize, "gray")
+
+
+def masked(
+    model,  # what has `trained`
+    image: Any,  # pictures; their alpha channel serves as mask
+    mask: Any,  # 1 = generate; None: where alpha is below one half
+    resize: bool,  # whether to resize pictures and masks of another size
+) -> tuple[Tensor, Tensor]:  # pictures (n, c, h, w) in [0, 1], and a mask (1 or n, 1 or c, h, w) of 0 and 1
+    """Give pictures and masks the channels and the size of a model.
+
+    Raises:
+        ValueError: if there is no mask, or a mask or picture does not fit.
+    """
+    images, alpha = as_images(image)
+    if mask is None and (alpha is None or not bool((alpha < 0.5).any())):
+        missing = "the image has no alpha channel" if alpha is None else "no pixel of the image is transparent"
+        raise ValueError(f"imputation needs a mask (1 = generate), or an image that is transparent where it is to be generated; {missing}")
+    mask = as_mask((alpha < 0.5) if mask is None else mask, images.shape, resize)
+    images = with_channels(resized(images, model.trained.shape[1:], resize), model.trained.shape[0])
+    return images, as_mask(mask, images.shape, resize)
+
+
+def enlargement(
+    model,  # what has `trained`
+    images: Tensor,  # small pictures (n, c, h, w)
+) -> int:  # how many times smaller they are
+    """Find by how much pictures are to be enlarged.
+
+    Raises:
+        ValueError: if the model's size is not a multiple of theirs.
+    """
+    (h, w), (height, width) = images.shape[-2:], model.trained.shape[1:]
+    if height % h or width % w or height // h != width // w:
+        raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; sides must go into those the same number of times")
+    return height // h
 
 
 def in_chunks(
@@ -145,17 +241,17 @@ def in_chunks(
     model.last_seed = secrets.randbits(32) if how.seed is None else how.seed
     if how.seed is None and model.verbose:
         print(f"seed {model.last_seed}")
-    condition = {key: value.repeat_interleave(how.variants) for key, value in model._condition(how.class_labels, n).items()}
+    condition, (seeds, indices) = how.condition(model, n), how.identities(n, model.last_seed)
     size = how.batch_size or max(1, 2**16 // (model.shape[1] * model.shape[2]))
     parts = []
     with tqdm(unit="step", disable=not model.verbose, leave=False) as bar:
         for own in torch.arange(n * how.variants).split(size):
-            noise = NoiseSource([model.last_seed] * len(own), own.tolist(), model.device)
+            noise = NoiseSource([seeds[k] for k in own.tolist()], [indices[k] for k in own.tolist()], model.device)
             labels = {key: value[own].to(model.device) for key, value in condition.items()}
             parts.append(run(own // how.variants, labels, noise, how.observe(bar)).float().cpu())
     return torch.cat(parts)
 
-# %% ../nbs/17a_restoration.ipynb #08bc898d
+# %% ../nbs/17a_restoration.ipynb #10
 _CALIBRATED: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()  # of each network: (number of its training runs, covariance)
 
 
@@ -191,7 +287,7 @@ class _Posteriors:
     def _sampled(self, observation, how):
         """Samples from p(x | y), the observation being of n pictures in the model's range."""
         method = METHODS[how.method] if isinstance(how.method, str) else how.method
-        denoiser = self.denoiser(guidance_scale=how.guidance_scale)
+        denoiser = how.denoiser(self)
 
         def run(own, labels, noise, callback):
             sampler, steered = method(self.sampler, denoiser, observation.select(own), self._covariance)
@@ -213,9 +309,9 @@ class _Posteriors:
         operator: LinearOperator,  # what was measured: y = A x + noise
         noise: float = QUANTUM,  # standard deviation of the noise of y, in its own units
         n_steps: int | None = None,  # steps; None: the method's default, 10 for "calibrated"
-        seed: int | None = None,  # the same seed gives the same pictures; None: a fresh one
+        seed: int | Sequence[int] | None = None,  # one, or one for each picture: the same gives the same pictures; None: a fresh one
         class_labels: Any = None,  # one label, or one for each picture; None: no class
-        guidance_scale: float = 1.0,  # how much the class is exaggerated
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
         method: str | Callable = "calibrated",  # a key of `METHODS`, or a function like its entries
         variants: int = 1,  # answers for each picture, one after another
         batch_size: int | None = None,  # pictures at a time
@@ -231,7 +327,7 @@ class _Posteriors:
         self.trained
         return self._sampled(self._observed(operator, y.float(), noise), how)
 
-# %% ../nbs/17a_restoration.ipynb #f3cf3ac0
+# %% ../nbs/17a_restoration.ipynb #12
 class Restoration(_Posteriors):
     """What a trained model can do with pictures of which something is known; `GenerativeModel` inherits it."""
 
@@ -239,9 +335,9 @@ class Restoration(_Posteriors):
         self,
         gray: Any,  # grey pictures, or colour ones whose luminance is taken: tensor in [0, 1], Pillow image, file name, list
         n_steps: int | None = None,  # steps; None: the method's default
-        seed: int | None = None,  # the same seed gives the same pictures; None: a fresh one
+        seed: int | Sequence[int] | None = None,  # one, or one for each picture: the same gives the same pictures; None: a fresh one
         class_labels: Any = None,  # one label, or one for each picture; None: no class
-        guidance_scale: float = 1.0,  # how much the class is exaggerated
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
         method: str | Callable = "calibrated",  # a key of `METHODS`
         hints: tuple[Tensor, Tensor] | None = None,  # colours (n, 3, h, w), and a mask (n, 1, h, w) that is 1 where they are meant
         variants: int = 1,  # answers for each picture
@@ -260,8 +356,7 @@ class Restoration(_Posteriors):
         channels = self.trained.shape[0]
         if channels != len(weights):
             raise ValueError(f"colorize needs a model with {len(weights)} channels, this one makes {channels}; a grayscale model knows no colours")
-        images, _ = as_images(gray, "gray")
-        grey = resized(images if images.shape[1] == 1 else Grayscale(weights).A(images), self.trained.shape[1:], resize, "gray")
+        grey = greyed(gray, self.trained.shape[1:], weights, resize)
         operator, y = Grayscale(weights), grey
         if hints is not None:
             colours = with_channels(resized(as_images(hints[0], "hints")[0], grey.shape[-2:], resize, "hints"), channels, "hints")
@@ -276,9 +371,9 @@ class Restoration(_Posteriors):
         image: Any,  # pictures: tensor in [0, 1], Pillow image, file name, list; their alpha channel serves as mask
         mask: Any = None,  # 1 = generate: (h, w), (n, 1, h, w) or (n, c, h, w); None: where alpha is below one half
         n_steps: int | None = None,  # steps; None: the method's default
-        seed: int | None = None,  # the same seed gives the same pictures; None: a fresh one
+        seed: int | Sequence[int] | None = None,  # one, or one for each picture: the same gives the same pictures; None: a fresh one
         class_labels: Any = None,  # one label, or one for each picture; None: no class
-        guidance_scale: float = 1.0,  # how much the class is exaggerated
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
         method: str | Callable = "calibrated",  # a key of `METHODS`
         variants: int = 1,  # answers for each picture
         resize: bool = False,  # resize pictures and masks of another size
@@ -292,12 +387,7 @@ class Restoration(_Posteriors):
             ValueError: if there is no mask, or a mask or picture does not fit.
         """
         how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
-        images, alpha = as_images(image)
-        if mask is None and alpha is None:
-            raise ValueError("imputation needs a mask (1 = generate), or an image with an alpha channel, transparent where it is to be generated")
-        mask = as_mask((alpha < 0.5) if mask is None else mask, images.shape, resize)
-        images = with_channels(resized(images, self.trained.shape[1:], resize), self.trained.shape[0])
-        mask = as_mask(mask, images.shape, resize)
+        images, mask = masked(self, image, mask, resize)
         operator = Mask(mask)
         made = self._sampled(self._observed(operator, operator.A(images), QUANTUM), how)
         repeated = mask if len(mask) == 1 else mask.repeat_interleave(variants, 0)
@@ -311,27 +401,25 @@ class Restoration(_Posteriors):
         kind: str = "box",  # how they were made small: "box" or "bicubic"
         noise: float = QUANTUM,  # standard deviation of their noise
         n_steps: int | None = None,  # steps; None: the method's default
-        seed: int | None = None,  # the same seed gives the same pictures; None: a fresh one
+        seed: int | Sequence[int] | None = None,  # one, or one for each picture: the same gives the same pictures; None: a fresh one
         class_labels: Any = None,  # one label, or one for each picture; None: no class
-        guidance_scale: float = 1.0,  # how much the class is exaggerated
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
         method: str | Callable = "calibrated",  # a key of `METHODS`
         variants: int = 1,  # answers for each picture
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
     ) -> Tensor:  # (n x variants, c, h, w) in [0, 1], of the model's size
-        """Enlarge small pictures.
+        """Enlarge small pictures. Those made small by averaging ("box") and known to the byte are the averages of the result.
 
         Raises:
             ValueError: if the model's size is not a multiple of theirs.
         """
         how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
-        (c, height, width), (images, alpha) = self.trained.shape, as_images(image)
-        images = with_channels(images if alpha is None else fitting(self, image, False), c)
-        h, w = images.shape[-2:]
-        if height % h or width % w or height // h != width // w:
-            raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; sides must go into those the same number of times")
-        return self._sampled(self._observed(Downsample(height // h, kind), images, noise), how)
+        images = with_channels(opaque(image), self.trained.shape[0])
+        made = self._sampled(self._observed(Downsample(enlargement(self, images), kind), images, noise), how)
+        # what is known to the byte is kept to the byte
+        return with_averages(made, images.repeat_interleave(how.variants, 0)) if kind == "box" and noise <= QUANTUM else made
 
     def deblur(
         self,
@@ -340,9 +428,9 @@ class Restoration(_Posteriors):
         noise: float = 0.01,  # standard deviation of their noise
         boundary: str = "reflect",  # how they went on beyond the edges: "reflect" or "circular"
         n_steps: int | None = None,  # steps; None: the method's default
-        seed: int | None = None,  # the same seed gives the same pictures; None: a fresh one
+        seed: int | Sequence[int] | None = None,  # one, or one for each picture: the same gives the same pictures; None: a fresh one
         class_labels: Any = None,  # one label, or one for each picture; None: no class
-        guidance_scale: float = 1.0,  # how much the class is exaggerated
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
         method: str | Callable = "calibrated",  # a key of `METHODS`
         variants: int = 1,  # answers for each picture
         resize: bool = False,  # resize pictures of another size
@@ -364,9 +452,9 @@ class Restoration(_Posteriors):
         image: Any,  # noisy pictures; values a little outside [0, 1] must be clamped
         noise: float,  # standard deviation of the noise, in units of [0, 1]
         n_steps: int | None = None,  # steps; None: the method's default
-        seed: int | None = None,  # the same seed gives the same pictures; None: a fresh one
+        seed: int | Sequence[int] | None = None,  # one, or one for each picture: the same gives the same pictures; None: a fresh one
         class_labels: Any = None,  # one label, or one for each picture; None: no class
-        guidance_scale: float = 1.0,  # how much the class is exaggerated
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each picture; 1: not at all
         method: str | Callable = "calibrated",  # a key of `METHODS`
         variants: int = 1,  # answers for each picture
         resize: bool = False,  # resize pictures of another size

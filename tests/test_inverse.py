@@ -1,6 +1,7 @@
 """Posterior sampling against exact posteriors: Gaussians, where the covariance-aware methods are exact, and mixtures."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,6 +199,37 @@ def test_resampling_leaves_the_prior_alone_and_counts_its_evaluations():
     result = Resampled(DDIM(eta=1.0), 3)(GAUSS.denoiser(VP()), shape=(3000, 16), n_steps=150, seeds=0, dtype=torch.float64)
     assert off(result.x, GAUSS) < 0.07
     assert result.nfe == Resampled(DDIM(eta=1.0), 3).evaluations(150) == 448
+
+
+@pytest.mark.parametrize("sampler", [DDIM(eta=1.0), DPMSolverPP2M(), Heun()], ids=lambda s: type(s).__name__)
+def test_jumps_are_walks_up_and_down_again(sampler):
+    """One stretch over all levels, taken twice: the run, its noising back to the start, and the run from there."""
+    sde, n = VP(), 6
+    whole = Resampled(sampler, 2, jump=n - 1)(GAUSS.denoiser(sde), shape=(2000, *SHAPE), n_steps=n, seeds=0, dtype=torch.float64, keep_states=True)
+    once = sampler(GAUSS.denoiser(sde), shape=(2000, *SHAPE), n_steps=n, seeds=0, dtype=torch.float64, keep_states=True)
+    for k in range(n - 1):  # the first way down is the plain run, bit for bit
+        assert torch.equal(whole.states[k], once.states[k])
+    assert not torch.equal(whole.states[n - 1], once.states[n - 1])
+    levels = sde.levels(sampler.grid(sde, n))
+    z = NoiseSource.of(0, 2000).normal(SHAPE, "corrector", 2**31, torch.float64)
+    scale = levels[0].alpha / levels[-1].alpha
+    up = scale * once.states[n - 1] + math.sqrt(levels[0].sigma ** 2 - (scale * levels[-1].sigma) ** 2) * z
+    assert abs(up.std().item() / (levels[0].alpha ** 2 * GAUSS.covariances[0].diagonal().mean() + levels[0].sigma ** 2).sqrt().item() - 1) < 0.02
+    if not sampler.is_stochastic:  # no numbers of its own: the second way down can be taken by hand
+        state = State(up, plan=sampler.plan(sde, levels, []))
+        for k in range(n - 1):
+            state = sampler.step(GAUSS.denoiser(sde), replace(state, step=k), levels[k], levels[k + 1], None)
+        torch.testing.assert_close(whole.states[n - 1], state.x, atol=1e-10, rtol=0)
+    assert whole.nfe == Resampled(sampler, 2, jump=n - 1).evaluations(n)
+
+
+@pytest.mark.parametrize("times, jump, n_steps, evaluations", [(3, 1, 10, 28), (3, 4, 10, 26), (2, 9, 10, 19), (2, 10, 10, 10), (1, 3, 10, 10)])
+def test_jumps_cost_what_they_say(times, jump, n_steps, evaluations):
+    sampler = Resampled(Hooked(DDIM(eta=1.0), Replacement(measure(GAUSS, PROBLEMS["hole"], 2)[0])), times, jump)
+    result = sampler(GAUSS.denoiser(VP()), shape=(2, *SHAPE), n_steps=n_steps, seeds=0, dtype=torch.float64)
+    assert result.nfe == sampler.evaluations(n_steps) == evaluations
+    with pytest.raises(ValueError, match="jump"):
+        Resampled(DDIM(), 2, 0)
 
 
 def test_dps_descends_the_distance():
