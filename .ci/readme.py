@@ -22,7 +22,7 @@ def readme() -> str:
     notebook.cells = [c for c in cells if c.source.strip()]
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     # pictures stand beside the notebook; links to other notebooks lead to their sources
-    text = re.sub(r"\]\((images/|\w+\.ipynb\))", r"](nbs/\1", text)
+    text = re.sub(r"\]\((images/|(?:\w+/)?\w+\.ipynb\))", r"](nbs/\1", text)
     lines = [line.rstrip() for line in text.strip().splitlines()]
     out = [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
     return "<!-- made from nbs/index.ipynb by `make readme`; edit that -->\n\n" + "\n".join(out) + "\n"
