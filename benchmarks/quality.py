@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from diffnb.cli import grid, write_png
 from diffnb.data import image_set
 from diffnb.extractors import FID_WEIGHTS_SHA256, InceptionFeatures
 from diffnb.metrics import FeatureStatistics, FrechetDistance
@@ -145,6 +146,7 @@ def main():
         "n": n,
         "model": args.model.name if args.model else f"{args.set} (packaged)",
         "images_seen": sum(record["images_seen"] for record in model.records),
+        "records": [dict(record) for record in model.records] if args.model else None,  # of packaged ones they are in the package
         "sampler": repr(model.sampler),
         "process": repr(model.sde),
         "n_steps": args.steps,
@@ -157,6 +159,7 @@ def main():
     RESULTS.mkdir(exist_ok=True)
     name = "quality" if args.set == "fashion_mnist" and args.model is None else f"quality_{args.set}"
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_png(grid(images[:40].float() / 255, 20), RESULTS / f"{name}.png", scale=2 if images.shape[-1] < 64 else 1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Train the models that come with diffnb, or beside it, on a CPU: each through `diffnb.training.fit`, in one go.
 
-    python benchmarks/train_models.py NAME --data ROOT --work DIR --minutes 75 --out FILE [--seed 0]
+    python benchmarks/train_models.py NAME --data ROOT --work DIR --minutes 75 --out FILE [--seed 0] [--from FILE]
 
 NAME is one of the keys of RECIPES below. ROOT is laid out as torchvision does (CIFAR-10 and flowers64 as folders of images, see `diffnb.data`).
 DIR gets last.safetensors and best.safetensors (averaged weights, after every epoch) and record.json; FILE is the model file, in half precision.
-The decay of the learning rate is laid over the time given. A run that was killed starts anew.
+The decay of the learning rate is laid over the time given. A run that was killed starts anew; --from goes on with the averaged weights of a model
+file that such a run has made, as a second run with a warm-up and a decay of its own. The model file then holds the records of both.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffnb.data import image_loaders, image_set
-from diffnb.model import Labels, Trained, to_file
+from diffnb.model import GenerativeModel, Labels, Trained, to_file
 from diffnb.networks import UNet, network_settings
 from diffnb.parametrizations import Karras
 from diffnb.samplers import DPMSolverPP2M
@@ -38,6 +39,7 @@ class Recipe:
     label_dropout: float = 0.1  # probability of hiding a label
     batch_size: int = 32  # small: a CPU is no slower for it, and so few images want many steps
     lr: float = 5e-4  # AdamW's, after warm-up
+    ema: float = 0.999  # decay of the average, a step
 
 
 # 64 x 64: folding 2 x 2 pixels, not 4 x 4, at a narrow first level; 48 channels folded into 64 leave grain on the samples
@@ -47,7 +49,7 @@ RECIPES = {
     "fashion_mnist": Recipe("fashion_mnist"),
     "mnist": Recipe("mnist"),
     "cifar10": Recipe("cifar10", flip=True, mean=-1.2),
-    "flowers64": Recipe("flowers64", FINE, flip=True, mean=-0.4, split=False),
+    "flowers64": Recipe("flowers64", FINE, flip=True, mean=-0.4, split=False, lr=1e-3, ema=0.998),
 }
 
 
@@ -69,7 +71,11 @@ def make_network(recipe, images):
 def train(args, recipe):
     """Train for the time given; return the model."""
     images, valid = image_sets(recipe, args.data)
-    network = make_network(recipe, images)
+    network, records = make_network(recipe, images), ()
+    if args.start:
+        before = GenerativeModel.load(args.start, "cpu", verbose=False).trained
+        network.load_state_dict(before.network.state_dict())
+        records = before.records
     sde, parametrization = EDM(), Karras(sigma_data=data_scale(images))
 
     def keep(name, state):
@@ -85,7 +91,7 @@ def train(args, recipe):
         lr=recipe.lr,
         times=LogNormal(recipe.mean, 1.3),
         label_dropout=recipe.label_dropout,
-        ema=0.999,
+        ema=recipe.ema,
         compile=True,
         seed=args.seed,
         time_limit=args.minutes * 60,
@@ -94,7 +100,7 @@ def train(args, recipe):
     network.load_state_dict(result.ema_state)
     (args.work / "record.json").write_text(json.dumps(result.record, indent=1))
     labels = Labels(tuple(images.values or ()), tuple(images.names) if images.names else None)
-    return Trained(network, sde, parametrization, images.shape, labels, (result.record,))
+    return Trained(network, sde, parametrization, images.shape, labels, (*records, result.record))
 
 
 def main():
@@ -105,6 +111,7 @@ def main():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--from", type=Path, dest="start", help="model file to go on from")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -112,10 +112,10 @@ class Clock(Callback):
     order = -100
 
     def before_train(self):
-        self.start = time.perf_counter()
+        self.started = time.perf_counter()
 
     def after_train(self):
-        self.seconds = time.perf_counter() - self.start
+        self.seconds = time.perf_counter() - self.started
 
 
 class Ours:

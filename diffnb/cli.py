@@ -213,8 +213,18 @@ def generate(
 
 # %% ../nbs/20_cli.ipynb #23
 def _given(**options):
-    """The options that were given; of these the text of lists, sizes and numbers is read."""
-    readers = {"size": _size, "classes": lambda text: tuple(comma_list(text) or ()) or None, "ema": _number_or_name, "valid": _number_or_name}
+    """The options that were given; of these the text of lists, sizes, numbers and components is read."""
+    readers = {
+        "size": _size,
+        "classes": lambda text: tuple(comma_list(text) or ()) or None,
+        "snapshots": _lengths,
+        "valid": _number_or_name,
+        "ema": _average,
+        "rate": lambda text: _component("RATES", text),
+        "times": lambda text: _component("TIMES", text),
+        "quantiles": lambda text: _component("QUANTILES", text),
+        "weight": lambda text: _component("WEIGHTS", text),
+    }
     return {name: readers.get(name, lambda value: value)(value) for name, value in options.items() if value is not None}
 
 
@@ -224,6 +234,28 @@ def _number_or_name(text):
         return float(text)
     except ValueError:
         return text
+
+
+def _lengths(text):
+    """Lengths of averages from "0.05,0.1"."""
+    lengths = tuple(_number_or_name(part) for part in text.split(","))
+    if names := [one for one in lengths if isinstance(one, str)]:
+        raise ValueError(f"--snapshots must be numbers separated by commas, such as 0.05,0.1; got {names[0]!r} in {text!r}")
+    return lengths
+
+
+def _component(registry, text):
+    """A component of a training by its name, with settings or without: min-snr:5."""
+    import diffnb.training
+    from diffnb.training_runs import from_text
+
+    return from_text(getattr(diffnb.training, registry), text)
+
+
+def _average(text):
+    """The decay of an average, or a profile by name."""
+    number = _number_or_name(text)
+    return number if isinstance(number, float) else _component("PROFILES", text)
 
 
 def _recipe(name, data, facts):
@@ -254,7 +286,7 @@ def _resumed(out, given, root, device, time_limit, save_every):
 def train(
     data: Annotated[
         str | None,
-        typer.Argument(help="A folder of images, or a known set: mnist, fashion_mnist, cifar10, packaged, ...", metavar="DATA", show_default=False),
+        typer.Argument(help="A folder of images, or a known set: mnist, cifar10, packaged, cifar10_samples, ...", metavar="DATA", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for everything that the training leaves.", show_default=False)] = None,
     recipe: Annotated[
@@ -287,15 +319,21 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step: 128, or all of a smaller set.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate: 0.001.", show_default=False)] = None,
-    rate: Annotated[str | None, typer.Option(help="How it falls: cosine, linear, inverse-sqrt, constant.", show_default=False)] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="How it falls: cosine, linear, constant, or inverse-sqrt:2000 after so many steps.", show_default=False)
+    ] = None,
     warmup: Annotated[
-        int | None, typer.Option(min=1, help="Steps of warm-up: 300, or a twentieth of a shorter training.", show_default=False)
+        int | None, typer.Option(min=0, help="Steps of warm-up: 300, or a twentieth of a shorter training; 0: none.", show_default=False)
     ] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Batches a step: 1.", show_default=False)] = None,
     max_norm: Annotated[float | None, typer.Option(help="Clip the norm of the gradient: 1.", show_default=False)] = None,
     ema: Annotated[
-        str | None, typer.Option(help="Average of the weights: a decay such as 0.999, capped, half-life, power-law.", show_default=False)
+        str | None, typer.Option(help="Average of the weights: a decay such as 0.999, half-life:200000, power-law:0.1.", show_default=False)
     ] = None,
+    snapshots: Annotated[
+        str | None, typer.Option(help="Lengths of averages to keep, such as 0.05,0.1: any other is made of them later.", show_default=False)
+    ] = None,
+    snapshot_every: Annotated[int | None, typer.Option(min=1, help="Steps between two of these: 1000.", show_default=False)] = None,
     network: Annotated[str | None, typer.Option(help="Size of the U-Net: tiny, small, base or large.", show_default=False)] = None,
     diffusion: Annotated[str | None, typer.Option(help="Process: edm, ve, vp, sub-vp, flow-matching, discrete, ...", show_default=False)] = None,
     noise_schedule: Annotated[str | None, typer.Option(help="Schedule of vp or sub-vp: linear, cosine, exponential.", show_default=False)] = None,
@@ -303,12 +341,22 @@ def train(
     parametrization: Annotated[
         str | None, typer.Option(help="What the network predicts: karras, v, epsilon, x0, score, flow.", show_default=False)
     ] = None,
-    times: Annotated[str | None, typer.Option(help="Where training spends its effort: log-normal, log-snr, uniform.", show_default=False)] = None,
-    weight: Annotated[str | None, typer.Option(help="Weight of the loss: equal, edm, min-snr, sigmoid, uncertainty.", show_default=False)] = None,
+    times: Annotated[
+        str | None,
+        typer.Option(help="Where training spends its effort: log-normal:-1.2,1.2 (mean, deviation), log-snr, uniform.", show_default=False),
+    ] = None,
+    quantiles: Annotated[
+        str | None, typer.Option(help="How a batch covers these times: stratified, shifted (low-discrepancy), independent.", show_default=False)
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="Weight of the loss: equal, edm, min-snr:5, sigmoid:2, uncertainty.", show_default=False)] = None,
     label_dropout: Annotated[float | None, typer.Option(help="Share of images shown without their class: 0.1.", show_default=False)] = None,
     metric: Annotated[str | None, typer.Option(help="Score samples on the way: kernel, frechet, kid, fid, ...; none.", show_default=False)] = None,
     metric_every: Annotated[int | None, typer.Option(min=1, help="Epochs between two scores: 5.", show_default=False)] = None,
     metric_images: Annotated[int | None, typer.Option(min=2, help="Images a score: 256.", show_default=False)] = None,
+    sample_every: Annotated[
+        int | None, typer.Option(min=1, help="Epochs between two grids of samples: a twentieth of all.", show_default=False)
+    ] = None,
+    log_to: Annotated[str | None, typer.Option(help="Log losses and scores besides: tensorboard or wandb.", show_default=False)] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two states from which to go on.")] = 500,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", show_default=False)] = None,
     compile: Annotated[
@@ -317,7 +365,12 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, noise and samples: 0.", show_default=False)] = None,
     device: Device = None,
 ):
-    """Train a model on images, into a folder that says what is in it and how to go on."""
+    """Train a model on images, into a folder that says what is in it and how to go on.
+
+    To share the work: torchrun --no-python --nproc-per-node 2 -- diffnb train DATA --out OUT. A step then has as many batches as there are processes.
+    """
+    from diffnb.processes import launched
+
     given = _given(
         size=size,
         classes=classes,
@@ -334,17 +387,22 @@ def train(
         accumulate=accumulate,
         max_norm=max_norm,
         ema=ema,
+        snapshots=snapshots,
+        snapshot_every=snapshot_every,
         network=network,
         process=diffusion,
         schedule=noise_schedule,
         sampler=sampler,
         parametrization=parametrization,
         times=times,
+        quantiles=quantiles,
         weight=weight,
         label_dropout=label_dropout,
         metric=metric,
         metric_every=metric_every,
         metric_images=metric_images,
+        sample_every=sample_every,
+        log_to=log_to,
         precision=precision,
         compile=compile,
         seed=seed,
@@ -361,9 +419,10 @@ def train(
             raise typer.BadParameter("--out is needed: a folder for everything that the training leaves")
         settings = {"root": root, "device": device, "time_limit": time_limit, "save_every": save_every}
         begin_run(_recipe(recipe, data, given), out, **settings)
-    print(f"{out}: model.safetensors, and all that {out / 'README.md'} lists; go on by: diffnb train --resume {out}")
+    if launched()[0] == 0:
+        print(f"{out}: model.safetensors, and all that {out / 'README.md'} lists; go on by: diffnb train --resume {out}")
 
-# %% ../nbs/20_cli.ipynb #31
+# %% ../nbs/20_cli.ipynb #32
 def _images_or_model(text, device, num, steps, seed):
     """The second set: images of a model file, or what `image_set` reads."""
     if not text.endswith(".safetensors"):
@@ -418,11 +477,11 @@ def score(
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     print(text)
 
-# %% ../nbs/20_cli.ipynb #34
+# %% ../nbs/20_cli.ipynb #35
 for _command in COMMANDS:
     app.command()(_command)
 
-# %% ../nbs/20_cli.ipynb #36
+# %% ../nbs/20_cli.ipynb #37
 @app.command()
 def inspect(file: Annotated[Path, typer.Argument(help="A model file.", metavar="FILE", show_default=False)]):
     """Say what is in a model file; nothing in it runs."""
@@ -462,7 +521,7 @@ def trust_revoke(digest: Annotated[str, typer.Argument(help="The digest, or at l
     for entry in TrustStore().revoke(digest):
         print(f"revoked: {entry}")
 
-# %% ../nbs/20_cli.ipynb #39
+# %% ../nbs/20_cli.ipynb #40
 def _timed_grid(model, path, seed):
     """Write ten images of each class, a class a column, and say how long it took."""
     start = time.perf_counter()

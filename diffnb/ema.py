@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/ema.html.md"""
 # %% auto #0
 __all__ = ['PROFILES', 'EMAProfile', 'Capped', 'HalfLife', 'PowerLaw', 'Average', 'ema_profile', 'EMACallback', 'averaged_state']
 
-# %% ../nbs/13c_ema.ipynb #0a72b870
+# %% ../nbs/13c_ema.ipynb #3
 import contextlib
 import warnings
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # fastai scripts functions when it is imported,
     from fastai.callback.core import Callback
     from fastai.torch_core import num_distrib
 
-# %% ../nbs/13c_ema.ipynb #92c31c7b
+# %% ../nbs/13c_ema.ipynb #6
 PROFILES = Registry("profile of the averaged weights")
 
 
@@ -109,7 +109,7 @@ class PowerLaw(EMAProfile):
         """(1 - batch / images)^(gamma + 1)."""
         return (1 - batch / images) ** (self.gamma + 1)
 
-# %% ../nbs/13c_ema.ipynb #a8f190d0
+# %% ../nbs/13c_ema.ipynb #9
 class Average:
     """A moving average of tensors."""
 
@@ -141,7 +141,7 @@ class Average:
         self.step, self.images = state["step"], state["images"]
         torch._foreach_copy_(self.tensors, state["tensors"])
 
-# %% ../nbs/13c_ema.ipynb #7e4b346e
+# %% ../nbs/13c_ema.ipynb #19
 def ema_profile(
     profile: EMAProfile | str | float,  # name, class or instance; a number: the decay of the capped profile
 ) -> EMAProfile:

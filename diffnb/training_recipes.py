@@ -26,7 +26,7 @@ from .parametrizations import PARAMETRIZATIONS, Parametrization
 from .samplers import SAMPLERS  # noqa: F401
 from .schedules import SCHEDULES, NoiseSchedule
 from .sdes import SDE, SDES
-from .training import LogNormal, MetricCallback, TrainingSettings, data_scale, fit
+from .training import LogNormal, MetricCallback, PowerLaw, TrainingSettings, data_scale, fit
 
 # %% ../nbs/13f_recipes.ipynb #6
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Recipe:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.valid, str) and not 0 < self.valid < 1:
             raise ValueError(f"valid must name a split, or be a share between 0 and 1, got {self.valid!r}")
+        for length in self.snapshots:
+            PowerLaw(length)  # which says what a length may be
 
     def changed(
         self,

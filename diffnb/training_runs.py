@@ -10,6 +10,7 @@ __all__ = ['REGISTRIES', 'SETTINGS', 'STATE', 'FILES', 'ON_REQUEST', 'to_plain',
 
 # %% ../nbs/17c_runs.ipynb #3
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from .core import Registry, best_device
 from .data import data_root
 from .evaluation import make_metric
 from .model import GenerativeModel, Labels, Trained, checkpoint_writer
-from .processes import rank
+from .processes import launched
 from .samplers import SAMPLERS, DPMSolverPP2M, Sampler
 from .schedules import SCHEDULES
 from .sdes import SDES
@@ -126,10 +127,13 @@ def from_text(
         return name
     known = [f.name for f in fields(make) if f.init] if is_dataclass(make) else []
     try:
-        return make(*(float(one) for one in settings.split(",")))
+        numbers = [float(one) for one in settings.split(",")]
+        if len(numbers) > len(known) or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"got {settings}")
+        return make(*numbers)
     except (TypeError, ValueError) as error:
-        takes = f"numbers for {', '.join(known)}" if known else "no settings"
-        raise ValueError(f"{text!r} cannot be read: {name} takes {takes}, separated by commas ({error})") from None
+        takes = f"numbers for {', '.join(known)}, separated by commas" if known else "no settings"
+        raise ValueError(f"{text!r} cannot be read: {name} takes {takes} ({error})") from None
 
 # %% ../nbs/17c_runs.ipynb #13
 SETTINGS, STATE = "settings.json", "training.safetensors"
@@ -267,7 +271,8 @@ def _write_about(out, shown):
 
 def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume):
     """Train, from the beginning or from where the folder stands, and write everything."""
-    images, valid = recipe_images(recipe, root, verbose=progress)
+    is_first = launched()[0] == 0  # of several processes: the one that writes and speaks
+    images, valid = recipe_images(recipe, root, verbose=progress and is_first)
     device = torch.device(best_device() if device is None else device)
     labels = Labels(tuple(images.values or ()), tuple(images.names) if images.names else None)
     network = recipe_network(recipe, images).to(device)
@@ -275,7 +280,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     sampler = SAMPLERS.resolve(recipe.sampler, Sampler)
     loaders = recipe_loaders(recipe, images, valid, device)
     own = run_callbacks(recipe, out, trained, sampler, save_every, resume)
-    if rank() == 0:
+    if is_first:
         _write_settings(out, recipe, root)
         _write_about(out, {})
         if progress:
@@ -295,7 +300,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     model = GenerativeModel.of(
         Trained(network, trained.sde, trained.parametrization, trained.shape, labels, (result.record,)), None, sampler, device, False
     )
-    if rank() == 0:
+    if is_first:
         model.save(out / "model.safetensors")
         write_file(out / "record.json", (json.dumps(result.record, indent=1) + "\n").encode())
         _write_about(out, write_report(out, model.denoiser(), DPMSolverPP2M(), valid, seed=recipe.training.seed, device=device))

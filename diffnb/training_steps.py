@@ -63,12 +63,12 @@ def training_dtype(
     "auto" is bfloat16 where the device has instructions for it and the network is large enough to gain: a million weights.
 
     Raises:
-        ValueError: if `precision` is none of these.
+        TrainingError: if `precision` is none of these.
     """
     if precision in PRECISIONS:
         return PRECISIONS[precision]
     if precision != "auto":
-        raise ValueError(f"precision must be one of 'auto', {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+        raise TrainingError(f"precision must be one of 'auto', {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
     if sum(p.numel() for p in network.parameters()) < 1_000_000:
         return None
     kind = torch.device(device).type

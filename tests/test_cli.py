@@ -1,5 +1,7 @@
 """The commands, as a shell sees them."""
 
+import csv
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +12,9 @@ import torch
 from PIL import Image
 
 from diffnb import GenerativeModel
+from diffnb.cli import app
+from diffnb.posthoc_ema import snapshots
+from diffnb.training import InverseSqrtRate, LogNormal, MinSNR, PowerLaw, load_state
 
 
 def diffnb(*arguments, cwd=None):
@@ -30,7 +35,9 @@ def test_help_is_complete():
     assert code == 0 and all(command in out for command in ("demo", "train", "generate"))
     assert diffnb()[1] == out
     wanted = {
-        "train": "--out --size --classes --epochs --batch-size --lr --limit --network --diffusion --sampler --noise-schedule --flip --seed DATA",
+        "train": "--out --resume --recipe --size --classes --epochs --batch-size --lr --limit --network --diffusion --sampler --noise-schedule --flip"
+        " --ema --snapshots --snapshot-every --rate --warmup --max-norm --accumulate --precision --compile --weight --times --quantiles --patience"
+        " --metric --metric-every --metric-images --sample-every --log-to --save-every --time-limit --seed DATA",
         "generate": "--out --num --steps --sampler --seed --labels --guidance-scale --grid --files MODEL",
         "demo": "--out --train-seconds --seed",
     }
@@ -81,6 +88,48 @@ def test_a_folder_of_class_folders_becomes_a_model_that_knows_them(tmp_path):
     assert code == 2 and "knows 3, 7" in err
 
 
+def test_options_with_settings_reach_the_run_and_its_folder(tmp_path):
+    from diffnb.training_recipes import Recipe
+    from diffnb.training_runs import read_settings
+
+    run = tmp_path / "run"
+    line = f"train packaged --out {run} --limit 60 --batch-size 9 --epochs 3 --network tiny --warmup 0 --rate inverse-sqrt:4 --ema power-law:0.2"
+    line += " --times log-normal:-1.2,1.2 --quantiles shifted --weight min-snr:3 --snapshots 0.05,0.1 --snapshot-every 4 --sample-every 2"
+    assert not app(line.split(), standalone_mode=False)
+    recipe = Recipe("packaged", limit=60, batch_size=9, epochs=3, network="tiny", snapshots=(0.05, 0.1), snapshot_every=4, sample_every=2)
+    settings = {"ema": PowerLaw(0.2), "rate": InverseSqrtRate(4.0), "times": LogNormal(-1.2, 1.2), "weight": MinSNR(3.0), "quantiles": "shifted"}
+    assert read_settings(run)["recipe"] == recipe.changed(warmup=0, **settings)
+    assert [path.name for path in sorted((run / "samples").iterdir())] == ["epoch_002.png", "epoch_003.png"]
+    found = snapshots(run / "snapshots")
+    assert [(one.step, one.images, one.sigma_rel) for one in found] == [(n, 9 * n, s) for n in (4, 8, 12, 16, 18) for s in (0.05, 0.1)]
+    with open(run / "history.csv") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([1e-3 * (step / 4) ** -0.5 for step in (5, 11, 17)], rel=1e-6)  # that of the last step of each epoch
+
+
+def test_a_disk_that_is_full_is_named_in_one_line(tmp_path, monkeypatch, capsys):
+    import diffnb.checkpoints as checkpoints
+
+    run, seen, write = tmp_path / "run", [], checkpoints.write_atomically
+
+    def full(path, data):
+        seen.extend([path] * (path.name == "training.safetensors"))
+        if len(seen) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    line = f"train packaged --out {run} --limit 40 --epochs 1 --network tiny --batch-size 12 --save-every 1"
+    assert app(line.split(), standalone_mode=False) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"diffnb: could not write {run / 'training.safetensors'} (")
+    assert last.endswith("MB): No space left on device; the earlier file is intact")
+    monkeypatch.undo()
+    assert load_state(run / "training.safetensors")["position"]["batch"] == 1
+    assert not app(["train", "--resume", str(run)], standalone_mode=False)
+    assert json.loads((run / "record.json").read_text())["steps"] == 3
+
+
 def test_demo_writes_its_pictures_and_says_where(tmp_path):
     code, out, err = diffnb("demo", "--out", tmp_path, "--train-seconds", 2)
     assert code == 0, err
@@ -112,6 +161,19 @@ WRONG = [
     "train packaged --out x --classes hat",
     "train packaged --out x --network huge",
     "train packaged --out x --limit 40 --epochs 1 --precision float8",
+    "train single --out x",
+    "train mixed --out x",
+    "train packaged --out x --rate parabola",
+    "train packaged --out x --times log-normal:fast",
+    "train packaged --out x --weight min-snr:0",
+    "train packaged --out x --quantiles sobol",
+    "train packaged --out x --ema power-law:3",
+    "train packaged --out x --snapshots 0.05;0.1",
+    "train packaged --out x --snapshots 3",
+    "train packaged --out x --sample-every 0",
+    "train packaged --out x --warmup -1",
+    "train packaged --out x --limit 40 --log-to paper",
+    "train packaged --out x --limit 40 --batch-size 41",
     "paint",
 ]
 
@@ -121,13 +183,17 @@ def test_what_users_get_wrong_is_one_line_and_exit_code_2(tmp_path, monkeypatch,
 
     (tmp_path / "text.txt").write_text("no model")
     (tmp_path / "empty").mkdir()
+    for folder, sizes in (("single", [8]), ("mixed", [8, 8, 9])):
+        (tmp_path / folder).mkdir()
+        for i, side in enumerate(sizes):
+            Image.new("L", (8, side), 40 * i).save(tmp_path / folder / f"{i}.png")
     monkeypatch.chdir(tmp_path)
     for line in WRONG:
         monkeypatch.setattr(sys, "argv", ["diffnb", *line.split()])
         with pytest.raises(SystemExit) as stop:
             main()
         err = capsys.readouterr().err
-        assert stop.value.code == 2 and err.startswith("diffnb: ") and err.count("\n") == 1, (line, err)
+        assert stop.value.code == 2 and err.startswith("diffnb: ") and err.count("\n") == 1 and "Exception occured" not in err, (line, err)
 
 
 def test_the_first_and_last_of_these_in_a_shell_of_their_own(tmp_path):

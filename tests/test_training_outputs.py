@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -159,6 +162,27 @@ def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch):
     for wrong in ({"snapshot_every": 0}, {"sample_every": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number of at least 1, got 0"):
             recipe.changed(**wrong)
+
+
+def test_two_processes_leave_the_run_of_one_with_batches_twice_as_large(tmp_path):
+    lines = {
+        name: f"train packaged --limit 60 --epochs 1 --network tiny --precision float32 --batch-size {size} --out {tmp_path / name}"
+        for name, size in (("one", 18), ("two", 9))
+    }
+    assert not app(lines["one"].split(), standalone_mode=False)
+    program = tmp_path / "run.py"
+    program.write_text(f"import sys\nsys.argv = ['diffnb', *{lines['two'].split()!r}]\nfrom diffnb.cli import main\nmain()\n")
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("after an interruption") == result.stdout.count("go on by: diffnb train --resume") == 1  # one of them speaks
+    one, two = ({path.name for path in (tmp_path / name).iterdir()} for name in lines)
+    assert one == two
+    one, two = (json.loads((tmp_path / name / "record.json").read_text()) for name in lines)
+    assert (one["steps"], one["images_seen"], one["batch_size"]) == (two["steps"], two["images_seen"], two["batch_size"]) == (3, 54, 18)
+    assert two["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-4)
+    one, two = (weights(tmp_path / name / "last.safetensors") for name in lines)
+    assert max((one[key] - two[key]).abs().max() for key in one) < 2e-3  # twice the learning rate: AdamW makes a sign of a gradient of zero
 
 
 def test_what_would_lose_a_training_is_refused(whole, tmp_path, capsys):

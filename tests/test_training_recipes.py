@@ -14,7 +14,7 @@ from diffnb.image_sets import read_picture
 from diffnb.parametrizations import PARAMETRIZATIONS, Karras
 from diffnb.samplers import SAMPLERS
 from diffnb.sdes import EDM
-from diffnb.training import TIMES, LogNormal, PowerLaw, TrainingResult, TrainingSettings
+from diffnb.training import TIMES, InverseSqrtRate, LogNormal, MinSNR, PowerLaw, TrainingResult, TrainingSettings
 from diffnb.training_recipes import RECIPES, Recipe, recipe_images, recipe_network, recipe_process, recipe_table, train_recipe
 from diffnb.training_runs import recipe_from_plain, to_plain
 
@@ -124,7 +124,7 @@ def test_fit_is_called_with_the_facts_of_the_recipe(monkeypatch):
     assert type(calls["sde"].schedule).__name__ == "Cosine"
     assert calls["parametrization"] == Karras(sigma_data=round(train.dataset.rms, 3))
     (metric,) = calls["callbacks"]
-    assert (metric.metric, metric.every, metric.n) == ("kernel", 3, 50)
+    assert (metric.kind, metric.every, metric.n) == ("kernel", 3, 50)
 
 
 def test_the_network_depends_on_the_seed_of_the_recipe_alone():
@@ -144,6 +144,11 @@ def test_the_command_line_changes_what_is_given_and_nothing_else():
     given = _given(size="32", classes="3,bag", ema="half-life", valid="0.2", epochs=7, lr=None, flip=False)
     assert given == {"size": 32, "classes": (3, "bag"), "ema": "half-life", "valid": 0.2, "epochs": 7, "flip": False}
     assert _given(ema="0.99", valid="test") == {"ema": 0.99, "valid": "test"}
+    given = _given(ema="power-law:0.1", rate="inverse-sqrt:2000", times="log-normal:-1.2,1.2", weight="min-snr:3", snapshots="0.05,0.1", warmup=0)
+    changed = Recipe("mnist").changed(ema=PowerLaw(0.1), rate=InverseSqrtRate(2000.0), times=LogNormal(-1.2, 1.2), weight=MinSNR(3.0))
+    assert _recipe(None, "mnist", given) == changed.changed(snapshots=(0.05, 0.1), warmup=0)
+    logged = {"quantiles": "shifted", "sample_every": 3, "snapshot_every": 7, "log_to": "wandb"}
+    assert _recipe(None, "mnist", _given(**logged)) == Recipe("mnist").changed(**logged)
     flowers = RECIPES["flowers"]()
     assert _recipe("flowers", None, {"epochs": 7}) == flowers.changed(epochs=7)
     assert _recipe("flowers", None, {"metric": "none"}).metric is None
@@ -157,6 +162,7 @@ def test_the_command_line_changes_what_is_given_and_nothing_else():
     [
         (lambda: Recipe("mnist").changed(learning_rate=1), "a recipe has no 'learning_rate'; it has accumulate"),
         (lambda: Recipe("mnist", epochs=2.5), "epochs must be a whole number of at least 1, got 2.5"),
+        (lambda: Recipe("mnist", snapshots=(0.05, 2.0)), "sigma_rel must lie in .*; got 2.0"),
         (lambda: Recipe("mnist", valid=0.0), "valid must name a split, or be a share between 0 and 1, got 0.0"),
         (lambda: recipe_process(Recipe("mnist", process="ve", schedule="linear")), "process 've' takes no noise schedule"),
         (lambda: RECIPES["flower"], "did you mean 'flowers'"),

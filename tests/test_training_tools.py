@@ -26,6 +26,7 @@ from diffnb.training import (
     HalfLife,
     HistoryCallback,
     LevelLossCallback,
+    NonFiniteLoss,
     PowerLaw,
     ResumeCallback,
     Sigmoid,
@@ -202,7 +203,7 @@ def test_a_full_disk_while_saving_is_a_clear_error_and_earlier_files_are_whole(t
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("name", ["training.safetensors", "history.csv"])
-def test_a_device_without_space_is_named_and_earlier_files_are_whole(tmp_path, name):
+def test_a_device_without_space_is_named_and_earlier_files_are_whole(tmp_path, monkeypatch, name):
     path = tmp_path / name
 
     def write(epochs):
@@ -210,9 +211,15 @@ def test_a_device_without_space_is_named_and_earlier_files_are_whole(tmp_path, n
 
     write(1)
     before = path.read_bytes()
-    os.symlink("/dev/full", tmp_path / f".{path.name}.{os.getpid()}.part")  # what is written there meets ENOSPC, as the kernel has it
+    opened = os.open
+
+    def full(file, *how, **more):  # what is written there meets ENOSPC, as the kernel has it
+        return opened("/dev/full", os.O_WRONLY) if Path(file).name.startswith(f".{path.name}.") else opened(file, *how, **more)
+
+    monkeypatch.setattr(os, "open", full)
     with pytest.raises(OSError, match=f"could not write .*{path.name}.*No space left on device; the earlier file is intact"):
         write(2)
+    monkeypatch.undo()
     assert path.read_bytes() == before and not list(tmp_path.glob(".*"))
     write(2)  # there is room again
 
@@ -297,6 +304,23 @@ def test_accumulated_parts_have_the_gradient_of_one_large_batch(batch_size, accu
     whole, parts = gradient(48, 1), gradient(batch_size, accumulate)
     assert whole.norm() == pytest.approx(0.05, rel=1e-4)
     assert (whole - parts).abs().max() < 1e-6
+
+
+def test_a_loss_that_is_not_finite_ends_training_at_the_next_look_and_not_only_at_the_end_of_the_epoch():
+    class Spoil(Callback):
+        order, run_valid, batches = -1, False, 0
+
+        def after_loss(self):
+            if self.iter == 3:
+                self.learn.loss = self.learn.loss * math.nan
+
+        def after_batch(self):
+            self.batches += 1
+
+    spoil = Spoil()
+    with pytest.raises(NonFiniteLoss, match="not finite at epoch 0, batch 3 "):
+        train(image_loaders(pictures(), pictures(16), batch_size=2, device="cpu"), callbacks=[spoil])
+    assert spoil.batches == 20  # of 24: the first look
 
 
 def test_compiled_steps_learn_the_same(monkeypatch):
