@@ -1,9 +1,12 @@
 """Restoration with the packaged models: signal-to-noise ratio, similarity, feature distance and seconds, by task and method.
 
 Real test images, which no method was calibrated on. Every method runs for the same processor time of one thread, that of the default
-method with its 10 steps: two short runs of a method tell how many steps it can afford. Peak signal-to-noise ratios are means over images,
-over the whole picture and, where pixels are hidden, over those alone ("hidden"); the error of the mean is theirs over images, of the
-difference from the default method ("+-"). With azula and deepinv installed, their methods run on the same network.
+method with its 10 steps: a short run of a method tells how many steps it can afford. A machine that does other things as well changes
+its speed; the same few steps of the default, timed before each method, tell by how much, and "seconds" are corrected for it.
+
+Peak signal-to-noise ratios are means over images, over the whole picture and, where pixels are hidden, over those alone ("hidden"); the
+error of the mean is theirs over images, of the difference from the default method ("+-"). With azula and deepinv installed, their
+methods run on the same network.
 
 A sample of the posterior is not made to be near the truth on average: the mean of the posterior is, by 3 dB where it is Gaussian. So for
 inpainting there is a second table: the same seconds, and four times as many, spent on one sample or on four whose mean is taken
@@ -37,8 +40,9 @@ from diffnb.restoration import METHODS
 from diffnb.samplers import DDIM
 
 SETS = {"fashion_mnist": ("packaged", "train", FashionClassifier), "cifar10": ("cifar10", "test", InceptionFeatures)}
-SCALES = (1.0, 3.0, 10.0)  # of DPS: length of its descent
+SCALES = (1.0, 3.0, 10.0, 30.0)  # of DPS: length of its descent
 SAMPLES, TIMES = (1, 4), (1, 4)
+PEERS = [name for name in ("azula", "deepinv") if importlib.util.find_spec(name)]
 
 
 def tasks(c, h, w):
@@ -150,7 +154,8 @@ class Problem:
         noise = deepinv.physics.GaussianNoise(self.noise)
         physics = deepinv.physics.LinearPhysics(A=self.operator.A, A_adjoint=self.operator.At, noise_model=noise)
         if kind == "DPS":
-            restored = deepinv.sampling.DPS(denoise, num_steps=steps, dtype=torch.float32)(self.y, physics, x_init=self.truth.shape, seed=0)
+            dps = deepinv.sampling.DPS(denoise, num_steps=steps, dtype=torch.float32, rng=torch.Generator())
+            restored = dps(self.y, physics, x_init=self.truth.shape, seed=0)
         else:
             torch.manual_seed(0)
             diffpir = deepinv.sampling.DiffPIR(denoise, deepinv.optim.L2(), max_iter=steps)
@@ -165,10 +170,12 @@ class Problem:
                 yield name, cost.get(name, 1), lambda n, name=name: self.restore(name, n)
         for scale in SCALES:
             yield f"DPS, {scale}", 2, lambda n, scale=scale: self.restore(scale, n)
-        if importlib.util.find_spec("azula"):
+        for name in PEERS:
+            importlib.import_module(name)  # here, for its time is not that of a method
+        if "azula" in PEERS:
             yield "azula DPS", 2, lambda n: self.by_azula("DPS", n)
             yield "azula MMPS", 3, lambda n: self.by_azula("MMPS", n)
-        if importlib.util.find_spec("deepinv"):
+        if "deepinv" in PEERS:
             yield "deepinv DPS", 2, lambda n: self.by_deepinv("DPS", n)
             yield "deepinv DiffPIR", 1, lambda n: self.by_deepinv("DiffPIR", n)
 
@@ -180,11 +187,22 @@ def timed(run, *arguments):
     return result, time.process_time() - start
 
 
-def affordable(run, seconds, fewest=2):
-    """The number of steps that takes so long, by two short runs."""
-    short, long = (timed(run, n)[1] for n in (fewest, 2 * fewest))
-    each = max((long - short) / fewest, long / (6 * fewest))
-    return max(fewest, round(fewest + (seconds - short) / each))
+class Pace:
+    """How fast the machine is, compared with when this was made."""
+
+    def __init__(self, problem, steps=4):
+        self.problem, self.steps = problem, steps
+        problem.restore("calibrated", self.steps)  # what is prepared once is not counted
+        self.first = timed(problem.restore, "calibrated", steps)[1]
+
+    def __call__(self):
+        """Seconds now for a second then."""
+        return timed(self.problem.restore, "calibrated", self.steps)[1] / self.first
+
+
+def affordable(run, seconds, trial=5):
+    """The number of steps that takes so long, by a short run."""
+    return max(2, round(trial * seconds / timed(run, trial)[1]))
 
 
 def figures(images, problem, extractor, wanted, default=None):
@@ -205,29 +223,31 @@ def figures(images, problem, extractor, wanted, default=None):
 
 def equal_time(problem, task, extractor):
     """One row for each method, all for the time of the default method."""
-    wanted = extractor(problem.truth)
-    problem.restore("calibrated", 2)  # what is prepared once is not counted
+    wanted, pace = extractor(problem.truth), Pace(problem)
     default, seconds = timed(problem.restore, "calibrated", 10)
     about = {"task": task, "method": "calibrated", "steps": 10, "evaluations": 10, "seconds": round(seconds, 2)}
     yield about | figures(default, problem, extractor, wanted)
     for name, cost, run in problem.methods():
-        steps = affordable(run, seconds)
+        slower = pace()
+        steps = affordable(run, slower * seconds)
         images, spent = timed(run, steps)
-        about = {"task": task, "method": name, "steps": steps, "evaluations": cost * steps, "seconds": round(spent, 2)}
+        about = {"task": task, "method": name, "steps": steps, "evaluations": cost * steps, "seconds": round(spent / slower, 2)}
         yield about | figures(images, problem, extractor, wanted, default)
 
 
 def samples_and_means(problem):
     """One sample, or the mean of several, for the same time in all."""
+    pace = Pace(problem)
     once = timed(problem.restore, "calibrated", 10)[1]
     for factor in TIMES:
-        for method in ("calibrated", "conditioned", *SCALES):
+        for method in ("calibrated", "conditioned", *SCALES[2:]):
             for samples in SAMPLES:
-                steps = affordable(lambda n: problem.restore(method, n), factor * once / samples)
+                slower = pace()
+                steps = affordable(lambda n: problem.restore(method, n), slower * factor * once / samples)
                 images, spent = timed(lambda: [problem.restore(method, steps, seed) for seed in range(samples)])
                 mean = torch.stack(images).mean(0)
                 row = {"times": factor, "method": method if isinstance(method, str) else f"DPS, {method}", "samples": samples, "steps": steps}
-                row |= {"seconds": round(spent, 2), "psnr": round(decibels(mean, problem.truth).mean().item(), 2)}
+                row |= {"seconds": round(spent / slower, 2), "psnr": round(decibels(mean, problem.truth).mean().item(), 2)}
                 yield row | {"hidden": round(decibels(mean, problem.truth, problem.operator.mask).mean().item(), 2)}
 
 
@@ -258,7 +278,9 @@ def draw(path, columns=8):
     for task, (operator, noise) in tasks(*truth.shape[1:]).items():
         problem = Problem(model, truth, operator, noise)
         given = F.interpolate(problem.y, truth.shape[-2:], mode="nearest").expand_as(truth).clamp(0, 1)
-        rows += [given, problem.restore("calibrated", 10), problem.restore("conditioned", 10), problem.restore(SCALES[-1], 12)]
+        default, seconds = timed(problem.restore, "calibrated", 10)
+        steps = affordable(lambda n: problem.restore(SCALES[2], n), seconds)
+        rows += [given, default, problem.restore("conditioned", 10), problem.restore(SCALES[2], steps)]
     write_png(grid(torch.cat(rows), columns), path, scale=2)
 
 
@@ -279,6 +301,7 @@ def main():
             problem = Problem(model, truth, operator, noise)
             columns = "task method steps evaluations psnr error hidden ssim feature_distance seconds".split()
             rows += table(equal_time(problem, task, extractor), *columns)
+            record(path, name, about=about, equal_time=rows, samples_and_means=means)
             if task == "inpainting":
                 means = table(samples_and_means(problem), *"times method samples steps seconds psnr hidden".split())
             record(path, name, about=about, equal_time=rows, samples_and_means=means)

@@ -86,7 +86,7 @@ def grid(
 
 def write_png(
     picture,  # uint8 (height, width, c), c 1 or 3
-    path: Path,  # where to write
+    path: str | Path,  # where to write
     scale: int = 1,  # repeat every pixel so many times
 ) -> None:
     """Write a picture as PNG.

@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/guidance.html.md"""
 # %% auto #0
 __all__ = ['ClassifierFree', 'ClassifierGuided', 'AutoGuided']
 
-# %% ../nbs/07_guidance.ipynb #832774d6
+# %% ../nbs/07_guidance.ipynb #3
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from .core import expand
 from .denoisers import BaseDenoiser
 
-# %% ../nbs/07_guidance.ipynb #6efc22c6
+# %% ../nbs/07_guidance.ipynb #6
 def _labels(condition: Mapping[str, Tensor], n: int) -> Tensor:
     """The labels of a condition, one for each of n samples."""
     label = condition.get("label")
@@ -92,7 +92,7 @@ class ClassifierFree(BaseDenoiser):
         without, having = self.denoiser.x0(torch.cat([x, x]), twice, both).chunk(2)
         return without + expand(scale, x) * (having - without)
 
-# %% ../nbs/07_guidance.ipynb #565fc22e
+# %% ../nbs/07_guidance.ipynb #30
 class ClassifierGuided(BaseDenoiser):
     """Guidance by the gradient of any log p(y | x_t, t), which automatic differentiation finds.
 
@@ -122,7 +122,7 @@ class ClassifierGuided(BaseDenoiser):
         factor = self.guidance_scale * self.sde.sigma(t) ** 2 / self.sde.alpha(t)
         return self.denoiser.x0(x, t, condition) + expand(factor, x) * gradient
 
-# %% ../nbs/07_guidance.ipynb #84c1f935
+# %% ../nbs/07_guidance.ipynb #36
 class AutoGuided(BaseDenoiser):
     """Guidance by a weaker model of the same data: x0_hat = x0_weak + guidance_scale (x0_strong - x0_weak).
 

@@ -59,7 +59,8 @@ def sentence(
     error: Exception,  # what was raised
 ) -> str:  # without line breaks
     """Say in one line what is wrong."""
-    text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    named = isinstance(error, OSError) and error.strerror and error.filename is not None
+    text = f"{error.strerror}: {error.filename}" if named else getattr(error, "strerror", None) or str(error) or type(error).__name__
     for argument, option in OPTIONS.items():
         text = text.replace(argument, option)
     return " ".join(text.split())
@@ -114,7 +115,7 @@ def results_of(
 
 def write_picture(
     picture,  # uint8 (height, width, c), c 1 or 3
-    path: Path,  # where to write; its ending chooses PNG or JPG
+    path: str | Path,  # where to write; its ending chooses PNG or JPG
 ) -> None:
     """Write a picture: PNG as it is, JPG with the least loss.
 
@@ -126,7 +127,7 @@ def write_picture(
     if picture.shape[2] not in (1, 3):
         raise ValueError(f"a picture file holds 1 or 3 channels, not {picture.shape[2]}; save the model and use it from Python")
     pixels = picture.numpy() if picture.shape[2] == 3 else picture[..., 0].numpy()
-    form = {"format": "JPEG", "quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"format": "PNG"}
+    form = {"format": "JPEG", "quality": 95, "subsampling": 0} if Path(path).suffix == ".jpg" else {"format": "PNG"}
     Image.fromarray(pixels).save(path, **form)
 
 
@@ -357,7 +358,7 @@ def colorize(
         from diffnb.operators import REC601
         from diffnb.restoration import greyed
 
-        given = {"gray": greyed(file, model.shape[1:], REC601, job.resize)}
+        given = {"gray": greyed(model, file, REC601, job.resize)}
         return given if hints is None else given | _hints(model, companion(hints, file), job.resize)
 
     def restore(model, gray, colours=None, hinted=None, **settings):

@@ -8,7 +8,7 @@ Docs: https://diffnb.github.io/diffnb/posterior.html.md"""
 __all__ = ['FEW', 'DenseCovariance', 'DenseFactor', 'cosines', 'SpectralCovariance', 'SpectralFactor', 'calibrate', 'solver',
            'conditioned', 'Drawing', 'CalibratedPosterior', 'Conditioned']
 
-# %% ../nbs/08b_posterior.ipynb #ce40bd59
+# %% ../nbs/08b_posterior.ipynb #3
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from .inverse import Steered
 from .operators import Observation, solve
 from .samplers import Sampler, State, make_grid
 
-# %% ../nbs/08b_posterior.ipynb #c9df44bf
+# %% ../nbs/08b_posterior.ipynb #6
 def _round(lam):
     """kappa^2 / (1 + kappa^2) at half log-SNR lam."""
     return 1 / (1 + math.exp(2 * lam))
@@ -77,7 +77,7 @@ class DenseFactor:
         """Multiply by L."""
         return (z.flatten(1) @ self.half.mT).view(z.shape)
 
-# %% ../nbs/08b_posterior.ipynb #24eb543d
+# %% ../nbs/08b_posterior.ipynb #7
 def cosines(
     n: int,  # pixels
 ) -> Tensor:  # (n, n) float64, orthogonal
@@ -134,7 +134,7 @@ class SpectralFactor:
         rotated = torch.einsum("dc,nchw->ndhw", self.rotation, x)
         return self.root(self.amplitude * (self.rows @ (self.scale * rotated) @ self.columns.mT))
 
-# %% ../nbs/08b_posterior.ipynb #b99b99db
+# %% ../nbs/08b_posterior.ipynb #11
 def _errors(denoiser, images, lam, draw, condition, batch_size):
     """Errors of the denoiser on images noised to half log-SNR lam."""
     t = denoiser.sde.time_of_half_log_snr(torch.tensor(lam, dtype=torch.float64))
@@ -196,7 +196,7 @@ def calibrate(
     matrices = [e.flatten(1).mT @ e.flatten(1) / (len(e) * _round(lam)) for e, lam in zip(errors, lambdas)]
     return DenseCovariance(tuple(lambdas), torch.stack(matrices))
 
-# %% ../nbs/08b_posterior.ipynb #ec5a524f
+# %% ../nbs/08b_posterior.ipynb #15
 FEW = 1024  # measurements up to which the equations are solved by a factorisation, once for all samples
 
 
@@ -302,7 +302,7 @@ class CalibratedPosterior(Sampler):
         x0 = self.draw(denoiser, state, t, state.noise)
         return replace(state, x=x0, x0=x0)
 
-# %% ../nbs/08b_posterior.ipynb #2d2d5f6f
+# %% ../nbs/08b_posterior.ipynb #17
 class Conditioned(Steered):
     """Condition a Gaussian with the mean that the denoiser gives and a calibrated covariance; 1 evaluation."""
 

@@ -180,16 +180,19 @@ def fitting(
 
 
 def greyed(
+    model,  # what has `trained`
     image: Any,  # grey pictures, or colour ones
-    size: Sequence[int],  # (h, w) wanted
     weights: Sequence[float],  # of the channels in the luminance
     resize: bool,  # whether to resize pictures of another size
 ) -> Tensor:  # (n, 1, h, w) in [0, 1]
-    """Take the luminance of pictures.
+    """Take the luminance of pictures that a model is to colour.
 
     Raises:
-        ValueError: if they are transparent, or have another size without `resize`.
+        ValueError: if the model is grey itself, or the pictures are transparent, or have another size without `resize`.
     """
+    channels, *size = model.trained.shape
+    if channels != len(weights):
+        raise ValueError(f"colorize needs a model with {len(weights)} channels, this one makes {channels}; a grayscale model knows no colours")
     images = opaque(image, "gray")
     return resized(images if images.shape[1] == 1 else Grayscale(weights).A(images), size, resize, "gray")
 
@@ -221,9 +224,11 @@ def enlargement(
     """Find by how much pictures are to be enlarged.
 
     Raises:
-        ValueError: if the model's size is not a multiple of theirs.
+        ValueError: if the model's size is theirs, or not a multiple of it.
     """
     (h, w), (height, width) = images.shape[-2:], model.trained.shape[1:]
+    if (h, w) == (height, width):
+        raise ValueError(f"image is {h} x {w}, as large as this model makes them; give a smaller one, or deblur or denoise it")
     if height % h or width % w or height // h != width // w:
         raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; sides must go into those the same number of times")
     return height // h
@@ -353,10 +358,7 @@ class Restoration(_Posteriors):
             ValueError: if the model is grey itself, or a picture or hint does not fit.
         """
         how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
-        channels = self.trained.shape[0]
-        if channels != len(weights):
-            raise ValueError(f"colorize needs a model with {len(weights)} channels, this one makes {channels}; a grayscale model knows no colours")
-        grey = greyed(gray, self.trained.shape[1:], weights, resize)
+        grey, channels = greyed(self, gray, weights, resize), len(weights)
         operator, y = Grayscale(weights), grey
         if hints is not None:
             colours = with_channels(resized(as_images(hints[0], "hints")[0], grey.shape[-2:], resize, "hints"), channels, "hints")

@@ -87,7 +87,7 @@ class SandboxedSchedule(_Sandboxed, NoiseSchedule):
         settings: Mapping,  # arguments of its constructor
     ):
         self.source, self.settings = source, dict(settings)
-        self.worker = Worker(source, settings, methods=("time_of_integral",))
+        self.worker = Worker(source, settings)
         self.integral(torch.linspace(0, 1, 257, dtype=torch.float64))
 
     def beta(self, t):
@@ -106,9 +106,7 @@ class SandboxedSchedule(_Sandboxed, NoiseSchedule):
         return _differentiable(t, value, self.beta)
 
     def time_of_integral(self, value):
-        """Inverse of the integral: the component's own, or by bisection."""
-        if "time_of_integral" not in self.worker.own:
-            return super().time_of_integral(value)
+        """Inverse of the integral: the component's own or the bisection that it inherits, one question to the worker either way."""
         return _checked(self.worker.call("time_of_integral", value.detach()), value, f"{self.source.name}.time_of_integral").clamp(0, 1)
 
 # %% ../nbs/16c_sandbox.ipynb #ef62bb31
@@ -120,9 +118,8 @@ class SandboxedSDE(_Sandboxed, SDE):
         source: ComponentSource,  # what to run
         settings: Mapping,  # arguments of its constructor
     ):
-        own = "half_log_snr", "time_of_half_log_snr"
         facts = {"t_max": float, "noise_ratio_min": float, "default_grid": str}
-        stranger = Worker(source, settings, facts=tuple(facts), methods=own)
+        stranger = Worker(source, settings, facts=tuple(facts), methods=("half_log_snr",))
         self.__dict__.update(source=source, settings=dict(settings), worker=stranger)
         for name, kind in facts.items():
             self.__dict__[name] = _fact(stranger, name, kind)
@@ -157,9 +154,7 @@ class SandboxedSDE(_Sandboxed, SDE):
         return _checked(self.worker.call("half_log_snr", t.detach()), t, f"{self.source.name}.half_log_snr")
 
     def time_of_half_log_snr(self, value):
-        """Inverse of `half_log_snr`: the component's own, or by bisection."""
-        if "time_of_half_log_snr" not in self.worker.own:
-            return super().time_of_half_log_snr(value)
+        """Inverse of `half_log_snr`: the component's own or the bisection that it inherits, one question to the worker either way."""
         found = self.worker.call("time_of_half_log_snr", value.detach())
         return _checked(found, value, f"{self.source.name}.time_of_half_log_snr").clamp(0, 1)
 

@@ -19,11 +19,11 @@ import torch
 
 import diffnb
 from .checkpoints import write_file
-from .core import Registry, best_device
+from .core import Registry
 from .data import data_root
 from .evaluation import make_metric
-from .model import GenerativeModel, Labels, Trained, checkpoint_writer
-from .processes import launched
+from .model import GenerativeModel, Labels, Trained, checkpoint_writer, choose_device
+from .processes import launched, own_device
 from .samplers import SAMPLERS, DPMSolverPP2M, Sampler
 from .schedules import SCHEDULES
 from .sdes import SDES
@@ -272,8 +272,8 @@ def _write_about(out, shown):
 def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume):
     """Train, from the beginning or from where the folder stands, and write everything."""
     is_first = launched()[0] == 0  # of several processes: the one that writes and speaks
+    device = choose_device(own_device() if device is None else device)
     images, valid = recipe_images(recipe, root, verbose=progress and is_first)
-    device = torch.device(best_device() if device is None else device)
     labels = Labels(tuple(images.values or ()), tuple(images.names) if images.names else None)
     network = recipe_network(recipe, images).to(device)
     trained = Trained(network, recipe_process(recipe), recipe_parametrization(recipe, images), tuple(images.shape), labels)

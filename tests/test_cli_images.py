@@ -205,6 +205,7 @@ WRONG = {
     "denoise a.png --noise 0.1 --method magic": "unknown restoration method 'magic'",
     "denoise a.png --noise 0.1 --guidance-scale 2": "give --labels too",
     "colorize a.png": "a grayscale model knows no colours",
+    "upscale a.png": "as large as this model makes them",
     "upscale a.png --factor 3": "must divide",
     "upscale a.png --resize": "--factor",
     "edit empty": "holds no pictures",

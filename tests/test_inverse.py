@@ -223,6 +223,23 @@ def test_jumps_are_walks_up_and_down_again(sampler):
     assert whole.nfe == Resampled(sampler, 2, jump=n - 1).evaluations(n)
 
 
+def test_a_stretch_taken_again_remembers_what_came_before_it():
+    """A multistep method goes down again with the predictions from above the stretch, not with those from its end."""
+    sde, sampler, jump = VP(), DPMSolverPP2M(), 3
+    whole = Resampled(sampler, 2, jump)(GAUSS.denoiser(sde), shape=(20, *SHAPE), n_steps=7, seeds=0, dtype=torch.float64, keep_states=True)
+    levels = sde.levels(sampler.grid(sde, 7))
+    state = State(whole.states[0], plan=sampler.plan(sde, levels, []))
+    for first in (0, 3):
+        start, top, end = state, levels[first], levels[first + jump]
+        for again in (False, True):
+            if again:
+                z, scale = NoiseSource.of(0, 20).normal(SHAPE, "corrector", 2**31 + first, torch.float64), top.alpha / end.alpha
+                state = replace(start, x=scale * state.x + math.sqrt(top.sigma**2 - (scale * end.sigma) ** 2) * z)
+            for k in range(first, first + jump):
+                state = sampler.step(GAUSS.denoiser(sde), replace(state, step=k), levels[k], levels[k + 1], None)
+        torch.testing.assert_close(whole.states[first + jump], state.x, atol=1e-10, rtol=0)
+
+
 @pytest.mark.parametrize("times, jump, n_steps, evaluations", [(3, 1, 10, 28), (3, 4, 10, 26), (2, 9, 10, 19), (2, 10, 10, 10), (1, 3, 10, 10)])
 def test_jumps_cost_what_they_say(times, jump, n_steps, evaluations):
     sampler = Resampled(Hooked(DDIM(eta=1.0), Replacement(measure(GAUSS, PROBLEMS["hole"], 2)[0])), times, jump)

@@ -4,8 +4,11 @@ import ast
 import inspect
 import json
 import pickle
+import random
 import subprocess
 import sys
+import time
+import types
 
 import pytest
 import recipe_corpus as corpus
@@ -13,6 +16,7 @@ import torch
 from attack_sources import ATTACKS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recipe_writer import Writer
 
 import diffnb.recipe_expressions
 import diffnb.recipe_host
@@ -20,13 +24,14 @@ import diffnb.recipe_interpreter
 import diffnb.recipe_operations
 import diffnb.recipe_plans
 from diffnb.denoisers import BaseDenoiser
-from diffnb.file_errors import ComponentError, Limits, RecipeError, RecipeLimit
+from diffnb.file_errors import ComponentBadResult, ComponentError, Limits, RecipeError, RecipeLimit
 from diffnb.oracles import GaussianMixture
-from diffnb.recipe_components import Recipe, canonical_json
+from diffnb.recipe_components import Recipe, RecipeComponent, canonical_json
 from diffnb.recipe_interpreter import Instance, Program
 from diffnb.recipe_operations import METHODS, OPERATIONS, bind, broadcast_size
 from diffnb.recipe_plans import Plans
 from diffnb.recipes import lower
+from diffnb.schedules import NoiseSchedule
 from diffnb.sdes import VP
 from diffnb.sources import settings_of, source_of
 
@@ -123,6 +128,91 @@ def test_metrics_are_equal(cls):
     real, generated = torch.rand(20, 1, 8, 8, generator=g), torch.rand(25, 1, 8, 8, generator=g)
     assert native(real, generated) == recipe(real, generated)
     assert native.config() == recipe.config()
+
+
+def native_of(source):
+    """The class of a text, made as Python makes it."""
+    module = sys.modules["recipe_native"] = types.ModuleType("recipe_native")
+    exec(compile(source, "recipe_native", "exec"), module.__dict__)  # the test's own text
+    return module.Random
+
+
+def answer(component, t):
+    """beta(t), or None where it is refused."""
+    try:
+        value = component.beta(t)
+    except Exception as error:
+        assert not isinstance(component, RecipeComponent) or isinstance(error, (RecipeError, RecipeLimit, ComponentBadResult)), repr(error)
+        return None
+    return value if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == t.shape else None
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_components_are_bit_equal(seed):
+    """Loops, branches on values, types and shapes, helpers, tables: at every call, interpreted or planned, what the class gives."""
+    source = Writer(seed).source()
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    given = {"a": choose.uniform(-2, 2), "n": choose.randrange(5), "flag": choose.random() < 0.5} if seed % 2 else {}
+    native, recipe = native_of(source)(**given), lower(source)(**given)
+    shapes = [((5,), torch.float32), ((3, 2), torch.float32), ((5,), torch.float64), ((), torch.float64)]
+    for shape, dtype in [*shapes * 3, *shapes[::-1]]:
+        t = torch.rand(shape, generator=generator, dtype=dtype) * choose.choice((1, 1, 2))
+        t.requires_grad_(choose.random() < 0.3)
+        a, b = answer(native, t), answer(recipe, t)
+        assert (a is None) == (b is None), source
+        if a is not None:
+            assert a.requires_grad == b.requires_grad, source
+            a, b = a.detach(), b.detach()
+            assert a.dtype == b.dtype and a.shape == b.shape, source
+            assert ((a == b) & (a.signbit() == b.signbit()) | a.isnan() & b.isnan()).all(), source
+
+
+def test_random_components_are_of_all_kinds():
+    """So that the test above is about plans and about what has none."""
+    found = set()
+    for seed in range(12):
+        recipe = lower(Writer(seed).source())()
+        for _ in range(3):
+            answer(recipe, torch.linspace(0, 1, 5))
+        found |= {bool(plan) for plan in recipe._plans.found.values()}
+    assert found == {True, False}
+
+
+def test_numbers_are_kept_apart():
+    """An expression within another, both of attributes alone: what is kept for one is not given for the other."""
+    text = f"{HEAD}from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Random(NoiseSchedule):\n    n: int = 3\n    high: float = 2.5\n"
+    text += "    def beta(self, t):\n        total = t * torch.linspace(0.0, 1.0, self.n + 1).sum() * torch.tensor(self.high - 1.0)\n"
+    text += "        for k in range(self.n + 1):\n            total = total + t**k\n        return total\n"
+    text += "    def integral(self, t):\n        return t\n"
+    native, recipe = native_of(text)(), lower(text)()
+    for _ in range(4):
+        same(native.beta(torch.linspace(0, 1, 7)), recipe.beta(torch.linspace(0, 1, 7)))
+
+
+class Dial(NoiseSchedule):
+    """A schedule with an attribute that is not fixed."""
+
+    height = 1.0
+
+    def beta(self, t):
+        return self.height + 0 * t
+
+    def integral(self, t):
+        return self.height * t
+
+
+def test_objects_of_the_host_may_change():
+    """What a helper asks of another component is asked each time: it may be of the user's own class."""
+    text = f"{HEAD}from diffnb.sdes import SDE\nclass Random(SDE):\n    def __init__(self, schedule=None):\n        self.schedule = schedule\n"
+    text += "    def _top(self):\n        return float(self.schedule.integral(torch.tensor(1.0)))\n"
+    text += "    def _rate(self):\n        return 2.0 * self._top()\n"
+    text += "    def alpha(self, t):\n        return torch.exp(-self._rate() * t)\n    def sigma(self, t):\n        return t * (self._top() + 1.0)\n"
+    dial, t = Dial(), torch.linspace(0.1, 1, 5)
+    native, recipe = native_of(text)(dial), lower(text)(schedule=dial)
+    for height in (1.0, 1.0, 1.0, 2.0, 3.0):
+        dial.height = height
+        same(native.alpha(t), recipe.alpha(t))
+        same(native.sigma(t), recipe.sigma(t))
 
 
 def test_most_of_the_corpus_lowers():
@@ -255,6 +345,8 @@ def op(name, *positional, **keywords):
 
 FOREVER = [["while", const(True), [["set", ["get", 1], ONE]]]]
 HUGE = const(10**12)
+# (x, x) of (x, x) of ...: sixty assignments, 2^60 leaves
+NESTED = [["set", ["get", 1], ONE], ["for", ["get", 2], op("py.range", const(60)), [["set", ["get", 1], ["tuple", [["get", 1], ["get", 1]]]]]]]
 GRAPHS = {
     "not a list": [["return", "x"]],
     "empty node": [["return", []]],
@@ -365,6 +457,11 @@ GRAPHS = {
     "gradient of nothing": [["return", op("autograd.grad", X, X)]],
     "raises": [["raise", const("mine")]],
     "no signal": [["grad", const(True), []]],
+    "returns nested tuples": [*NESTED, ["return", ["get", 1]]],
+    "returns a dict of nested tuples": [*NESTED, ["return", ["dict", [[const("a"), ["get", 1]]]]]],
+    "gives nested tuples to the host": [*NESTED, ["return", ["method", "beta", ["self"], [["get", 1]], {}]]],
+    "nested tuples as a size": [*NESTED, ["return", op("zeros", ["get", 1])]],
+    "nested tuples in a message": [*NESTED, ["raise", ["text", [[["get", 1], ""]]]]],
 }
 
 
@@ -661,6 +758,7 @@ def test_plans_follow_nothing_that_is_in_the_tensor():
         [["return", ["bin", "+", T, ["op", "sum", [["item", T, mask]], {}]]]],
         [["return", ["item", ["field", "table"], ["method", "item", ["method", "long", single, [], {}], [], {}]]]],
         [["while", ["op", "any", [mask], {}], [["set", T, ["bin", "/", T, ["const", 2]]]]], ["return", T]],
+        [["return", ["bin", "+", T, ["op", "py.sum", [["tuple", [["const", 0.1], ["const", 0.2], T]]], {}]]]],
     ]
     for body in bodies:
         try:
@@ -668,6 +766,8 @@ def test_plans_follow_nothing_that_is_in_the_tensor():
             assert not learned(program, instance, plans, torch.tensor([0.2, 0.7, 0.9])), body
         except RecipeError:
             pass
+    shown = [["return", ["if", ["cmp", ["=="], [["text", ["const", [T, ".4g"]]], ["const", "const0.3"]]], T, ["un", "-", T]]]]
+    assert not learned(*by_hand(shown, FIELDS), torch.tensor([0.2]))
     masked = by_hand([["return", ["item", T, mask]]], FIELDS)
     assert not learned(*masked, torch.ones(3))
 
@@ -687,10 +787,54 @@ def test_a_plan_keeps_nothing_of_a_call():
     same(torch.func.vmap(made.beta)(t[:, None]), native.beta(t)[:, None])
 
 
+def test_a_plan_holds_no_tensors_but_attributes():
+    """Not what follows from them: that is computed each time, in the mode of the call."""
+    program, instance, plans = by_hand([["return", ["bin", "*", T, ["item", ["op", "exp", [["field", "table"]], {}], ["const", 2]]]]], FIELDS)
+    assert learned(program, instance, plans, torch.rand(3))
+    (plan,) = plans.found.values()
+    assert [value is FIELDS["table"] for value in plan.constants if isinstance(value, torch.Tensor)] == [True]
+
+
+def test_a_plan_is_for_one_type_and_shape():
+    """What it knows of them is in it as a constant."""
+    program, instance, plans = by_hand([["return", ["method", "to", ["op", "exp", [T], {}], [["attr", "dtype", T]], {}]]], FIELDS)
+    assert learned(program, instance, plans, torch.rand(3))
+    assert plans("f", torch.rand(3, dtype=torch.float64)) is None and plans("f", torch.rand(3, 1)) is None
+
+
 def test_a_plan_that_disagrees_is_not_used(monkeypatch):
     wrong = {**diffnb.recipe_plans.TENSOR_BINARY, "*": torch.add}  # a planner with a wrong idea of *
     monkeypatch.setattr(diffnb.recipe_plans, "TENSOR_BINARY", wrong)
     assert not learned(*by_hand([["return", ["bin", "*", T, ["const", 3.0]]]], FIELDS), torch.rand(5))
+
+
+@pytest.mark.parametrize("attribute", ["order", "default_grid", "n_steps_default", "is_stochastic"])
+@pytest.mark.parametrize("how", ["attribute", "property"])
+def test_hostile_attributes(attribute, how):
+    """What the library reads of a component is looked at before it is used, and shown in a few characters."""
+    constants = {"a100": ONE} | {f"a{i}": ["tuple", [["global", f"a{i - 1}"], ["global", f"a{i - 1}"]]] for i in range(101, 160)}
+    step = function("denoiser state t s noise", [["return", ["get", 1]]])
+    document = SCHEDULE | {"kind": "sampler", "base": "Sampler", "constants": constants, "functions": {"step": step}}
+    if how == "attribute":
+        document |= {"attributes": [attribute], "constants": constants | {f"class.{attribute}": ["global", "a159"]}}
+    else:
+        document["functions"] = {"step": step, attribute: function("", [["return", ["global", "a159"]]])}
+    start = time.process_time()
+    with pytest.raises((RecipeError, RecipeLimit)) as found:
+        Recipe(canonical_json(document))()
+    assert time.process_time() - start < 2 and len(str(found.value)) < 200
+
+
+def test_hostile_work_while_planning():
+    """What is cheap to interpret, and could be dear to plan, has no plan, and no long search for one."""
+    none = ["each", ["get", 2], op("py.range", const(10**5)), [const(False)], ONE]
+    for before in (NESTED, [["set", ["get", 1], none]], [["for", ["get", 2], op("py.range", const(10**5)), []]]):
+        program, instance, plans = by_hand([*before, ["return", op("exp", T)]], FIELDS)
+        result = program.call(instance, "f", torch.ones(3))
+        start = time.process_time()
+        for _ in range(2):
+            plans.learn("f", torch.ones(3), result)
+        assert time.process_time() - start < 0.5 and plans("f", torch.ones(3)) is None
 
 
 def test_plans_are_few_and_small():

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from diffnb.editing import Editing, flow, spherical
-from diffnb.model import GenerativeModel, Trained
+from diffnb.model import GenerativeModel, Labels, Trained
 from diffnb.operators import REC601, Blur, Downsample, Grayscale, gaussian_kernel
 from diffnb.oracles import Gaussian, GaussianMixture
 from diffnb.parametrizations import PARAMETRIZATIONS
@@ -186,6 +186,78 @@ def test_seeds_belong_to_pictures(grey, pictures):
     assert steps == [(2, 4, (1, 1, 8, 8)), (4, 4, (1, 1, 8, 8))]
 
 
+def two_textures():
+    """Two classes of coloured textures, 3 x 4 x 4."""
+    means = 0.5 * torch.randn(2, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return GaussianMixture(means, (0.04 * torch.ones(48, 48) + 0.02 * torch.eye(48)).expand(2, 48, 48))
+
+
+class Classes(torch.nn.Module):
+    """A network whose classes are the parts of a mixture; label -1 means any."""
+
+    condition_names = ("label",)
+
+    def __init__(self, mixture):
+        super().__init__()
+        parts = [mixture, *(Gaussian(mean, covariance) for mean, covariance in zip(mixture.means, mixture.covariances))]
+        self.parts = torch.nn.ModuleList(Exact(part, EDM()) for part in parts)
+
+    def forward(self, x, half_log_snr, label):
+        return torch.stack([part(x, half_log_snr) for part in self.parts])[label + 1, torch.arange(len(x))]
+
+
+@pytest.fixture(scope="module")
+def classes():
+    labels = Labels((0, 1), ("rough", "fine"))
+    return Model.of(
+        Trained(Classes(two_textures()), EDM(), PARAMETRIZATIONS["x0"](), (3, 4, 4), labels), sampler="dpm++2m", verbose=False
+    ).calibrate()
+
+
+HALF = torch.zeros(4, 4)
+HALF[:, 2:] = 1
+WITH_CHANCE = {
+    "colorize": lambda m, x, **how: m.colorize((W * x).sum(1, keepdim=True), **how),
+    "imputation": lambda m, x, **how: m.imputation(x, HALF, **how),
+    "upscale": lambda m, x, **how: m.upscale(Downsample(2).A(x), **how),
+    "deblur": lambda m, x, **how: m.deblur(x, 1.0, 0.1, **how),
+    "denoise": lambda m, x, **how: m.denoise(x, 0.2, **how),
+    "restore": lambda m, x, **how: m.restore(Downsample(2).A(x), Downsample(2), 0.1, **how),
+    "reconstruct": lambda m, x, **how: m.reconstruct(x, 0.7, **how),
+    "edit": lambda m, x, **how: m.edit(x, 0.7, **how),
+}
+BY_FLOW = {
+    "edit by inversion": lambda m, x, **how: m.edit(x, 0.7, from_labels=0, **how),
+    "encode": lambda m, x, **how: m.encode(x, 0.7, **how),
+    "decode": lambda m, x, **how: m.decode(m.encode(x, 0.7, 6), 0.7, **how),
+    "interpolate": lambda m, x, **how: m.interpolate(x, x.flip(1), 3, 0.7, **how),
+}
+PASSES = {"edit by inversion": [3, 3], "interpolate": [3, 3, 9]}  # samples in each run over the steps
+
+
+@pytest.mark.parametrize("task", [*WITH_CHANCE, *BY_FLOW])
+def test_every_task_takes_labels_scales_seeds_and_a_callback(classes, task):
+    """Each picture has its own, and gets what it gets alone; changing one of them changes the answer."""
+    call, how = {**WITH_CHANCE, **BY_FLOW}[task], {"n_steps": 4}
+    unit = ((two_textures().sample(2, seed=1).view(2, 3, 4, 4) + 1) / 2).clamp(0, 1).float()[[0, 1, 0]]
+    own = {"class_labels": ["rough", "fine", "rough"], "guidance_scale": [1.0, 4.0, 1.0]} | ({"seed": [5, 9, 5]} if task in WITH_CHANCE else {})
+    seen = []
+    together = call(classes, unit, **how, **own, progress_callback=lambda step, total, x0: seen.append((step, total, tuple(x0.shape))))
+    first, second, third = together.split(len(together) // 3)
+    rounding = 1e-3 * together.abs().max()  # sums are rounded otherwise in another batch
+    assert (third - first).abs().max() < rounding
+    steps = seen[0][1]
+    assert seen == [(k, steps, (n, 3, 4, 4)) for n in PASSES.get(task, [3]) for k in range(1, steps + 1)]
+
+    alone = {key: values[1] for key, values in own.items()}
+    assert (call(classes, unit[1:2], **how, **alone) - second).abs().max() < rounding
+    for change in ({"class_labels": "rough"}, {"guidance_scale": 1.0}, {"seed": 10} if task in WITH_CHANCE else {"n_steps": 6}):
+        assert (call(classes, unit[1:2], **how | alone | change) - second).abs().max() > 5 * rounding, change
+    seen.clear()
+    call(classes, unit, **how, progress_callback=lambda step, *_: seen.append(step), callback_frequency=3)
+    assert len(seen) == len([k for k in range(1, steps + 1) if k % 3 == 0 or k == steps]) * len(PASSES.get(task, [3]))
+
+
 def test_calibration_is_measured_again_after_training(grey):
     other = model_of(GREY, (1, 8, 8))
     first = other._covariance()
@@ -249,6 +321,7 @@ def test_pictures():
         (lambda m, x: m.denoise(torch.zeros(1, 3, 8, 8), 0.1), "3 channels, this model makes 1"),
         (lambda m, x: m.denoise(x, 0.0), "more than 0"),
         (lambda m, x: m.upscale(torch.zeros(1, 1, 3, 3)), "the same number of times"),
+        (lambda m, x: m.upscale(x), "as large as this model makes them"),
         (lambda m, x: m.restore(torch.zeros(1, 1, 3, 3), Downsample(4)), "y must have the shape"),
         (lambda m, x: m.imputation(x, HOLE, method="magic"), "unknown restoration method"),
         (lambda m, x: m.imputation(x, HOLE, guidance_scale=2.0), "give class_labels too"),
