@@ -269,7 +269,7 @@ def record(path, model, **found):
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def draw(path, columns=8):
+def draw(path, columns=4):
     """Restorations of CIFAR-10, a row a method, each with steps that take about as long as the default's 10."""
     from diffnb.cli import grid, write_png
 
@@ -281,7 +281,7 @@ def draw(path, columns=8):
         default, seconds = timed(problem.restore, "calibrated", 10)
         steps = affordable(lambda n: problem.restore(SCALES[2], n), seconds)
         rows += [given, default, problem.restore("conditioned", 10), problem.restore(SCALES[2], steps)]
-    write_png(grid(torch.cat(rows), columns), path, scale=2)
+    write_png(grid(torch.cat(rows), columns), path)
 
 
 def main():
