@@ -112,6 +112,7 @@ class Limits:
     part_bytes: int = 256 * 2**10  # one recipe, or one source
     parts_bytes: int = 2**20  # all recipes, or all sources
     json_depth: int = 32  # nesting of the description
+    components: int = 64  # in the description, those inside one another counted
     nodes: int = 4096  # of a recipe
     depth: int = 64  # nesting of a recipe
     steps: int = 2_000_000  # of one call of a recipe

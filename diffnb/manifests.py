@@ -36,6 +36,7 @@ from diffnb.file_errors import (
 from .format_0 import KINDS
 from .oracles import Gaussian
 from .recipe_components import Recipe, RecipeComponent, canonical_json, parse_json
+from .recipe_host import Budget
 from .recipes import lower
 from .sdes import VP
 from .sources import kind_of, settings_of, source_of
@@ -107,19 +108,21 @@ class Parts:
         return self._own(component, kind_of(type(component)) if kind is None else kind)
 
     def _row(self, kind, reference, settings):
-        plain = None if settings is None else {key: self._plain(value, f"{reference}.{key}") for key, value in settings.items()}
+        plain = None if settings is None else {key: self._plain(value, kind, f"{reference}.{key}") for key, value in settings.items()}
         return {"kind": kind, "component": reference, "settings": plain}
 
-    def _plain(self, value, where):
+    def _plain(self, value, of, where):
         """A setting as JSON holds it."""
         if value is None or isinstance(value, (bool, str)) or isinstance(value, int) and abs(value) <= 2**53:
             return value
         if isinstance(value, float) and math.isfinite(value):
             return value
         if isinstance(value, (tuple, list)):
-            return [self._plain(v, where) for v in value]
+            return [self._plain(v, of, where) for v in value]
         if isinstance(value, Tensor) and value.ndim <= 1 and value.numel() <= 65536:
-            return self._plain(value.tolist(), where)
+            return self._plain(value.tolist(), of, where)
+        if isinstance(value, nn.Module) and of != "network":
+            raise ValueError(f"{where} is a network, {type(value).__name__}, whose weights would not travel; only the model's own network does")
         try:
             return self.describe(value)
         except TypeError:
@@ -233,6 +236,10 @@ class Context:
     recipes: dict[str, Any] = field(default_factory=dict)  # graphs by ID, as JSON
     sources: dict[str, ComponentSource] = field(default_factory=dict)  # by ID
 
+    def __post_init__(self):
+        """Begin the one budget that everything of this file is made under."""
+        self._budget, self._read = Budget(self.limits, 0, "in making the components of one file"), {}
+
     def revive(
         self,
         row: Any,  # a component's description
@@ -246,14 +253,16 @@ class Context:
             CodeNotTrusted: if making it would run code that has not been allowed.
         """
         reference, settings = check_row(row, kind, where)
-        settings = {key: self._setting(value, f"{where}.{key}") for key, value in (settings or {}).items()}
+        settings = {key: self._setting(value, row["kind"], f"{where}.{key}") for key, value in (settings or {}).items()}
         sort, _, name = reference.partition(":")
         return {"builtin": self._builtin, "recipe": self._recipe, "python": self._python}[sort](row, name, settings, where)
 
-    def _setting(self, value, where):
+    def _setting(self, value, of, where):
         if isinstance(value, dict):
+            if value.get("kind") == "network" != of:
+                fail(where, "is a network, and networks stand in the settings of networks only: its size and its weights are checked there")
             return self.revive(value, None, where)
-        return tuple(self._setting(v, where) for v in value) if isinstance(value, list) else value
+        return tuple(self._setting(v, of, where) for v in value) if isinstance(value, list) else value
 
     def _builtin(self, row, name, settings, where):
         cls = builtin(row["kind"], name, where)
@@ -274,10 +283,11 @@ class Context:
             raise CodeNotTrusted(
                 f"{where} is a recipe, {short(own)}, and code='builtin' makes only diffnb's own components; nothing was run. Use code='recipe'"
             )
-        recipe = Recipe(canonical_json(graph), self.limits)
+        recipe = self._read.get(ident) or Recipe(canonical_json(graph), self.limits, self._budget)
+        self._read[ident] = recipe
         if recipe.kind != row["kind"]:
             fail(where, f"is of kind {row['kind']}, its recipe of kind {recipe.kind}")
-        return construct(recipe, recipe.name, settings, where)
+        return construct(lambda **given: recipe.make(given, self._budget), recipe.name, settings, where)
 
     def _python(self, row, ident, settings, where):
         source = self.sources.get(ident)

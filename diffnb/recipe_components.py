@@ -20,7 +20,7 @@ from .file_errors import API, ComponentBadResult, Limits, RecipeError, RecipeLim
 from .metrics import Metric, MetricResult
 from .parametrizations import Parametrization
 from .recipe_expressions import _shown, named
-from .recipe_host import Handle, wrap
+from .recipe_host import Budget, Handle, wrap
 from .recipe_interpreter import Instance, Program
 from .recipe_plans import Plans
 from .sampling import GRIDS, Sampler, State
@@ -112,6 +112,7 @@ class Recipe:
         self,
         text: str,  # JSON
         limits: Limits = Limits(),  # how large it may be, and what its calls may use
+        budget: Budget | None = None,  # what computing its constants may use; None: as much as one call
     ):
         self.limits = limits
         if len(text.encode("utf-8", "surrogatepass")) > limits.part_bytes:
@@ -132,7 +133,7 @@ class Recipe:
         self.attributes = data["attributes"]
         if not isinstance(self.attributes, list) or not all(isinstance(a, str) for a in self.attributes):
             raise RecipeError("the attributes of a recipe are a list of names")
-        self.program = Program(self.name, data["constants"], data["functions"], limits)
+        self.program = Program(self.name, data["constants"], data["functions"], limits, budget)
         if missing := [name for name in NEEDED[self.kind] if name not in self.program.functions]:
             raise RecipeError(f"a {self.kind} needs {' and '.join(missing)}; {self.name} has {', '.join(self.program.functions)}")
         if unknown := [name for name in self.attributes if f"class.{named(name)}" not in self.program.values]:
@@ -147,7 +148,20 @@ class Recipe:
         Raises:
             RecipeError: if a setting is unknown or missing, or the component refuses one.
         """
-        return COMPONENTS[self.kind](self, settings)
+        return self.make(settings)
+
+    def make(
+        self,
+        settings: Mapping[str, Any],  # arguments of the component's constructor, by name
+        budget: Budget | None = None,  # what its constructor may use; None: as much as one call
+    ):  # the component
+        """Make the component under a budget that several may share.
+
+        Raises:
+            RecipeError: if a setting is unknown or missing, or the component refuses one.
+            RecipeLimit: if the budget is used up.
+        """
+        return COMPONENTS[self.kind](self, settings, budget)
 
     def __eq__(self, other):
         """Whether two recipes are the same text."""
@@ -194,6 +208,7 @@ class RecipeComponent:
         self,
         recipe: Recipe,  # what it does
         settings: Mapping[str, Any],  # arguments of its constructor
+        budget: Budget | None = None,  # what its constructor may use; None: as much as one call
     ):
         if unknown := sorted(set(settings) - set(recipe.parameters)):
             raise RecipeError(f"{recipe.name} has no setting {', '.join(unknown)}; it has {', '.join(recipe.parameters) or 'none'}")
@@ -204,23 +219,23 @@ class RecipeComponent:
         # past the setters of frozen base classes
         self.__dict__.update(recipe=recipe, settings=complete, _instance=instance, _functions=program.functions, _ask=program.call)
         self.__dict__["_plans"] = Plans(program, instance)
-        self._begin()
+        self._begin(budget)
 
-    def _begin(self):
+    def _begin(self, budget):
         """Run the constructor."""
         instance, functions = self._instance, self._functions
         if "__init__" in functions:
-            self._ask(instance, "__init__", *[self.settings[name] for name in self.recipe.parameters])
+            self._ask(instance, "__init__", *[self.settings[name] for name in self.recipe.parameters], budget=budget)
         else:
             instance.fields.update({name: wrap(value) for name, value in self.settings.items()})
             if "__post_init__" in functions:
-                self._ask(instance, "__post_init__")
-        self._seal()
+                self._ask(instance, "__post_init__", budget=budget)
+        self._seal(budget)
 
-    def _seal(self):
+    def _seal(self, budget):
         """Fix the attributes, and take over those that the library reads."""
         for name, accept in _READ_BY_HOST.get(self.recipe.kind, {}).items():
-            value = self._ask(self._instance, name) if name in self._functions else self._instance.fields.get(name, _MISSING)
+            value = self._ask(self._instance, name, budget=budget) if name in self._functions else self._instance.fields.get(name, _MISSING)
             if value is not _MISSING:
                 if not accept(value):
                     raise RecipeError(f"{self.recipe.name}.{name} = {_shown(value, 'r')[:60]} is not what diffnb can use")
@@ -439,13 +454,14 @@ class RecipeGuidance(RecipeComponent, BaseDenoiser):
         self,
         recipe: Recipe,  # what it does
         settings: Mapping[str, Any],  # arguments of its constructor, without the denoiser
+        budget: Budget | None = None,  # what its constructor may use; None: as much as one call
         denoiser: BaseDenoiser | None = None,  # what it steers; None: not yet
     ):
         self.denoiser, self.sde = denoiser, getattr(denoiser, "sde", None)
         first, *_ = recipe.parameters or (None,)
-        super().__init__(recipe, {**settings, first: denoiser} if first else settings)
+        super().__init__(recipe, {**settings, first: denoiser} if first else settings, budget)
 
-    def _begin(self):
+    def _begin(self, budget):
         """Run the constructor once there is a denoiser."""
         first = next(iter(self.recipe.parameters), None)
         if first is None:
@@ -454,13 +470,13 @@ class RecipeGuidance(RecipeComponent, BaseDenoiser):
         del self.settings[first]
         if self.denoiser is not None:
             self._instance.fields["sde"] = wrap(self.denoiser.sde)
-            self._ask(self._instance, "__init__", *arguments.values())
+            self._ask(self._instance, "__init__", *arguments.values(), budget=budget)
             self._instance.unfinished = False
 
     def __call__(self, x, t=None, condition=None):
         """Given a denoiser, steer it; given samples and times, predict."""
         if isinstance(x, BaseDenoiser):
-            return RecipeGuidance(self.recipe, self.settings, x)
+            return RecipeGuidance(self.recipe, self.settings, denoiser=x)
         if self.denoiser is None:
             raise RecipeError(f"{self.recipe.name} has no denoiser to steer yet; give it one: guidance(denoiser)")
         return super().__call__(x, t, condition)
@@ -471,7 +487,7 @@ class RecipeGuidance(RecipeComponent, BaseDenoiser):
 
     def __reduce__(self):
         """Pickle as recipe, settings and denoiser."""
-        return type(self), (self.recipe, self.settings, self.denoiser)
+        return type(self), (self.recipe, self.settings, None, self.denoiser)
 
 
 class RecipeMetric(RecipeComponent, Metric):

@@ -28,14 +28,15 @@ from .sdes import SDE, Level
 class Budget:
     """What one call of a recipe may still use."""
 
-    __slots__ = ("limits", "steps", "look", "room", "deadline", "depth", "host_calls")
+    __slots__ = ("limits", "when", "steps", "look", "room", "deadline", "depth", "host_calls")
 
     def __init__(
         self,
         limits: Limits,  # what a call may use
         elements: int,  # elements of the arguments of the call
+        when: str = "in one call",  # what it is for, as errors say it
     ):
-        self.limits = limits
+        self.limits, self.when = limits, when
         self.steps = self.depth = self.host_calls = 0
         self.look = 2048
         self.room = limits.call_bytes // 8 + 256 * elements
@@ -58,9 +59,9 @@ class Budget:
         """
         self.look = self.steps + 2048
         if self.steps > self.limits.steps:
-            raise RecipeLimit(f"more than {self.limits.steps:,} steps in one call")
+            raise RecipeLimit(f"more than {self.limits.steps:,} steps {self.when}")
         if time.monotonic() > self.deadline:
-            raise RecipeLimit(f"more than {self.limits.seconds:g} seconds in one call")
+            raise RecipeLimit(f"more than {self.limits.seconds:g} seconds {self.when}")
 
     def charge(
         self,
@@ -82,7 +83,7 @@ class Budget:
             RecipeLimit: if there was not.
         """
         if self.room < 0:
-            raise RecipeLimit(f"more than its budget of {self.limits.call_bytes // 2**20} MiB (and 256 times its arguments) in one call")
+            raise RecipeLimit(f"more than its budget of {self.limits.call_bytes // 2**20} MiB (and 256 times its arguments) {self.when}")
         self.look_up()
 
     def begin_host_call(self) -> float:  # the time now
@@ -93,7 +94,7 @@ class Budget:
         """
         self.host_calls += 1
         if self.host_calls > self.limits.host_calls:
-            raise RecipeLimit(f"more than {self.limits.host_calls} evaluations of the denoiser in one call")
+            raise RecipeLimit(f"more than {self.limits.host_calls} evaluations of the denoiser {self.when}")
         return time.monotonic()
 
 # %% ../nbs/15b_host.ipynb #24b23c1c

@@ -326,6 +326,7 @@ class Program:
         constants: Mapping,  # nodes by name, computed now and in this order
         functions: Mapping,  # {"parameters", "defaults", "locals", "body"} by name
         limits: Limits,  # how large it may be, and what its calls may use
+        budget: Budget | None = None,  # for the constants, all together; None: what one call may use
     ):
         self.name, self.limits, self.functions, self.values, self.source = name, limits, {}, {}, functions
         for what, table in (("constants", constants), ("functions", functions)):
@@ -338,7 +339,7 @@ class Program:
         for key, function in functions.items():
             self.functions[key] = self._function(builder, key, function)
         self.nodes = builder.count
-        budget = Budget(limits, 0)  # one for all constants
+        budget = budget or Budget(limits, 0)
         try:
             for key, part in built.items():
                 self.values[key] = part([budget, None])
@@ -406,19 +407,20 @@ class Program:
         instance: Instance,  # the component
         function: str,  # name of one of its functions
         *arguments: Any,  # for it, tensors, numbers, and objects of the host
+        budget: Budget | None = None,  # what it may use; None: what one call may
     ) -> Any:  # what it returns
-        """Call a function of the recipe under a fresh budget.
+        """Call a function of the recipe.
 
         Raises:
             RecipeError: if the recipe does something that recipes cannot do, or raises an error itself.
             RecipeLimit: if it uses more than a call may.
         """
         try:
-            if len(arguments) == 1 and isinstance(arguments[0], Tensor):  # the path of schedules and processes
+            if budget is None and len(arguments) == 1 and isinstance(arguments[0], Tensor):  # the path of schedules and processes
                 result = self.functions[function](Budget(self.limits, arguments[0].numel()), instance, arguments)
                 return result if isinstance(result, Tensor) else unwrap(result)
             values = [value if isinstance(value, Tensor) else wrap(value) for value in arguments]
-            budget = Budget(self.limits, sum(_elements(value) for value in values))
+            budget = budget or Budget(self.limits, sum(_elements(value) for value in values))
             return unwrap(self.functions[function](budget, instance, values))
         except Exception as error:
             failure = self._failure(function, error)

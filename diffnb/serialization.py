@@ -96,6 +96,8 @@ def save(
         text = canonical_json(manifest)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the records and labels of a model must be plain data that JSON can write: {error}") from None
+    if (n := _components_in([manifest[slot] for slot in _SLOTS])) > Limits.components:
+        raise ValueError(f"this model consists of {n} components, more than the {Limits.components} that a reader accepts")
     recipes, sources = parts.texts()
     for what, size in (("manifest", text), ("recipes", recipes), ("sources", sources)):
         if len(size.encode()) > Limits.manifest_bytes:
@@ -108,6 +110,15 @@ def save(
     if bad := [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
         raise ValueError(f"{bad[0]} holds values that are infinite or not a number, which no reader accepts")
     return write_container(path, tensors, {"diffnb.version": VERSION, "diffnb.manifest": text, "diffnb.recipes": recipes, "diffnb.sources": sources})
+
+
+_SLOTS = ("network", "process", "parametrization", "sampling", "guidance", "metrics")
+
+
+def _components_in(value):
+    """How many components are described, those inside one another counted."""
+    own = isinstance(value, dict) and "component" in value
+    return own + sum(map(_components_in, value.values() if isinstance(value, dict) else value)) if isinstance(value, (dict, list)) else 0
 
 
 def _manifest(contents, parts):
@@ -172,13 +183,17 @@ def _is_name(value):
 
 def check_manifest(
     manifest: Any,  # parsed JSON
+    limits: Limits = Limits(),  # how many components it may describe
 ) -> dict:  # the same
     """Check everything in a manifest that needs no look at the components themselves.
 
     Raises:
         BadManifest: naming the first field that is wrong.
+        LimitExceeded: if it describes too many components.
     """
     _object(manifest, _FIELDS, "top level")
+    if (n := _components_in([manifest[slot] for slot in _SLOTS])) > limits.components:
+        raise LimitExceeded(f"its manifest describes {n:,} components, more than {limits.components:,}")
     data = _object(manifest["data"], {"shape", "range", "labels", "names"}, "data")
     sampling = _object(manifest["sampling"], {"process", "sampler", "grid", "n_steps"}, "sampling")
     if not isinstance(manifest["version"], str) or len(manifest["version"]) > 100:
@@ -341,7 +356,7 @@ def _texts(file, limits):
     except ValueError as error:
         raise BadManifest(f"its manifest is not JSON as manifests are written: {error}") from None
     recipes = read_table(file.metadata["diffnb.recipes"], "diffnb.recipes", limits, 4 * limits.depth)
-    return check_manifest(manifest), recipes, read_sources(file.metadata["diffnb.sources"], limits)
+    return check_manifest(manifest, limits), recipes, read_sources(file.metadata["diffnb.sources"], limits)
 
 
 def load(

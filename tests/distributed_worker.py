@@ -1,4 +1,4 @@
-"""What several processes run in tests/test_distributed.py:  torchrun --nproc-per-node 2 distributed_worker.py OUT [die]"""
+"""What several processes run in tests/test_distributed.py:  torchrun --nproc-per-node 2 distributed_worker.py OUT [die | short]"""
 
 import os
 import signal
@@ -114,8 +114,11 @@ class UnequalClock(ScheduleCallback):
 
 
 def main(out, mode="train"):
-    """Run under torchrun."""
+    """Run under torchrun or accelerate launch."""
     world = launched()[1]
+    if mode == "short":
+        torch.save((*resumable(out, world), world_size()), Path(out) / f"rank{rank()}.pt")
+        return
     if mode == "die":
         resumable(out, world, callbacks=[DieAt(1, 13)])
         return

@@ -608,6 +608,40 @@ class NearestNeighbours(Metric):
         return MetricResult(self.name, inside.double().mean().item(), n_real=len(x), n_generated=len(y), is_lower_better=False)
 
 
+# whose making costs something
+
+
+@dataclass(frozen=True)
+class SummedByHand(NoiseSchedule):
+    """Adds up in a loop before it is ready."""
+
+    n: int = 2
+    more: tuple = ()
+
+    def __post_init__(self):
+        total = 0.0
+        for i in range(self.n):
+            total = total + i
+        if total < 0:
+            raise ValueError("n must not be so")
+
+    def beta(self, t):
+        return 20.0 * t
+
+    def integral(self, t):
+        return 10.0 * t**2
+
+
+class LongTable(NoiseSchedule):
+    """Goes through a long table for every value."""
+
+    def beta(self, t):
+        return torch.linspace(0.0, 1.0, 1_000_000).sum()
+
+    def integral(self, t):
+        return t
+
+
 # what does not lower
 
 

@@ -87,6 +87,18 @@ def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(tmp_pat
         assert torch.equal(weights, expected) and losses == expected_losses and images == n == 160
 
 
+def test_accelerate_launch_starts_them_too(tmp_path):
+    whole = run_together(worker.resumable, 2, args=[tmp_path / "whole", 2])
+    # "--multi_gpu" is how accelerate starts several processes, with GPUs or without; its "--cpu" starts one, or leaves it to MPI
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", worker.__file__, str(tmp_path), "short"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr[-3000:]
+    for number, (weights, losses, images) in enumerate(whole):
+        own, own_losses, own_images, world = torch.load(tmp_path / f"rank{number}.pt")
+        assert world == 2 and torch.equal(own, weights) and own_losses == losses and own_images == images
+
+
 def killed_while_writing(folder):
     """Process 0 dies between writing its second checkpoint and putting it in place."""
     count, replace = [], os.replace

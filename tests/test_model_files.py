@@ -40,6 +40,7 @@ from diffnb.file_errors import (
     ModelFileError,
     NonFiniteWeights,
     RecipeError,
+    RecipeLimit,
     TrustError,
     UnknownComponent,
     UnsupportedVersion,
@@ -56,6 +57,7 @@ from diffnb.sampling import GRIDS
 from diffnb.schedules import SCHEDULES, Cosine
 from diffnb.sdes import EDM, SDES, VP, SubVP
 from diffnb.serialization import Contents, inspect, load, save, weights_of_pickle
+from diffnb.sources import source_of
 
 DATA = Path(__file__).parent / "data"
 DOCUMENTED = (ModelFileError, TrustError, ComponentError)
@@ -477,6 +479,19 @@ def text(key, value):
     return change
 
 
+def in_source(**changes):
+    """A change of the one source."""
+
+    def change(header, manifest):
+        sources = json.loads(header["__metadata__"]["diffnb.sources"])
+        ((ident, row),) = sources.items()
+        header["__metadata__"]["diffnb.sources"] = canonical_json({ident: row | changes})
+
+    return change
+
+
+HUGE = {"kind": "network", "component": "builtin:mlp", "settings": {"dim": 2, "width": 8, "depth": 30_000}}
+DDIM_ROW = {"kind": "sampler", "component": "builtin:ddim", "settings": {}}
 MANIFESTS = {
     "unknown field": (field("trust", True), BadManifest),
     "trust in a component": (field("process.trust", True), BadManifest),
@@ -492,6 +507,8 @@ MANIFESTS = {
     "too few names": (field("data.names", ["a"]), BadManifest),
     "names are numbers": (field("data.names", [1, 2]), BadManifest),
     "records are numbers": (field("records", [1]), BadManifest),
+    "records 40 deep": (field("records", [{"a": json.loads("[" * 40 + "]" * 40)}]), BadManifest),
+    "records with 2^53 + 1": (field("records", [{"a": 2**53 + 1}]), BadManifest),
     "weights unknown": (field("weights", ["model", "other"]), BadManifest),
     "weights raw, which are not there": (field("weights", ["model", "raw"]), WeightsMismatch),
     "grid rises": (field("sampling.grid", [0.1, 0.5]), BadManifest),
@@ -521,6 +538,11 @@ MANIFESTS = {
         field("parametrization.settings.sigma_data", {"kind": "sampler", "component": "builtin:ddim", "settings": {}}),
         BadManifest,
     ),
+    "setting is a network": (field("parametrization.settings.sigma_data", HUGE), BadManifest),
+    "setting is a list with a network in it": (field("process.settings.schedule.settings.beta_max", [1.0, [HUGE]]), BadManifest),
+    "guidance is a network": (field("guidance", [HUGE]), BadManifest),
+    "65 components": (field("process.settings.schedule.settings.beta_max", [DDIM_ROW] * 65), LimitExceeded),
+    "100,000 components": (field("guidance", [{"kind": 1, "component": [{"component": 1}] * 100_000}]), LimitExceeded),
     "setting with a dunder": (field("parametrization.settings.__class__", 1), BadManifest),
     "settings are a list": (field("process.settings", []), BadManifest),
     "settings are null": (field("process.settings", None), BadManifest),
@@ -552,6 +574,10 @@ MANIFESTS = {
     "recipes with an ID ../x": (text("diffnb.recipes", '{"../x": {}}'), BadManifest),
     "sources are a text": (text("diffnb.sources", '"a"'), BadManifest),
     "source without fields": (text("diffnb.sources", '{"a": {}}'), BadManifest),
+    "source that is not what its digest says": (in_source(text="import os"), BadManifest),
+    "source under another name": (in_source(name="os.system"), BadManifest),
+    "source of another kind": (in_source(kind="network"), BadManifest),
+    "source without an end": (in_source(text="#" * 2**18 + "!"), LimitExceeded),
     "source of 2 MB": (text("diffnb.sources", " " * 2**21), LimitExceeded),
     "version 1.0.1 ... long": (text("diffnb.version", "1." + "0" * 50), UnsupportedVersion),
     "version 2": (text("diffnb.version", "2"), UnsupportedVersion),
@@ -581,6 +607,55 @@ def test_hostile_manifest(name, tmp_path):
         str(inspect(tmp_path / "m"))
     except ModelFileError:
         pass
+
+
+def test_constructors_of_a_file_share_one_budget(tmp_path):
+    """One may take what a call may; forty may not take forty times as much."""
+    save(tiny(sde=VP(corpus.SummedByHand(n=100_000))), tmp_path / "m")
+    assert load(tmp_path / "m").sde.schedule.settings["n"] == 100_000
+    header, body = parts(tmp_path / "m")
+    manifest = json.loads(header["__metadata__"]["diffnb.manifest"])
+    schedule = manifest["process"]["settings"]["schedule"]
+    schedule["settings"]["more"] = [json.loads(json.dumps(schedule)) for _ in range(40)]
+    header["__metadata__"]["diffnb.manifest"] = canonical_json(manifest)
+    (tmp_path / "m").write_bytes(assembled(header, body))
+    start = time.process_time()
+    with pytest.raises(RecipeLimit, match="more than 2,000,000 steps in making the components of one file"):
+        load(tmp_path / "m")
+    assert time.process_time() - start < 2
+
+
+def test_constants_of_a_file_share_it_too(tmp_path):
+    """Each recipe goes through its constants when it is read."""
+    save(tiny(sde=VP(corpus.SummedByHand(more=(corpus.SummedByHand(),)))), tmp_path / "m")
+    header, body = parts(tmp_path / "m")
+    recipes = json.loads(header["__metadata__"]["diffnb.recipes"])
+    ((ident, graph),) = recipes.items()
+    ((_, heavy),) = json.loads(lower(source_of(corpus.LongTable)).text)["functions"]["beta"]["body"]
+    graph["constants"]["heavy"] = heavy
+    manifest = json.loads(header["__metadata__"]["diffnb.manifest"])
+
+    def written(copies):
+        """A file with so many recipes."""
+        header["__metadata__"]["diffnb.recipes"] = canonical_json({ident: graph} | {f"x{i}": graph for i in range(copies)})
+        row = {"kind": "schedule", "settings": {"n": 2, "more": []}}
+        manifest["process"]["settings"]["schedule"]["settings"]["more"] = [row | {"component": f"recipe:x{i}"} for i in range(copies)]
+        header["__metadata__"]["diffnb.manifest"] = canonical_json(manifest)
+        (tmp_path / "m").write_bytes(assembled(header, body))
+        return tmp_path / "m"
+
+    assert len(load(written(1)).sde.schedule.settings["more"]) == 1
+    with pytest.raises(RecipeLimit, match="in making the components of one file"):
+        load(written(40))
+
+
+def test_networks_travel_in_no_setting(tmp_path):
+    """Their weights would stay behind."""
+    with pytest.raises(ValueError, match="weights would not travel"):
+        save(tiny(sde=VP(corpus.SummedByHand(more=(MLP(dim=2),)))), tmp_path / "m")
+    with pytest.raises(ValueError, match="137 components, more than the 64"):
+        save(tiny(sde=VP(corpus.SummedByHand(more=(corpus.SummedByHand(),) * 65))), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def retyped(name, dtype, value, of="model.stem.bias"):
