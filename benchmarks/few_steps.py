@@ -125,7 +125,7 @@ def show(rows, model):
             text = ""
             for budget in budgets:
                 found = cells[cell].get(budget, [])
-                deviation = f" ({statistics.stdev(found):.1f})" if len(found) > 1 else ""
+                deviation = f" ({statistics.stdev(found):.2f})" if len(found) > 1 else ""
                 text += f"{f'{statistics.fmean(found):.1f}{deviation}' if found else '':>15s}"
             print(f"{cell[0]:26s}{cell[1] or '-':12s}{text}")
         print("\nroot mean square difference from the exact flow, images in [0, 1]")

@@ -34,6 +34,7 @@ from diffnb.file_errors import (
     BadManifest,
     CodeNotTrusted,
     ComponentError,
+    ComponentSource,
     DigestMismatch,
     LimitExceeded,
     Limits,
@@ -47,6 +48,7 @@ from diffnb.file_errors import (
     WeightsMismatch,
 )
 from diffnb.grid_search import Tuned
+from diffnb.manifests import CODES
 from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, NETWORKS, SIZES, UNet, build_network
 from diffnb.parametrizations import PARAMETRIZATIONS, Karras
@@ -58,6 +60,7 @@ from diffnb.schedules import SCHEDULES, Cosine
 from diffnb.sdes import EDM, SDES, VP, SubVP
 from diffnb.serialization import Contents, inspect, load, save, weights_of_pickle
 from diffnb.sources import source_of
+from diffnb.trust import TrustStore
 
 DATA = Path(__file__).parent / "data"
 DOCUMENTED = (ModelFileError, TrustError, ComponentError)
@@ -767,6 +770,47 @@ def test_flags_are_not_trust(tmp_path):
         load(tmp_path / "m", code="all")
     with pytest.raises(TypeError, match="components"):
         load(tmp_path / "m", components={"Foo": 3})
+
+
+def test_code_runs_only_where_it_was_allowed(tmp_path):
+    """In no mode by itself; in the mode that was confirmed, and for the text that was."""
+    ran = tmp_path / "ran"
+    source = ComponentSource("schedule", "Mark", "NoiseSchedule", MARK.format(path=str(ran)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(tiny(sde=VP(corpus.CachedByHand())), tmp_path / "m")
+    header, body = parts(tmp_path / "m")
+    manifest = json.loads(header["__metadata__"]["diffnb.manifest"])
+    for slot in (manifest["process"], manifest["sampling"]["process"]):
+        slot["settings"]["schedule"] = {"kind": "schedule", "component": "python:Mark-1", "settings": {}}
+    row = {"kind": source.kind, "name": source.name, "base": source.base, "api": source.api, "text": source.text, "sha256": source.digest}
+    header["__metadata__"] |= {"diffnb.manifest": canonical_json(manifest), "diffnb.sources": canonical_json({"Mark-1": row})}
+    (tmp_path / "m").write_bytes(assembled(header, body))
+    store = TrustStore(tmp_path / "trust.json")
+    store.add(replace(source, text=source.text + "\n"), "inprocess")
+    for code in CODES:
+        with pytest.raises(CodeNotTrusted):
+            load(tmp_path / "m", code=code, trust=store)
+    store.add(source, "sandbox")
+    with pytest.raises(CodeNotTrusted, match="has not been confirmed for code='inprocess'"):
+        load(tmp_path / "m", code="inprocess", trust=store)
+    assert not ran.exists()
+    store.add(source, "inprocess")
+    assert load(tmp_path / "m", code="inprocess", trust=store).sde.schedule.beta(torch.zeros(1)).item() == 1 and ran.exists()
+
+
+MARK = """
+import pathlib
+from diffnb.schedules import NoiseSchedule
+pathlib.Path({path!r}).write_text("ran")
+
+class Mark(NoiseSchedule):
+    def beta(self, t):
+        return 1 + 0 * t
+
+    def integral(self, t):
+        return t
+"""
 
 
 def test_a_file_may_change_after_it_was_read(tmp_path):

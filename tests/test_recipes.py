@@ -446,6 +446,12 @@ GRAPHS = {
         ["return", ["item", X, op("zeros", const(10**6), dtype=["dtype", "int64"])]],
     ],
     "slice of a handle": [["return", ["slice", X]]],
+    "adds in place what is larger": [["set", ["get", 1], op("zeros", const(1))], ["aug", ["get", 1], "+", X], ["return", ["get", 1]]],
+    "adds in place what is of another type": [
+        ["set", ["get", 1], op("zeros", const(3), dtype=["dtype", "int64"])],
+        ["aug", ["get", 1], "+", X],
+        ["return", ["get", 1]],
+    ],
     "divide by zero": [["return", ["bin", "/", ONE, const(0)]]],
     "device by name": [["return", ["method", "to", X, [const("cuda")], {}]]],
     "device by keyword": [["return", op("ones", const(3), device=const("meta"))]],
@@ -523,6 +529,10 @@ def test_limits_are_what_they_say():
         run(FOREVER, limits=Limits(seconds=0.05, steps=10**9))
     with pytest.raises(RecipeLimit, match="nested at most 8"):
         run(GRAPHS["deep"], limits=Limits(depth=8))
+    small = [["return", op("linalg.eigvalsh", op("eye", const(5)))]]
+    assert run(small).tolist() == [1.0] * 5
+    with pytest.raises(RecipeLimit, match="at most 4 rows and columns"):
+        run(small, limits=Limits(matrix_side=4))
 
     class Slow(BaseDenoiser):
         sde = VP()
@@ -537,6 +547,13 @@ def test_limits_are_what_they_say():
     assert step
     with pytest.raises(RecipeLimit, match="256 evaluations"):
         program.call(Instance("S", {}), "f", Slow(), torch.ones(2, 3))
+
+
+def test_tensors_of_the_host_stay_as_they_are():
+    """What asks for gradients in a recipe is a tensor of its own; what is added to in place, too."""
+    x = torch.ones(3)
+    assert run([["return", ["method", "requires_grad_", X, [], {}]]], argument=x).requires_grad and not x.requires_grad
+    assert run([["aug", X, "+", ONE], ["return", X]], argument=x).tolist() == [2.0] * 3 and x.tolist() == [1.0] * 3
 
 
 def test_signatures_bind_position_and_keyword_alike():

@@ -224,6 +224,34 @@ def test_jail_that_does_not_hold_gets_no_source(monkeypatch):
     assert not sent
 
 
+OPEN_JAIL = """
+import struct
+from diffnb import jail
+jail.filter_program = lambda machine: struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)  # one instruction: allow
+try:
+    jail.enter(2**28, 10)
+    print("nothing was noticed", flush=True)
+except jail.JailError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_jail_without_its_filter_says_what_is_open():
+    """The self-test tries the doors themselves: a filter that lets everything pass is found out."""
+    done = subprocess.run([sys.executable, "-c", OPEN_JAIL], capture_output=True, text=True, timeout=60)
+    assert "the jail does not hold: it was still possible to" in done.stdout and "make a socket" in done.stdout, done
+
+
+def test_a_frame_is_measured_before_it_is_read(monkeypatch):
+    """What is announced as longer than a frame may be is not waited for."""
+    worker = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", GOOD), {}).worker
+    asked = []
+    monkeypatch.setattr(worker, "_exactly", lambda n, deadline: asked.append(n) or (2**20 + 1).to_bytes(4, "little"))
+    with pytest.raises(ComponentProtocol, match="announced a frame of 1,048,577 bytes"):
+        worker._receive(time.monotonic() + 5)
+    assert asked == [4]
+
+
 def test_workers_end_with_their_owner():
     """No process is left over when a component is forgotten."""
     made = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", GOOD), {})
