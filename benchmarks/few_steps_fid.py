@@ -1,0 +1,77 @@
+"""Do the headline rows of few_steps.py hold in other features? The same samplers, looked at by the Inception of the FID.
+
+    python benchmarks/few_steps_fid.py --weights DIR [--n 500]
+
+DIR holds the weights of the FID's Inception (`python benchmarks/get_fid_weights.py DIR`); features of real images are kept there. The quick features
+of few_steps.py belong to a classifier of Fashion-MNIST, and samplers were compared by them; Inception has never seen such pictures. Reported: the
+kernel distance of n generated images (its mean does not depend on how many they are) and the Frechet distance (which does, alike in all rows) to
+2,000 of the packaged images, for a few samplers and numbers of evaluations, and for n other packaged images: the floor. Each row is written to
+results/few_steps_fid.json as soon as it is there; rows that are there are not measured again.
+"""
+
+import argparse
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+from few_steps import generate, make_denoiser, steps_for
+from quality import extract, real_features
+
+from diffnb.data import image_set
+from diffnb.extractors import InceptionFeatures
+from diffnb.metrics import FrechetDistance
+from diffnb.model import GenerativeModel
+from diffnb.samplers import SAMPLERS
+from diffnb.set_metrics import KernelDistance
+
+RESULT = Path(__file__).parent / "results" / "few_steps_fid.json"
+ROWS = [
+    ("ddim", 100),
+    ("dpm-solver++2m", 20),
+    ("dpm-solver++2m", 10),
+    ("sde-dpm-solver++2m", 10),
+    ("dpm-solver++2m", 5),
+    ("sde-dpm-solver++2m", 5),
+    ("ipndm", 5),
+]
+
+
+def images_of(denoiser, name, evaluations, n):
+    """Generated images as bytes, and the evaluations they took."""
+    sampler = SAMPLERS[name]()
+    parts = list(generate(sampler, denoiser, n, 0, steps_for(sampler, evaluations), sampler.default_grid, 100))
+    return torch.cat([(images * 255).round().to(torch.uint8) for images, _ in parts]), parts[0][1]
+
+
+def main():
+    """Measure what is not there, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, type=Path, help="folder of the Inception weights")
+    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
+    extractor = InceptionFeatures(args.weights)
+    packaged = image_set("packaged", verbose=False).images
+    reference = real_features(lambda: extractor, packaged[:2000], "packaged", args.weights)
+    denoiser = functools.cache(lambda: make_denoiser(GenerativeModel.pretrained("fashion_mnist", verbose=False), "bfloat16", True))
+    for name, evaluations in [("real images", 0), *ROWS]:
+        if any((row["name"], row["evaluations"], row["n"]) == (name, evaluations, args.n) for row in rows):
+            continue
+        images, nfe = images_of(denoiser(), name, evaluations, args.n) if evaluations else (packaged[2000 : 2000 + args.n], 0)
+        features = extract(extractor, images, f"{name}, {nfe} evaluations")
+        frechet, kernel = (metric(extractor).from_features(reference, features) for metric in (FrechetDistance, KernelDistance))
+        rows.append({"name": name, "evaluations": evaluations, "nfe": nfe, "n": args.n, "fid": frechet.value, "kid": kernel.value})
+        rows[-1]["kid_error"] = kernel.error
+        RESULT.with_suffix(".part").write_text(json.dumps({"reference": "2,000 packaged images", "rows": rows}, indent=1) + "\n")
+        os.replace(RESULT.with_suffix(".part"), RESULT)
+    print(f"{'sampler':20s}{'evaluations':>12s}{'FID':>9s}{'KID':>9s}{'+-':>8s}")
+    for row in rows:
+        print(f"{row['name']:20s}{row['nfe'] or '':>12}{row['fid']:9.2f}{row['kid']:9.4f}{row['kid_error']:8.4f}")
+
+
+if __name__ == "__main__":
+    main()
