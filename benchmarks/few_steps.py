@@ -126,7 +126,7 @@ def show(rows, model):
             for budget in budgets:
                 found = cells[cell].get(budget, [])
                 deviation = f" ({statistics.stdev(found):.2f})" if len(found) > 1 else ""
-                text += f"{f'{statistics.fmean(found):.1f}{deviation}' if found else '':>15s}"
+                text += f"{f'{statistics.fmean(found):.2f}{deviation}' if found else '':>15s}"
             print(f"{cell[0]:26s}{cell[1] or '-':12s}{text}")
         print("\nroot mean square difference from the exact flow, images in [0, 1]")
         exact = {(row["name"], row["grid"], row["evaluations"]): row["flow_rmse"] for row in own if row["flow_rmse"] is not None}
