@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from .recipe_components import _SELF
 from .recipe_expressions import _OF_DICT
 from .recipe_host import CALLABLE, READABLE
 from .recipe_operations import ATTRIBUTES, DTYPES, METHODS, OPERATIONS
@@ -30,14 +31,6 @@ _WHY_NOT = {
     ast.Delete: "nothing can be deleted", ast.Yield: "there are no generators", ast.Await: "there are no coroutines",
     ast.NamedExpr: "write the assignment as a statement", ast.AsyncFunctionDef: "there are no coroutines",
 }  # fmt: skip
-_HANDLES = {
-    "schedule": "schedule",
-    "process": "process",
-    "parametrization": "parametrization",
-    "sampler": "sampler",
-    "guidance": "denoiser",
-    "metric": "metric",
-}
 
 
 class Names:
@@ -138,7 +131,7 @@ class Names:
             return ["call", component.key_of(method), [], {}]
         if name in component.class_values:
             return component.attribute(name)
-        if name in READABLE.get(_HANDLES[component.kind], {}) and name not in component.parameters and not _is_set(component, name):
+        if name in READABLE.get(_SELF[component.kind], {}) and name not in component.parameters and not _is_set(component, name):
             return ["attr", name, ["self"]]
         return ["field", name]
 
@@ -337,7 +330,7 @@ class Calls(Operators):
         found = self.component.find(name)
         if found is not None and not found.is_property:
             return ["call", self.component.key_of(found), *self._arguments(node)]
-        if found is None and name in CALLABLE.get(_HANDLES[self.component.kind], {}):
+        if found is None and name in CALLABLE.get(_SELF[self.component.kind], {}):
             return ["method", name, ["self"], *self._arguments(node)]
         return ["method", "()", self._own(node.func), *self._arguments(node)]
 
@@ -383,7 +376,7 @@ class Calls(Operators):
         where, kind, what = _resolve(self.scope, node)
         path = f"{where.name}.{what.name}" if kind == "class" else what
         if path in INTERFACES:
-            return _HANDLES[INTERFACES[path][0]]
+            return _SELF[INTERFACES[path][0]]
         if path == "torch.Tensor":
             return "tensor"
         if path is None and isinstance(node, ast.Name) and node.id in ("int", "float", "bool", "str", "tuple", "dict", "list"):
