@@ -47,10 +47,7 @@ class Body(Calls):
 
     def statement(self, node):
         """Lower a statement to none, one or several."""
-        lower = _STATEMENTS.get(type(node))
-        if lower is None:
-            self.refuse(node, _WHY_NOT.get(type(node), f"{type(node).__name__} is not in the language"))
-        return lower(self, node)
+        return self.by_class(_STATEMENTS, node)
 
     def _assign(self, node):
         value = node.value

@@ -65,7 +65,11 @@ class Names:
 
     def expression(self, node):
         """Lower an expression."""
-        lower = _EXPRESSIONS.get(type(node))
+        return self.by_class(_EXPRESSIONS, node)
+
+    def by_class(self, table, node):
+        """Lower a node by the method that a table has for its class."""
+        lower = table.get(type(node))
         if lower is None:
             self.refuse(node, _WHY_NOT.get(type(node), f"{type(node).__name__} is not in the language"))
         return lower(self, node)

@@ -459,7 +459,7 @@ def _row_of(config, where):
     return {"kind": config["kind"], "component": f"builtin:{registry.name_of(registry[config['name']])}", "settings": settings}
 
 
-def _as_format_1(config):
+def _as_format_1(config, limits):
     """The manifest that format 1 would have written."""
     sampling = _object(config["sampling"], {"process", "sampler"}, "sampling")
     return check_manifest(
@@ -475,13 +475,14 @@ def _as_format_1(config):
             "weights": ["model"],
             "guidance": [],
             "metrics": [],
-        }
+        },
+        limits,
     )
 
 
 def _load_format_0(file, device, keep_sampler):
     """Read a file of format 0."""
-    manifest, context = _as_format_1(_read_format_0(file)), Context(limits=file.limits)
+    manifest, context = _as_format_1(_read_format_0(file), file.limits), Context(limits=file.limits)
     maker = _NetworkMaker(manifest["network"], context)
     maker.check({f"model.{name}": entry for name, entry in file.table.items()}, ["model"])
     made = _components(manifest, context, keep_sampler)
@@ -615,7 +616,7 @@ def _report(file):
     """The report of an open file."""
     recipes, sources, version = {}, {}, file.metadata.get("diffnb.version", FORMAT)
     if version == FORMAT:
-        manifest = _as_format_1(_read_format_0(file))
+        manifest = _as_format_1(_read_format_0(file), file.limits)
         digest = file.metadata.get("diffnb.sha256", "")
         if digest != _digest(check_values(file.tensors(file.read()), file.table), file.metadata["diffnb.config"]):
             raise DigestMismatch("its contents do not match its checksum; it was damaged or changed")

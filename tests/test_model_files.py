@@ -652,6 +652,15 @@ def test_constants_of_a_file_share_it_too(tmp_path):
         load(written(40))
 
 
+def test_the_number_of_components_is_the_readers_to_limit(tmp_path):
+    """In files of both formats."""
+    save(tiny(), tmp_path / "m")
+    for path in (tmp_path / "m", DATA / "format0.safetensors"):
+        load(path)
+        with pytest.raises(LimitExceeded, match="components, more than 3"):
+            load(path, limits=Limits(components=3))
+
+
 def test_networks_travel_in_no_setting(tmp_path):
     """Their weights would stay behind."""
     with pytest.raises(ValueError, match="weights would not travel"):
