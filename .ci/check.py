@@ -1,6 +1,7 @@
-"""Check that diffnb/ is what the notebooks export, that notebooks are clean, that README.md is current, and that style holds."""
+"""Check that diffnb/ is what the notebooks export, that notebooks are clean and whole, that README.md is current, and that style holds."""
 
 import filecmp
+import json
 import shutil
 import subprocess
 import sys
@@ -37,11 +38,26 @@ def same_after(command, folder, pattern, advice) -> bool:
     return not wrong
 
 
+def controls_are_stored() -> bool:
+    """Look for the state of every control that a notebook's outputs show: without it the site shows a line of text in its place."""
+    view, state, lost = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json", []
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf8"))
+        stored = notebook["metadata"].get("widgets", {}).get(state, {}).get("state", {})
+        shown = (output.get("data", {}).get(view) for cell in notebook["cells"] for output in cell.get("outputs", ()))
+        if any(control and control["model_id"] not in stored for control in shown):
+            lost.append(str(path.relative_to(ROOT)))
+    if lost:
+        print(f"{', '.join(lost)}: shows controls whose state is not stored; run it, and keep the notebook's metadata")
+    return not lost
+
+
 def main() -> int:
     """Run every check and report how many failed."""
     passed = [
         same_after("nbdev-export", "diffnb", "*.py", "not what the notebooks export; run nbdev-export"),
         same_after("nbdev-clean", "nbs", "*.ipynb", "not clean; run nbdev-clean"),
+        controls_are_stored(),
         run("python", ".ci/readme.py", "--check"),
         run("ruff", "check", "."),
         run("ruff", "format", "--check", "nbs", "tests", "benchmarks", ".ci", "setup.py"),

@@ -36,6 +36,7 @@ from diffnb.samplers import SAMPLERS
 RESULT = Path(__file__).parent / "results" / "few_steps.json"
 SAME = ("exponential-integrator", "single-step")  # as dpm-solver++2m and dpm-solver++2s
 SEARCHED = ("tuned",)  # its levels belong to one model and one number of steps: see grids.py
+LOWERED = ("dpm-solver++2m", "dpm-solver++3m", "unipc")  # measured with lower_order_final, too
 FOLLOWED = 32  # images compared with the exact flow
 
 
@@ -45,11 +46,24 @@ def steps_for(sampler, evaluations):
     return max(fitting, default=None)
 
 
+def names_of_all():
+    """Samplers that the table is of."""
+    return [name for name in SAMPLERS.names() if name not in SAME + SEARCHED] + ["unipc-2"] + [f"{name}, lowered" for name in LOWERED]
+
+
+def named(name):
+    """The sampler that a name of the table stands for: a registered name, UniPC of the order that others have by default, or last steps lowered."""
+    registered, _, lowered = name.partition(", ")
+    if name == "unipc-2":
+        return SAMPLERS["unipc"](extrapolation=2)
+    return SAMPLERS[registered](lower_order_final=True) if lowered else SAMPLERS[registered]()
+
+
 def settings(names, grids, budgets):
     """What to measure: (name, sampler, grid, evaluations allowed, levels)."""
     for budget in budgets:
         for name in names:
-            sampler = SAMPLERS[name]()
+            sampler = named(name)
             if sampler.evaluations(2) is None:
                 continue
             n_steps = steps_for(sampler, budget)
@@ -141,9 +155,7 @@ def main():
     parser.add_argument("--n", type=int, default=2000, help="images in a cell of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, nargs="+", default=[3, 5, 8, 10, 20, 50])
-    parser.add_argument(
-        "--samplers", nargs="+", default=[n for n in SAMPLERS.names() if n not in SAME + SEARCHED], help="registered names; all of them without it"
-    )
+    parser.add_argument("--samplers", nargs="+", default=names_of_all(), help='registered names, "unipc-2" or "NAME, lowered"; all without it')
     parser.add_argument("--grids", nargs="+", help="time grids; each sampler's own without it")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="what the network computes in")
     parser.add_argument("--compile", action="store_true", help="compile the network: two minutes to start; n is then a multiple of the batch")

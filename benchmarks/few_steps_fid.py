@@ -16,14 +16,13 @@ import os
 from pathlib import Path
 
 import torch
-from few_steps import generate, make_denoiser, steps_for
+from few_steps import generate, make_denoiser, named, steps_for
 from quality import extract, real_features
 
 from diffnb.data import image_set
 from diffnb.extractors import InceptionFeatures
 from diffnb.metrics import FrechetDistance
 from diffnb.model import GenerativeModel
-from diffnb.samplers import SAMPLERS
 from diffnb.set_metrics import KernelDistance
 
 RESULT = Path(__file__).parent / "results" / "few_steps_fid.json"
@@ -31,6 +30,9 @@ ROWS = [
     ("ddim", 100),
     ("dpm-solver++2m", 20),
     ("dpm-solver++2m", 10),
+    ("dpm-solver++2m, lowered", 10),
+    ("unipc-2", 10),
+    ("unipc, lowered", 10),
     ("sde-dpm-solver++2m", 10),
     ("dpm-solver++2m", 5),
     ("sde-dpm-solver++2m", 5),
@@ -40,7 +42,7 @@ ROWS = [
 
 def images_of(denoiser, name, evaluations, n):
     """Generated images as bytes, and the evaluations they took."""
-    sampler = SAMPLERS[name]()
+    sampler = named(name)
     parts = list(generate(sampler, denoiser, n, 0, steps_for(sampler, evaluations), sampler.default_grid, 100))
     return torch.cat([(images * 255).round().to(torch.uint8) for images, _ in parts]), parts[0][1]
 

@@ -173,6 +173,15 @@ CASES = [  # peer, what it calls the method, how to run it, its name and setting
     ("diffusers", "UniPC, bh2, 3", diffusers_loop, UNIPC, {"solver_order": 3, "solver_type": "bh2", **BY_US}, UniPC(3), 4),
     (
         "diffusers",
+        "UniPC, bh2, 3, lower order final",
+        diffusers_loop,
+        UNIPC,
+        {"solver_order": 3, "solver_type": "bh2", **BY_US, "lower_order_final": True},
+        UniPC(3, lower_order_final=True),
+        None,
+    ),
+    (
+        "diffusers",
         "UniPC, bh1, 2, as it comes",
         diffusers_loop,
         UNIPC,
@@ -202,6 +211,7 @@ WHY = {
     "DPMSolverMultistep, dpmsolver++, 3": "falls short: the second difference enters with half its weight",
     "sample_dpmpp_3m_sde, eta 0": "falls short: the second difference enters with half its weight",
     "UniPC, bh2, 3, as it comes": "its last steps are of lower order",
+    "UniPC, bh2, 3, lower order final": "of no one order",
     "UniPC, bh1, 2, as it comes": "0 times infinity in its last step, to 0",
     "sample_lms, as it comes": "falls short: its last step, to 0, is extrapolated too",
 }

@@ -11,7 +11,7 @@ __all__ = ['VARIABLES', 'PlannedStep', 'Multistep', 'ExponentialIntegrator', 'DP
 # %% ../nbs/06d_multistep.ipynb #f0790a41
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ class Multistep(Sampler):
     """
 
     extrapolation: int = 2  # predictions that a step uses: 1, 2, 3 or 4
+    lower_order_final: bool = field(default=False, kw_only=True)  # whether the last step uses one prediction, the one before at most two, ...
 
     n_steps_default = 20
     default_grid = "karras"
@@ -49,8 +50,8 @@ class Multistep(Sampler):
 
     @property
     def order(self):
-        """Convergence order: one for each prediction used."""
-        return self.extrapolation
+        """Convergence order: one for each prediction used. None where the last steps are of lower order: then no one number says it."""
+        return None if self.lower_order_final else self.extrapolation
 
     @property
     def n_history(self):
@@ -69,7 +70,7 @@ class Multistep(Sampler):
 
     def corrects(
         self,
-        n_nodes: int,  # predictions that the step was taken with
+        n_known: int,  # predictions that there were when the step was taken, at most `extrapolation`
     ) -> bool:  # whether to take it again with the next prediction
         """Decide whether a step is corrected."""
         return False
@@ -82,14 +83,20 @@ class Multistep(Sampler):
         """Weights of all steps; the correction of a step stands at the level where it ended."""
         lambdas, steps, correction = [*reversed(past), *(level.half_log_snr for level in levels)], [], ()
         for i, (t, s) in enumerate(zip(levels, levels[1:]), len(past) + 1):
-            nodes = lambdas[max(0, i - self.extrapolation) : i][::-1]
+            known = lambdas[max(0, i - self.extrapolation) : i][::-1]
+            nodes = known[: len(lambdas) - i] if self.lower_order_final else known
             carry, weights = self.weights(sde, t, s, nodes)
             steps.append(PlannedStep(correction, carry, weights))
             correction = ()
-            if self.corrects(len(nodes)):
+            if self.corrects(len(known)):
                 _, finer = self.weights(sde, t, s, [lambdas[i], *nodes])
                 correction = tuple(b - a for a, b in zip((0.0, *weights), finer))
         return steps
+
+    def planned(self, sde, state, t, s):
+        """Look up the weights. A step outside a run of this sampler's own is not known to be one of the last, and keeps its order."""
+        lone = state.plan is None and self.lower_order_final
+        return replace(self, lower_order_final=False).planned(sde, state, t, s) if lone else super().planned(sde, state, t, s)
 
     def step(self, denoiser, state, t, s, noise):
         """Predict, correct the step before if that is wanted, and go on."""
@@ -125,9 +132,9 @@ class ExponentialIntegrator(Multistep):
         check_choice("prediction", self.prediction, ("x0", "epsilon"))
         check_choice("line", self.line, tuple(LINES))
 
-    def corrects(self, n_nodes):
+    def corrects(self, n_known):
         """Where the start would limit the order, if asked for."""
-        return self.corrected_start and n_nodes < self.extrapolation - 1
+        return self.corrected_start and n_known < self.extrapolation - 1
 
     def weights(self, sde, t, s, nodes):
         """Weights against the exponential."""
@@ -270,14 +277,14 @@ class UniPC(ExponentialIntegrator):
 
     @property
     def order(self):
-        """Convergence order, one more than the predictor's."""
-        return self.extrapolation + 1
+        """Convergence order, one more than the predictor's, if it has one."""
+        return None if super().order is None else super().order + 1
 
     @property
     def n_history(self):
         """The correction needs all predictions of the step before, and the newest."""
         return self.extrapolation
 
-    def corrects(self, n_nodes):
+    def corrects(self, n_known):
         """Always."""
         return True

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
@@ -173,6 +174,49 @@ def test_start_from_the_middle():
     assert abs(own.slope - 2) < 0.15 and abs(corrected.slope - 3) < 0.15 and corrected.errors[1] < own.errors[1] / 20
     costs = {c: DPMSolverPP3M(corrected_start=c)(LINE.denoiser(VP()), x=Z, n_steps=9).nfe for c in (False, True)}
     assert costs == {False: 9, True: 9}
+
+
+def first_order(x, d, t, s):
+    """x at s where the prediction of x_0 stays d."""
+    return s.sigma / t.sigma * x - s.alpha * math.expm1(t.half_log_snr - s.half_log_snr) * d
+
+
+def test_lower_order_final():
+    """DPM-Solver++(3M) by hand over six levels: one prediction, two, three, two, one, and x0_hat; polynomials by numpy, integrals by scipy."""
+    sde = EDM()
+    levels, denoiser = sde.levels(karras(sde, 6)), LINE.denoiser(sde)
+    x, seen = sde.prior_std * Z, []
+    for (t, s), n in zip(zip(levels, levels[1:]), (1, 2, 3, 2, 1)):
+        seen.insert(0, (t.half_log_snr, denoiser(x, t.time).x0))
+        nodes, h = [lam for lam, _ in seen[:n]], s.half_log_snr - t.half_log_snr
+        d = 0
+        for j, (_, x0) in enumerate(seen[:n]):
+            basis = np.poly1d([node for k, node in enumerate(nodes) if k != j], r=True)
+            mean = quad(lambda lam: basis(lam) / basis(nodes[j]) * math.exp(lam - s.half_log_snr), t.half_log_snr, s.half_log_snr, epsabs=1e-14)[0]
+            d = d + mean / -math.expm1(-h) * x0
+        x = first_order(x, d, t, s)
+    ours = ExponentialIntegrator(3, line="exact", lower_order_final=True)(denoiser, x=sde.prior_std * Z, n_steps=6, grid="karras")
+    assert ours.nfe == 6 and (ours.x - denoiser(x, levels[-1].time).x0).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("sampler", [DPMSolverPP2M, DPMSolverPP3M, DPMSolver3M, DEIS, IPNDM, UniPC])
+def test_lower_order_final_spares_the_other_steps(sampler):
+    """All levels but the last few are as they were, the samples are not; the last step is DDIM's; a step outside a run keeps its order."""
+    sde = VP()
+    denoiser, levels, x = LINE.denoiser(sde), sde.levels(karras(sde, 12)), sde.prior_std * Z
+    plain, lowered = (sampler(lower_order_final=low) for low in (False, True))
+    runs = [s(denoiser, x=x, grid=karras(sde, 12), keep_states=True) for s in (plain, lowered)]
+    changed = [bool((a - b).abs().max() > 1e-12) for a, b in zip(*(run.states for run in runs))]
+    n = plain.extrapolation
+    assert changed == [False] * (len(changed) - n) + [True] * n, changed
+    assert lowered.order is None and plain.order is not None
+    if sampler is not UniPC:  # which corrects the level before, and then takes the step
+        before = runs[1].states[10]
+        last = first_order(before, denoiser(before, levels[10].time).x0, levels[10], levels[11])
+        assert (runs[1].states[11] - last).abs().max() < 1e-10
+    history = tuple((level.half_log_snr, Z * k) for k, level in enumerate(levels[2::-1], 1))[: plain.n_history]
+    alone = [s.step(denoiser, State(Z, history=history), levels[3], levels[4], NoiseSource.of(0, len(Z))).x for s in (plain, lowered)]
+    assert torch.equal(*alone)
 
 
 def test_ipndm_is_of_second_order_where_steps_are_not_equal():
