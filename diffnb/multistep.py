@@ -47,6 +47,7 @@ class Multistep(Sampler):
     def __post_init__(self):
         """Check the settings."""
         check_choice("extrapolation", self.extrapolation, (1, 2, 3, 4))
+        check_choice("lower_order_final", self.lower_order_final, (True, False))
 
     @property
     def order(self):
@@ -131,6 +132,7 @@ class ExponentialIntegrator(Multistep):
         super().__post_init__()
         check_choice("prediction", self.prediction, ("x0", "epsilon"))
         check_choice("line", self.line, tuple(LINES))
+        check_choice("corrected_start", self.corrected_start, (True, False))
 
     def corrects(self, n_known):
         """Where the start would limit the order, if asked for."""
