@@ -53,10 +53,10 @@ def names_of_all():
 
 def named(name):
     """The sampler that a name of the table stands for: a registered name, UniPC of the order that others have by default, or last steps lowered."""
-    registered, _, lowered = name.partition(", ")
     if name == "unipc-2":
         return SAMPLERS["unipc"](extrapolation=2)
-    return SAMPLERS[registered](lower_order_final=True) if lowered else SAMPLERS[registered]()
+    registered = name.removesuffix(", lowered")
+    return SAMPLERS[registered]() if registered == name else SAMPLERS[registered](lower_order_final=True)
 
 
 def settings(names, grids, budgets):

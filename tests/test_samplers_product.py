@@ -219,6 +219,14 @@ def test_lower_order_final_spares_the_other_steps(sampler):
     assert torch.equal(*alone)
 
 
+def test_only_the_start_is_corrected():
+    """Last steps that use few predictions by choice are not taken again for it."""
+    sde = EDM()
+    plan = ExponentialIntegrator(4, corrected_start=True, lower_order_final=True).plan(sde, sde.levels(karras(sde, 10)), ())
+    assert [len(row.weights) for row in plan] == [1, 2, 3, 4, 4, 4, 3, 2, 1]
+    assert [len(row.correction) for row in plan] == [0, 2, 3, 0, 0, 0, 0, 0, 0]
+
+
 def test_ipndm_is_of_second_order_where_steps_are_not_equal():
     """As its page says."""
     assert abs(order_of(IPNDM(), grid="log-snr", start=0.5).slope - 2) < 0.15
