@@ -24,7 +24,8 @@ import diffnb
 from diffnb.data import image_set
 from diffnb.evaluation import Evaluator, sampled
 from diffnb.metrics import BitsPerDim
-from diffnb.model import GenerativeModel, packaged_models
+from diffnb.model import GenerativeModel
+from diffnb.trained import packaged_models
 
 RESULT = Path(__file__).parent / "results" / "evaluate.json"
 METRICS = "frechet,frechet infinity,kernel,prdc,is,vendi,memorisation,agreement"

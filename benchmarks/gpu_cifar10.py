@@ -553,7 +553,7 @@ def watch(args) -> None:
 
 def join(args) -> None:
     """Make a model file of the weights that came back."""
-    from diffnb.model import Labels, Trained, to_file
+    from diffnb.trained import Labels, Trained, to_file
 
     run = json.loads((args.out / "run.json").read_text(encoding="utf-8"))
     network = UNet(**run["network"])

@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import save_file
 
 from diffnb.data import image_loaders, image_set
-from diffnb.model import GenerativeModel, Labels, Trained, to_file
+from diffnb.model import GenerativeModel
 from diffnb.networks import UNet, network_settings
 from diffnb.parametrizations import Karras
 from diffnb.samplers import DPMSolverPP2M
 from diffnb.sdes import EDM
+from diffnb.trained import Labels, Trained, to_file
 from diffnb.training import CheckpointCallback, LogNormal, data_scale, fit
 
 
@@ -99,7 +100,7 @@ def train(args, recipe):
     )
     network.load_state_dict(result.ema_state)
     (args.work / "record.json").write_text(json.dumps(result.record, indent=1))
-    labels = Labels(tuple(images.values or ()), tuple(images.names) if images.names else None)
+    labels = Labels.of(images)
     return Trained(network, sde, parametrization, images.shape, labels, (*records, result.record))
 
 

@@ -32,8 +32,9 @@ def load_model(
     Raises:
         FileNotFoundError: if there is none of that name.
     """
-    from diffnb.model import GenerativeModel, packaged_models
+    from diffnb.model import GenerativeModel
     from diffnb.processes import own_device
+    from diffnb.trained import packaged_models
 
     device = device or own_device()
     if Path(model).exists():

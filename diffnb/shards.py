@@ -201,7 +201,7 @@ def _turns(labels, shard):
 
 def _sizes(model, size, batch_size, shard_size):
     """Images in a batch and in a shard, where none are given: as many as fit well, and about a thousand."""
-    from diffnb.model import default_batch_size
+    from diffnb.trained import default_batch_size
 
     sides = model.trained.shape[1:] if size is None else (size, size) if isinstance(size, int) else tuple(size)
     batch_size = default_batch_size((1, *sides), model.device) if batch_size is None else batch_size

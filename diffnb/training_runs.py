@@ -22,11 +22,12 @@ from .checkpoints import write_file
 from .core import Registry
 from .data import data_root
 from .evaluation import make_metric
-from .model import GenerativeModel, Labels, Trained, checkpoint_writer, choose_device
+from .model import GenerativeModel
 from .processes import launched, own_device
 from .samplers import SAMPLERS, DPMSolverPP2M, Sampler
 from .schedules import SCHEDULES
 from .sdes import SDES
+from .trained import Labels, Trained, checkpoint_writer, choose_device
 from diffnb.training import (
     PROFILES,
     RATES,
@@ -274,7 +275,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     is_first = launched()[0] == 0  # of several processes: the one that writes and speaks
     device = choose_device(own_device() if device is None else device)
     images, valid = recipe_images(recipe, root, verbose=progress and is_first)
-    labels = Labels(tuple(images.values or ()), tuple(images.names) if images.names else None)
+    labels = Labels.of(images)
     network = recipe_network(recipe, images).to(device)
     trained = Trained(network, recipe_process(recipe), recipe_parametrization(recipe, images), tuple(images.shape), labels)
     sampler = SAMPLERS.resolve(recipe.sampler, Sampler)

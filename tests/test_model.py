@@ -10,12 +10,12 @@ from torch import nn
 
 from diffnb import GenerativeModel
 from diffnb.data import image_set
-from diffnb.model import Labels, Trained, resolve_process
 from diffnb.networks import UNet
 from diffnb.parametrizations import X0, V
 from diffnb.samplers import SAMPLERS, DPMSolverPP2M, EulerMaruyama, ExponentialIntegrator, PredictorCorrector, ProbabilityFlow
 from diffnb.schedules import SCHEDULES, Cosine, Linear
 from diffnb.sdes import SDES, VE, VP, SubVP
+from diffnb.trained import Labels, Trained, resolve_process
 
 ALIASES = [
     (SDES, VE, "variance exploding/varianceexploding/ve"),
@@ -330,7 +330,7 @@ def test_classes_and_instances_are_taken_too():
 
 
 def test_what_is_packaged_is_small():
-    from diffnb.model import packaged_models
+    from diffnb.trained import packaged_models
 
     file = Path(packaged_models()["fashion_mnist"])
     model = GenerativeModel.pretrained("fashion_mnist", verbose=False)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from diffnb.editing import Editing, flow, spherical
-from diffnb.model import GenerativeModel, Labels, Trained
+from diffnb.model import GenerativeModel
 from diffnb.operators import REC601, Blur, Downsample, Grayscale, gaussian_kernel
 from diffnb.oracles import Gaussian, GaussianMixture
 from diffnb.parametrizations import PARAMETRIZATIONS
@@ -16,6 +16,7 @@ from diffnb.restoration import METHODS, Restoration
 from diffnb.sampler_checks import exact_flow
 from diffnb.samplers import karras
 from diffnb.sdes import EDM, VE, VP, FlowMatching, SubVP
+from diffnb.trained import Labels, Trained
 
 W = torch.tensor(REC601).view(-1, 1, 1)
 
