@@ -29,7 +29,7 @@ from diffnb.core import NoiseSource, to_unit
 from diffnb.data import image_set
 from diffnb.denoisers import Denoiser
 from diffnb.extractors import FashionClassifier
-from diffnb.metrics import FeatureStatistics, frechet_of_features
+from diffnb.frechet import FeatureStatistics, frechet_of_features
 from diffnb.model import GenerativeModel
 from diffnb.samplers import SAMPLERS
 

@@ -374,7 +374,7 @@ def generate(network: nn.Module, s: Settings, shape: tuple[int, ...], classes: i
 @torch.inference_mode()
 def statistics(extractor, images: Tensor, batch_size: int):
     """Moments of the features of images given as bytes; float32 throughout."""
-    from diffnb.metrics import FeatureStatistics
+    from diffnb.frechet import FeatureStatistics
 
     found, extractor.batch_size = FeatureStatistics(), batch_size
     for batch in images.split(batch_size * 8):
@@ -393,7 +393,7 @@ def make_extractor(s: Settings, weights: Path | None, device: torch.device):
 
 def rehearse(network, s, extractor, real: Tensor, shape, classes, device) -> None:
     """Run the whole end once, in small, before time is spent: a missing library shows now."""
-    from diffnb.metrics import frechet_distance, frechet_of_features
+    from diffnb.frechet import frechet_distance, frechet_of_features
 
     made = generate(network, replace(s, sample_batch=8), shape, classes, 8, device, 2)
     frechet_of_features(statistics(extractor, real[:8], 8), statistics(extractor, made, 8))
@@ -513,7 +513,7 @@ def lease(args) -> None:
     say(f"{len(made):,} images made in {record['seconds_generating']:.0f} s")
     start = time.perf_counter()
     batch = 500 if device.type == "cuda" else 50
-    from diffnb.metrics import frechet_of_features
+    from diffnb.frechet import frechet_of_features
 
     distance = frechet_of_features(statistics(extractor, images, batch), statistics(extractor, made, batch))
     record |= {"distance": {"extractor": extractor.config(), "value": distance, "n_real": len(images), "n_generated": len(made)}}

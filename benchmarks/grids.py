@@ -15,8 +15,8 @@ from diffnb import GenerativeModel
 from diffnb.core import NoiseSource, to_unit
 from diffnb.data import image_set
 from diffnb.extractors import FashionClassifier
+from diffnb.frechet import frechet_distance
 from diffnb.grid_search import Tuned, optimise_grid, short_karras
-from diffnb.metrics import frechet_distance
 from diffnb.multistep import IPNDM, DPMSolverPP2M
 
 extractor = FashionClassifier()

@@ -19,8 +19,8 @@ import diffnb
 from diffnb.core import NoiseSource
 from diffnb.data import image_set
 from diffnb.extractors import FashionClassifier
+from diffnb.frechet import frechet_of_features
 from diffnb.guidance import ClassifierFree
-from diffnb.metrics import frechet_of_features
 from diffnb.model import GenerativeModel
 from diffnb.samplers import DPMSolverPP2M
 from diffnb.set_metrics import label_agreement
