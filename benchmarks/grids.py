@@ -4,8 +4,8 @@ Distances are Fréchet's, between features of the packaged classifier, to all 10
 Prints a table and writes results/grids.json:  python benchmarks/grids.py [images] [steps]
 """
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -46,7 +46,11 @@ def distance(denoiser, sampler, n_steps, grid, n, seed, real):
 @torch.no_grad()
 def main():
     """Search, measure, print and write down after each row."""
-    n, n_steps = (int(a) for a in (*sys.argv[1:3], *("1000", "5")[len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="?", type=int, default=1000)
+    parser.add_argument("steps", nargs="?", type=int, default=5)
+    args = parser.parse_args()
+    n, n_steps = args.images, args.steps
     model = GenerativeModel.pretrained("fashion_mnist", device="cpu", verbose=False)
     denoiser, test = model.trained.denoiser(), image_set("packaged", verbose=False)
     real = moments(torch.cat([features(part.float() / 127.5 - 1) for part in test.images.split(500)]))

@@ -7,9 +7,9 @@ results/guidance.png:
     python benchmarks/guidance.py [n]
 """
 
+import argparse
 import json
 import platform
-import sys
 import time
 from pathlib import Path
 
@@ -79,7 +79,9 @@ def draw(table, path):
 
 def main():
     """Print the table, write it down, draw it."""
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("n", nargs="?", type=int, default=1000, help="images a setting")
+    n = parser.parse_args().n
     model, table = GenerativeModel.pretrained("fashion_mnist", verbose=False), []
     print(f"{'guided at noise levels':24s} {'scale':>6s} {'distance':>9s} {'agreement':>10s} {'seconds':>8s}")
     for row in rows(model, n):

@@ -4,12 +4,12 @@ Four Gaussians over images of 8, 16 and 64 pixels; inpainting, 2 x super-resolut
 pass, or a vector-Jacobian product. For each method: sliced 2-Wasserstein distance to exact samples, error of the mean, mass of the
 posterior inside the method's 90% intervals, and how often those hold the true pixel. Prints a table and writes results/inverse.json:
 
-    python benchmarks/inverse.py [number of measurements a problem]
+    python benchmarks/inverse.py [n]
 """
 
+import argparse
 import json
 import platform
-import sys
 import time
 from pathlib import Path
 
@@ -130,7 +130,9 @@ def averaged(rows, *keys):
 
 def main():
     """Print the table and write it down."""
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 6
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("n", nargs="?", type=int, default=6, help="measurements a problem")
+    n = parser.parse_args().n
     torch.set_num_threads(1)
     start = time.perf_counter()
     rows = list(measurements(n))

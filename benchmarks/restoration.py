@@ -20,10 +20,10 @@ The second draws results/restoration.png instead: what is given, and what the de
 CIFAR-10 is read from DIFFNB_DATA, and Inception's weights, whose features measure the colour model, from DIFFNB_WEIGHTS.
 """
 
+import argparse
 import importlib.util
 import json
 import platform
-import sys
 import time
 from pathlib import Path
 
@@ -286,11 +286,19 @@ def draw(path, columns=4):
 
 def main():
     """Print the tables and write them down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="?", default="16", help='images of each set, or "pictures" to draw them')
+    parser.add_argument("model", nargs="*", help=f"models to measure, of {', '.join(SETS)}; without one, all")
+    args = parser.parse_args()
+    if args.images != "pictures" and not args.images.isdecimal():
+        parser.error(f"images must be a number or the word pictures, got {args.images}")
+    if unknown := [name for name in args.model if name not in SETS]:
+        parser.error(f"unknown model {unknown[0]}; known: {', '.join(SETS)}")
     torch.set_num_threads(1)
     path = Path(__file__).parent / "results" / "restoration.json"
-    if sys.argv[1:] == ["pictures"]:
+    if args.images == "pictures":
         return draw(path.with_suffix(".png"))
-    n, names = int(sys.argv[1]) if len(sys.argv) > 1 else 16, sys.argv[2:] or list(SETS)
+    n, names = int(args.images), args.model or list(SETS)
     about = {"diffnb": diffnb.__version__, "torch": torch.__version__, "machine": platform.machine(), "images": n, "threads": 1}
     for name in names:
         data, split, make_extractor = SETS[name]

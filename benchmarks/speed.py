@@ -3,10 +3,10 @@
 Prints a table and writes results/speed.json:  python benchmarks/speed.py [device]
 """
 
+import argparse
 import json
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -48,7 +48,9 @@ def rows(model):
 
 def main():
     """Print the table and write it down."""
-    device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", nargs="?", default="cpu")
+    device = parser.parse_args().device
     model = GenerativeModel.pretrained("fashion_mnist", device=device, verbose=False)
     table = []
     print(f"{'28 x 28 images':34s} {'number':>6s} {'seconds':>8s} {'a piece':>8s} {'limit':>6s}")
