@@ -31,7 +31,8 @@ from diffnb.cli import grid, write_png
 from diffnb.core import NoiseSource, to_unit
 from diffnb.data import image_loaders, image_set
 from diffnb.denoisers import Denoiser
-from diffnb.evaluation import Evaluator, Sampled
+from diffnb.evaluation import Evaluator
+from diffnb.gathering import Sampled
 from diffnb.networks import SelfAttention, UNet, network_settings
 from diffnb.parametrizations import Karras
 from diffnb.samplers import DPMSolverPP2M

@@ -22,7 +22,8 @@ import torch
 
 import diffnb
 from diffnb.data import image_set
-from diffnb.evaluation import Evaluator, sampled
+from diffnb.evaluation import Evaluator
+from diffnb.gathering import sampled
 from diffnb.metrics import BitsPerDim
 from diffnb.model import GenerativeModel
 from diffnb.trained import packaged_models

@@ -427,7 +427,7 @@ def _images_or_model(text, device, num, steps, seed):
     """The second set: images of a model file, or what `image_set` reads."""
     if not text.endswith(".safetensors"):
         return text, num
-    from diffnb.evaluation import sampled
+    from diffnb.gathering import sampled
     from diffnb.model import GenerativeModel
 
     return sampled(GenerativeModel.load(text, device), num or 1000, n_steps=steps, seed=seed), None

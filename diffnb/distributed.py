@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .data import ImageLoader
-from .evaluation import Evaluator, Gathered, gather
+from .evaluation import Evaluator
+from .gathering import Gathered, gather
 from .processes import collected, in_group, launched, rank, total, unwrapped, world_size
 
 with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
@@ -183,7 +184,7 @@ def together(
 
 # %% ../nbs/13e_distributed.ipynb #5a373b5d
 def part_of(
-    images,  # a `Stored` or `Sampled` of `diffnb.evaluation`
+    images,  # a `Stored` or `Sampled` of `diffnb.gathering`
     size: int,  # images in a batch
     rank: int,  # number of this process
     world: int,  # number of processes

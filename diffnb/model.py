@@ -432,7 +432,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             RuntimeError: if the model has not been trained, and no images are given.
             ValueError: if the sets do not fit each other, or are too small.
         """
-        from diffnb.evaluation import sampled, score
+        from diffnb.evaluation import score
+        from diffnb.gathering import sampled
         from diffnb.metrics import METRICS, BitsPerDim
 
         if generated is None:

@@ -142,7 +142,8 @@ class MetricCallback(Callback):
     def before_fit(self):
         """Look at the real images, and add the column; stay away from `lr_find`."""
         from diffnb.distributed import SharedEvaluator
-        from diffnb.evaluation import make_metric, source
+        from diffnb.evaluation import make_metric
+        from diffnb.gathering import source
 
         self.run = is_in_fit(self.learn)
         if self.run and self.evaluator is None:
@@ -159,7 +160,7 @@ class MetricCallback(Callback):
 
     def before_validate(self):
         """Score, where it is time to."""
-        from diffnb.evaluation import Sampled
+        from diffnb.gathering import Sampled
 
         if self.scores and (self.epoch + 1) % self.every and self.epoch + 1 != self.n_epoch:
             return

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from diffnb.data import ImageSet, image_set
-from diffnb.evaluation import Evaluator, Sampled, content_hash, floor_sets, gather, make_metric, reference, sampled, score, source
+from diffnb.evaluation import Evaluator, floor_sets, make_metric, score
 from diffnb.extractors import EXTRACTORS, Extractor, as_extractor, find_fid_weights
+from diffnb.gathering import Sampled, content_hash, gather, reference, sampled, source
 from diffnb.kernel_metrics import kernel_distance
 from diffnb.likelihood import bits_per_dim
 from diffnb.metrics import BitsPerDim, FrechetDistance, Metric, extractor_of, frechet_distance, frechet_of_features
