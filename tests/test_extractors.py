@@ -21,7 +21,6 @@ from diffnb.extractors import (
     FID_RELEASE,
     FID_WEIGHTS,
     FID_WEIGHTS_SHA256,
-    RESIZES,
     RESNET20_SHA256,
     RESNET20_WEIGHTS,
     Classifier,
@@ -35,6 +34,7 @@ from diffnb.extractors import (
     fetch_fid_weights,
     find_fid_weights,
 )
+from diffnb.resizes import RESIZES
 
 
 def noise(*shape, seed=0):
