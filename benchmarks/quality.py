@@ -85,7 +85,9 @@ def real_features(extractor, images, name, folder):
 
 def generate(model, n, steps, seed, guidance_scale):
     """Make n images as bytes, the classes in turn, in at most `MOST_EVALUATIONS` evaluations."""
-    evaluations = model.sampler.evaluations(steps)  # with and without the class is one call of the network, twice as large
+    evaluations = model.sampler.evaluations(steps)
+    if evaluations is not None and guidance_scale != 1:
+        evaluations *= 2  # with and without the class
     if evaluations is None or evaluations > MOST_EVALUATIONS:
         raise SystemExit(
             f"{type(model.sampler).__name__} spends {evaluations} evaluations in {steps} steps; at most {MOST_EVALUATIONS} are meant here"
