@@ -1,6 +1,6 @@
 """Do the headline rows of few_steps.py hold in other features? The same samplers, looked at by the Inception of the FID.
 
-    python benchmarks/few_steps_fid.py --weights DIR [--n 500]
+    python benchmarks/few_steps_fid.py --weights DIR [--n 2000]
 
 DIR holds the weights of the FID's Inception (`python benchmarks/get_fid_weights.py DIR`); features of real images are kept there. The quick features
 of few_steps.py belong to a classifier of Fashion-MNIST, and samplers were compared by them; Inception has never seen such pictures. Reported: the
@@ -51,7 +51,7 @@ def main():
     """Measure what is not there, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, type=Path, help="folder of the Inception weights")
-    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
