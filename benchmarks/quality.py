@@ -7,7 +7,8 @@ DIR holds the weights of the FID's Inception (see `diffnb.extractors.find_fid_we
 named like the set. The reference is n test images. The floor is the distance of n training images from them: two real sets of that size. A set
 without a test split is halved at random, and n is at most a half. Where images lie class by class they are taken evenly spaced. Features of
 real images are kept in DIR, so that later runs only look at the generated ones. Inception reads some 10 images a second on one CPU core.
-Prints a table and writes benchmarks/results/quality.json (the packaged Fashion-MNIST model) or quality_SET.json.
+Prints a table and writes benchmarks/results/quality.json (the packaged Fashion-MNIST model) or quality_SET.json; with guidance,
+which takes two evaluations a step, ..._guided_SCALE.json.
 """
 
 import argparse
@@ -160,6 +161,7 @@ def main():
     }
     RESULTS.mkdir(exist_ok=True)
     name = "quality" if args.set == "fashion_mnist" and args.model is None else f"quality_{args.set}"
+    name += "" if args.guidance_scale == 1 else f"_guided_{args.guidance_scale:g}"
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     write_png(grid(images[:40].float() / 255, 20), RESULTS / f"{name}.png", scale=2 if images.shape[-1] < 64 else 1)
 
