@@ -90,9 +90,9 @@ def generate(model, n, steps, seed, guidance_scale):
     if evaluations is not None and guidance_scale != 1:
         evaluations *= 2  # with and without the class
     if evaluations is None or evaluations > MOST_EVALUATIONS:
-        raise SystemExit(
-            f"{type(model.sampler).__name__} spends {evaluations} evaluations in {steps} steps; at most {MOST_EVALUATIONS} are meant here"
-        )
+        guided = "" if guidance_scale == 1 else ", two a step as it is guided"
+        spent = f"{type(model.sampler).__name__} spends {evaluations} evaluations in {steps} steps{guided}"
+        raise SystemExit(f"{spent}; at most {MOST_EVALUATIONS} are meant here: give fewer --steps")
     labels = [model.labels[i % len(model.labels)] for i in range(n)] if model.labels else None
     start = time.time()
     images = model.generate(num_samples=n, class_labels=labels, seed=seed, n_steps=steps, guidance_scale=guidance_scale)

@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/extractors.html.md"""
 # %% auto #0
 __all__ = ['EXTRACTORS', 'FID_WEIGHTS', 'FID_WEIGHTS_SHA256', 'FID_RELEASE', 'FID_RELEASE_SHA256', 'FID_RELEASE_URL',
            'RESNET20_WEIGHTS', 'RESNET20_SHA256', 'RESNET20_URL', 'Extractor', 'Classifier', 'fold_normalisation',
-           'fashion_network', 'FashionClassifier', 'sha256_of', 'find_fid_weights', 'fetch_fid_weights',
+           'fashion_network', 'FashionClassifier', 'user_cache', 'sha256_of', 'find_fid_weights', 'fetch_fid_weights',
            'InceptionFeatures', 'ResNet20', 'TorchvisionClassifier', 'FunctionExtractor', 'FunctionClassifier',
            'as_extractor', 'as_classifier', 'check_extractor']
 
@@ -298,8 +298,8 @@ FID_RELEASE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb
 FID_RELEASE_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FID_RELEASE}"
 
 
-def _cache() -> Path:
-    """Folder of the user's cache."""
+def user_cache() -> Path:  # XDG_CACHE_HOME, else ~/.cache; in it diffnb
+    """Name the folder of the user's cache; it need not be there."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "diffnb"
 
 
@@ -312,7 +312,7 @@ def sha256_of(
 
 def _find_weights(known, path, owner, advice):
     """The first of the `known` files {name: sha256} that is there, checked; `owner` and `advice` go into the errors."""
-    folders = [Path(p).expanduser() for p in ([path] if path is not None else [os.environ.get("DIFFNB_WEIGHTS"), _cache()]) if p]
+    folders = [Path(p).expanduser() for p in ([path] if path is not None else [os.environ.get("DIFFNB_WEIGHTS"), user_cache()]) if p]
     places = [p for p in folders if p.is_file()] or [p / name for name in known for p in folders]
     found = next((p for p in places if p.is_file()), None)
     if found is None:
@@ -355,7 +355,7 @@ def fetch_fid_weights(
         ConnectionError: if the file cannot be had.
         ValueError: if what came is not the file; nothing is kept then.
     """
-    path = (_cache() if folder is None else Path(folder).expanduser()) / FID_RELEASE
+    path = (user_cache() if folder is None else Path(folder).expanduser()) / FID_RELEASE
     if path.is_file() and sha256_of(path) == FID_RELEASE_SHA256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

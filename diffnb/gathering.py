@@ -12,7 +12,6 @@ __all__ = ['Stored', 'Sampled', 'sampled', 'source', 'Gathered', 'shape_text', '
 import copy
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 import diffnb
-from .extractors import EXTRACTORS
+from .extractors import EXTRACTORS, user_cache
 
 # %% ../nbs/10b_gathering.ipynb #e7fc80a8
 def _naming(argument, read):
@@ -277,7 +276,7 @@ def cache_folder(
     """Folder in which features of real images are kept."""
     if folder is not None:
         return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "diffnb" / "features"
+    return user_cache() / "features"
 
 
 def content_hash(

@@ -78,7 +78,9 @@ class Labels:
     names: tuple[str, ...] | None = None  # a name for each class, if there are names
 
     def __post_init__(self):
-        """Check the names."""
+        """Check that classes can be told apart."""
+        if len(set(self.values)) != len(self.values):
+            raise ValueError(f"labels must differ from one another, got {self.values}")
         if self.names is not None and len(self.names) != len(self.values):
             raise ValueError(f"names must hold one name for each of the {len(self.values)} labels {self}, got {len(self.names)}")
         if self.names is not None and len({name.casefold() for name in self.names}) != len(self.names):
