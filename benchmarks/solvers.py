@@ -33,7 +33,7 @@ from diffnb.samplers import (
     ExponentialIntegrator,
     Heun,
     UniPC,
-    uniform_log_snr,
+    uniform_half_log_snr,
 )
 from diffnb.sdes import VE, VP, Level
 
@@ -223,10 +223,10 @@ def compare(case, reference):
     sde = VP() if peer != "k-diffusion" else VE(0.01, 50.0)
 
     def run(n, start=None):
-        levels = sde.levels(uniform_log_snr(sde, n))
+        levels = sde.levels(uniform_half_log_snr(sde, n))
         asked, x = Asked(sde, levels), sde.prior_std * NOISE
         theirs = loop(name, x, asked, **settings)
-        ours = sampler(MIXTURE.denoiser(sde), x=x, grid=uniform_log_snr(sde, n))
+        ours = sampler(MIXTURE.denoiser(sde), x=x, grid=uniform_half_log_snr(sde, n))
         return theirs, ours.x, asked.calls, ours.nfe
 
     def slope(pick):

@@ -22,22 +22,22 @@ from .sampling import SAMPLERS, Sampler
 def circle_velocity(
     denoiser: BaseDenoiser,  # what knows the data
     z: Tensor,  # x / hypot(alpha, sigma), (n, ...)
-    theta: Tensor,  # atan(sigma / alpha) of each sample, (n,) in (0, pi / 2)
-) -> Tensor:  # dz/dtheta, (n, ...)
-    """Form the probability-flow velocity on the circle, (cos(theta) z - x0_hat) / sin(theta).
+    phi: Tensor,  # atan(sigma / alpha) of each sample, (n,) in (0, pi / 2)
+) -> Tensor:  # dz/dphi, (n, ...)
+    """Form the probability-flow velocity on the circle, (cos(phi) z - x0_hat) / sin(phi).
 
     References:
         Salimans and Ho (2022), "Progressive distillation for fast sampling of diffusion models", appendix D.
     """
     sde = denoiser.sde
-    t = sde.time_of_half_log_snr(-torch.tan(theta).log()).clamp(sde.t_min, sde.t_max)
+    t = sde.time_of_half_log_snr(-torch.tan(phi).log()).clamp(sde.t_min, sde.t_max)
     x0 = denoiser(expand(torch.hypot(sde.alpha(t), sde.sigma(t)), z) * z, t).x0
-    return _turn(x0, z, theta)
+    return _turn(x0, z, phi)
 
 
-def _turn(x0, z, theta):
+def _turn(x0, z, phi):
     """Velocity on the circle, from the prediction."""
-    return (expand(theta.cos(), z) * z - x0) / expand(theta.sin(), z)
+    return (expand(phi.cos(), z) * z - x0) / expand(phi.sin(), z)
 
 # %% ../nbs/06f_adaptive.ipynb #11
 _NODES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
@@ -56,8 +56,8 @@ _ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 /
 def adaptive_flow(
     denoiser: BaseDenoiser,  # what knows the data
     z: Tensor,  # x / hypot(alpha, sigma), (n, ...)
-    start: float,  # theta where the flow begins
-    end: float,  # theta where it ends, less than `start`
+    start: float,  # phi where the flow begins
+    end: float,  # phi where it ends, less than `start`
     rtol: float,  # tolerated error of a step, relative to |z|
     atol: float,  # the same, absolute; z has the size of the data
     max_steps: int = 10_000,  # steps, rejected ones included, before giving up
@@ -73,27 +73,27 @@ def adaptive_flow(
         stepsize selection"; Hairer, Nørsett and Wanner (1993), section II.4.
     """
     wide = torch.float32 if z.device.type == "mps" else torch.float64
-    theta = torch.full((len(z),), start, dtype=wide, device=z.device)
-    h, before = torch.full_like(theta, (start - end) / 16), torch.ones_like(theta)
-    first = circle_velocity(denoiser, z, theta) if first is None else first
+    phi = torch.full((len(z),), start, dtype=wide, device=z.device)
+    h, before = torch.full_like(phi, (start - end) / 16), torch.ones_like(phi)
+    first = circle_velocity(denoiser, z, phi) if first is None else first
     for _ in range(max_steps):
-        h = torch.minimum(h, theta - end).clamp(min=0)  # 0 for those that have arrived
+        h = torch.minimum(h, phi - end).clamp(min=0)  # 0 for those that have arrived
         slopes, size = [first], expand(h, z)
         for node, row in zip(_NODES[1:], _STAGES[1:]):
             z_new = z - size * sum(weight * slope for weight, slope in zip(row, slopes) if weight)
-            slopes.append(circle_velocity(denoiser, z_new, theta - node * h))
+            slopes.append(circle_velocity(denoiser, z_new, phi - node * h))
         error = size * sum(weight * slope for weight, slope in zip(_ERROR, slopes) if weight)
         q = (error / (atol + rtol * torch.maximum(z.abs(), z_new.abs()))).flatten(1).square().mean(1).sqrt().to(wide)
         lost = ~q.isfinite()  # goes on to the end as it is, for the loop of samplers to report
         good = (q <= 1) | lost
         z, first = (torch.where(good.view(-1, *[1] * (z.ndim - 1)), new, old) for new, old in ((z_new, z), (slopes[-1], first)))
-        theta = torch.where(lost, end, torch.where(good, theta - h, theta))
+        phi = torch.where(lost, end, torch.where(good, phi - h, phi))
         q = q.nan_to_num(nan=1.0, posinf=1.0).clamp(min=1e-10)
         h = h * torch.where(good, 0.9 * q ** (-0.7 / 5) * before ** (0.4 / 5), (0.9 * q ** (-1 / 5)).clamp(max=1)).clamp(0.2, 10)
         before = torch.where(good, q.clamp(min=1e-4), before)
-        if not bool((theta > end).any()):
+        if not bool((phi > end).any()):
             return z
-    raise ArithmeticError(f"{int((theta > end).sum())} of {len(z)} samples have not arrived after {max_steps} steps; take a larger rtol or atol")
+    raise ArithmeticError(f"{int((phi > end).sum())} of {len(z)} samples have not arrived after {max_steps} steps; take a larger rtol or atol")
 
 # %% ../nbs/06f_adaptive.ipynb #17
 @SAMPLERS.register("dormand-prince", "dopri5", "rk45", "adaptive")
@@ -154,13 +154,13 @@ def scipy_flow(
     levels = denoiser.sde.levels(torch.tensor([t, s], dtype=torch.float64))
     start, end = (math.atan2(level.sigma, level.alpha) for level in levels)
 
-    def velocity(theta, z):
+    def velocity(phi, z):
         z = torch.as_tensor(z, dtype=torch.float64).view(x.shape)
         with torch.no_grad():
-            return circle_velocity(denoiser, z, torch.full((len(z),), float(theta), dtype=torch.float64)).flatten().numpy()
+            return circle_velocity(denoiser, z, torch.full((len(z),), float(phi), dtype=torch.float64)).flatten().numpy()
 
     z = (x.double() / math.hypot(levels[0].alpha, levels[0].sigma)).flatten().numpy()
     found = solve_ivp(velocity, (start, end), z, method=method, rtol=rtol, atol=atol)
     if not found.success:
-        raise ArithmeticError(f"scipy gave up at theta = {found.t[-1]:.4g}: {found.message}")
+        raise ArithmeticError(f"scipy gave up at phi = {found.t[-1]:.4g}: {found.message}")
     return (torch.from_numpy(found.y[:, -1]).view(x.shape) * math.hypot(levels[1].alpha, levels[1].sigma)).to(x.dtype)

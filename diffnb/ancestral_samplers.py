@@ -58,7 +58,7 @@ class SDEDPMSolverPP(Sampler):
     """
 
     extrapolation: int = 2  # predictions that a step uses: 1 (ancestral sampling) or 2
-    eta: float = 1.0  # noise added, as a share of the reverse SDE's; 0: the probability flow, > 1: more than the SDE
+    noise_share: float = 1.0  # nu: variance of the noise added, as a share of the reverse SDE's; 0: the probability flow, > 1: more than the SDE
 
     n_steps_default = 20
     default_grid = "karras"
@@ -67,13 +67,13 @@ class SDEDPMSolverPP(Sampler):
         """Check the settings."""
         if self.extrapolation not in (1, 2):
             raise ValueError(f"extrapolation must be 1 or 2, got {self.extrapolation}")
-        if not (self.eta >= 0 and math.isfinite(self.eta)):
-            raise ValueError(f"eta must be at least 0, got {self.eta}")
+        if not (self.noise_share >= 0 and math.isfinite(self.noise_share)):
+            raise ValueError(f"noise_share must be at least 0, got {self.noise_share}")
 
     @property
     def is_stochastic(self):
         """Whether a step draws random numbers."""
-        return self.eta > 0
+        return self.noise_share > 0
 
     @property
     def order(self):
@@ -91,9 +91,9 @@ class SDEDPMSolverPP(Sampler):
         h, middle = s.half_log_snr - lam, x0
         for earlier, before in state.history[: self.n_history]:
             middle = x0 + (h / (lam - earlier) / 2) * (x0 - before)
-        out = (s.sigma / t.sigma * math.exp(-self.eta * h)) * x - (s.alpha * math.expm1(-(1 + self.eta) * h)) * middle
-        if self.eta:
-            new = s.sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
+        out = (s.sigma / t.sigma * math.exp(-self.noise_share * h)) * x - (s.alpha * math.expm1(-(1 + self.noise_share) * h)) * middle
+        if self.noise_share:
+            new = s.sigma * math.sqrt(-math.expm1(-2 * self.noise_share * h))
             out = out + new * noise.normal(x.shape[1:], "step", state.step, x.dtype)
         return replace(state, x=out, x0=x0, history=((lam, x0),)[: self.n_history])
 

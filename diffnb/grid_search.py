@@ -94,13 +94,13 @@ class Tuned(Sampler):
         return self.sampler.finish(denoiser, state, t)
 
 # %% ../nbs/06i_grids.ipynb #c0761972
-def _levels(theta, ends):
+def _levels(logs, ends):
     """Values of lambda after the first level, from the logarithms of all gaps but the last."""
-    shares = torch.softmax(torch.tensor([*theta, 0.0], dtype=torch.float64), 0).cumsum(0)[:-1]
+    shares = torch.softmax(torch.tensor([*logs, 0.0], dtype=torch.float64), 0).cumsum(0)[:-1]
     return ends[0] + (ends[1] - ends[0]) * shares
 
 
-def _theta(lambdas, ends):
+def _logs(lambdas, ends):
     """Inverse of `_levels`."""
     gaps = torch.cat([ends[:1], lambdas, ends[1:]]).diff()
     return (gaps / gaps[-1]).log()[:-1].tolist()
@@ -166,15 +166,15 @@ def optimise_grid(
     size = want.double().sub(want.double().mean(0)).square().sum().sqrt().clamp(min=1e-12)
     ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
 
-    def residuals(theta):
-        on_levels = Tuned(sampler, (_levels(theta, ends).tolist(),))
+    def residuals(logs):
+        on_levels = Tuned(sampler, (_levels(logs, ends).tolist(),))
         got = features(on_levels(denoiser, x=x, condition=condition, seeds=seed).x)
         return ((got - want).double() / size).flatten().cpu().numpy()
 
-    theta = _theta(short_karras(sde, n_steps) if start is None else torch.tensor(start, dtype=torch.float64), ends)
-    before = float((residuals(theta) ** 2).sum())
+    logs = _logs(short_karras(sde, n_steps) if start is None else torch.tensor(start, dtype=torch.float64), ends)
+    before = float((residuals(logs) ** 2).sum())
     # differences of 2%: runs in float32 are too rough for smaller ones
-    found = least_squares(residuals, theta, diff_step=0.02, max_nfev=rounds)
-    best = found.x if 2 * found.cost < before else theta
+    found = least_squares(residuals, logs, diff_step=0.02, max_nfev=rounds)
+    best = found.x if 2 * found.cost < before else logs
     runs = 1 + found.nfev + found.njev * (n_steps - 1)
     return GridSearch(Tuned(sampler, (_levels(best, ends).tolist(),)), before, min(before, float(2 * found.cost)), runs)

@@ -68,7 +68,7 @@ class Equal(LossWeight):
 @WEIGHTS.register("edm", "karras")
 @dataclass(frozen=True)
 class EDMWeight(LossWeight):
-    """(r^2 + s^2) / (r s)^2 on the squared error of x0_hat, r = sigma / alpha and s = sigma_data, whatever the network predicts.
+    """(kappa^2 + s^2) / (kappa s)^2 on the squared error of x0_hat, kappa = sigma / alpha and s = sigma_data, whatever the network predicts.
 
     References:
         Karras et al. (2022), "Elucidating the design space of diffusion-based generative models", table 1 (loss weighting).
@@ -114,9 +114,8 @@ class Sigmoid(LossWeight):
 
     def __call__(self, parametrization, sde, t):
         """sigmoid(bias - log SNR), carried over from epsilon_hat to the network's output."""
-        log_snr = 2 * sde.half_log_snr(t)
-        # sigmoid(b - l) e^l = e^b sigmoid(l - b): no overflow at either end
-        return math.exp(self.bias) * torch.sigmoid(log_snr - self.bias) * parametrization.x0_loss_weight(sde, t)
+        # with m = 2 lambda, sigmoid(b - m) e^m = e^b sigmoid(m - b): no overflow at either end
+        return math.exp(self.bias) * torch.sigmoid(2 * sde.half_log_snr(t) - self.bias) * parametrization.x0_loss_weight(sde, t)
 
 # %% ../nbs/13a_weights.ipynb #21
 class UncertaintyNetwork(nn.Module):

@@ -286,8 +286,8 @@ class CalibratedPosterior(Sampler):
         x0 = _wide(denoiser(state.x, t.time).x0)
         observation = self.observation.to(x0)
         z = noise.normal(x0.shape[1:], "step", 2 * state.step, x0.dtype)
-        eta = noise.normal(observation.y.shape[1:], "corrector", state.step, x0.dtype)
-        return conditioned(x0, self.covariance.at(t.half_log_snr, x0), observation, (z, eta), self.iterations).to(state.x.dtype)
+        xi = noise.normal(observation.y.shape[1:], "corrector", state.step, x0.dtype)
+        return conditioned(x0, self.covariance.at(t.half_log_snr, x0), observation, (z, xi), self.iterations).to(state.x.dtype)
 
     def step(self, denoiser, state, t, s, noise):
         """Draw a clean image, then a point between it and x."""

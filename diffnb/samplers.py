@@ -25,7 +25,7 @@ from diffnb.sampling import (
     State,
     karras,
     make_grid,
-    uniform_log_snr,
+    uniform_half_log_snr,
     uniform_noise_ratio,
     uniform_time,
 )
@@ -76,7 +76,7 @@ __all__ = [
     "make_grid",
     "measure_order",
     "scipy_flow",
-    "uniform_log_snr",
+    "uniform_half_log_snr",
     "uniform_noise_ratio",
     "uniform_time",
 ]

@@ -37,11 +37,11 @@ from diffnb.learning_rates import (
 from .loss_weights import WEIGHTS, EDMWeight, Equal, LossWeight, MinSNR, Sigmoid, Uncertainty, weighted_mse
 from .monitoring import HistoryCallback, LevelLossCallback, LossProgress, LossRecorder, history_figure, level_figure, log_callbacks
 from .parametrizations import PARAMETRIZATIONS, Parametrization
-from .posthoc_ema import PostHocCallback, reconstruct
+from .posthoc_ema import PostHocCallback, average_of_length
 from .previews import MetricCallback, SampleCallback, image_figure
 from .sdes import SDE
 from .training_steps import ForwardCallback, GradientCallback, NonFiniteLoss, ScaledOptimizer, TrainingError, training_dtype
-from .training_times import QUANTILES, TIMES, LogNormal, TimeDistribution, UniformLogSNR, UniformTime, independent, shifted, stratified
+from .training_times import QUANTILES, TIMES, LogNormal, TimeDistribution, UniformHalfLogSNR, UniformTime, independent, shifted, stratified
 
 with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
     warnings.simplefilter("ignore", FutureWarning)
@@ -59,8 +59,8 @@ __all__ = [  # fmt: skip
     "GradientCallback", "HalfLife", "HistoryCallback", "InverseSqrtRate", "LevelLossCallback", "LinearRate", "LogNormal", "LossProgress",
     "LossRecorder", "LossWeight", "MetricCallback", "MinSNR", "NonFiniteLoss", "PostHocCallback", "PowerLaw", "Rate", "ResumableLearner",
     "ResumeCallback", "SampleCallback", "ScaledOptimizer", "ScheduleCallback", "Sigmoid", "TimeDistribution", "TrainingError", "TrainingResult",
-    "TrainingSettings", "Uncertainty", "UniformLogSNR", "UniformTime", "data_scale", "diffusion_learner", "fit", "history_figure",
-    "image_figure", "independent", "level_figure", "load_state", "log_callbacks", "lr_factor", "reconstruct", "save_state", "shifted", "stratified",
+    "TrainingSettings", "Uncertainty", "UniformHalfLogSNR", "UniformTime", "average_of_length", "data_scale", "diffusion_learner", "fit",
+    "history_figure", "image_figure", "independent", "level_figure", "load_state", "log_callbacks", "lr_factor", "save_state", "shifted", "stratified",
     "training_dtype", "weighted_mse",
 ]  # fmt: skip
 

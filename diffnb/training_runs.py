@@ -256,7 +256,7 @@ FILES = {
     "samples": "the same samples, drawn on the way",
 }
 ON_REQUEST = {
-    "snapshots": "averages of some lengths on the way: diffnb.posthoc_ema.reconstruct makes one of any length of them",
+    "snapshots": "averages of some lengths on the way: diffnb.posthoc_ema.average_of_length makes one of any length of them",
     "tensorboard": "the curves for TensorBoard: tensorboard --logdir of this folder",
     "wandb": "what Weights & Biases keeps of its run",
 }

@@ -25,7 +25,7 @@ from diffnb.samplers import (
     exact_flow,
     karras,
     measure_order,
-    uniform_log_snr,
+    uniform_half_log_snr,
     uniform_time,
 )
 from diffnb.schedules import Cosine, Linear
@@ -150,7 +150,7 @@ def test_a_grid_one_level_short_makes_any_method_first_order():
         return exact_flow(LINE, sde, z, sde.t_max, t)
 
     def short(sde, n, start):
-        return uniform_log_snr(sde, n + 1, start)[:-1]
+        return uniform_half_log_snr(sde, n + 1, start)[:-1]
 
     assert measure_order(RK4(), LINE.denoiser(sde), flow, grid=short).slope < 1.5
 
@@ -349,9 +349,9 @@ def test_grids():
     """Karras's equation 5, geometric levels, exact ends."""
     edm, i = EDM(), torch.linspace(0, 1, 18, dtype=torch.float64)
     assert (edm.sigma(karras(edm, 18)) - (80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7).abs().max() < 1e-10
-    assert (edm.sigma(uniform_log_snr(edm, 18)).log().diff().diff()).abs().max() < 1e-10
+    assert (edm.sigma(uniform_half_log_snr(edm, 18)).log().diff().diff()).abs().max() < 1e-10
     for sde in PROCESSES.values():
-        for grid in (uniform_time, uniform_log_snr, karras):
+        for grid in (uniform_time, uniform_half_log_snr, karras):
             times = grid(sde, 9, 0.7)
             assert times[0] == 0.7 and times[-1] == sde.t_min and bool((times.diff() < 0).all())
 

@@ -30,7 +30,7 @@ STOCHASTIC = {
     "ddpm-large": DDPM("large"),
     "sde++1": SDEDPMSolverPP1(),
     "sde++2m": SDEDPMSolverPP(),
-    "sde++2m-0.5": SDEDPMSolverPP(eta=0.5),
+    "sde++2m-0.5": SDEDPMSolverPP(noise_share=0.5),
     "churn": StochasticHeun(),
     "churn-ddim": StochasticHeun(3.0, solver=DDIM()),
     "restart": Restart(),
@@ -82,8 +82,8 @@ def test_exact_moments(name, process):
         ("ddpm-large", DDPM("large"), 1),
         ("sde++1", SDEDPMSolverPP1(), 1),
         ("sde++2m", SDEDPMSolverPP(), 2),
-        ("sde++2m, eta 0.5", SDEDPMSolverPP(eta=0.5), 2),
-        ("sde++2m, eta 2", SDEDPMSolverPP(eta=2.0), 2),
+        ("sde++2m, nu 0.5", SDEDPMSolverPP(noise_share=0.5), 2),
+        ("sde++2m, nu 2", SDEDPMSolverPP(noise_share=2.0), 2),
         ("churn 3", StochasticHeun(3.0, 0.0, 1e9), 2),
         ("churn 10", StochasticHeun(10.0, 0.0, 1e9), 2),
         ("ddim 0.5", DDIM(0.5), 1),
@@ -143,7 +143,7 @@ def test_corrections_end_where_theory_says():
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_three_roads_to_ancestral_sampling(process):
-    """DDPM small, DDIM(1), SDE-DPM-Solver++(1); and at eta 0 the deterministic solver."""
+    """DDPM small, DDIM(1), SDE-DPM-Solver++(1); and at nu 0 the deterministic solver."""
     sde = PROCESSES[process]
 
     def run(sampler):
@@ -151,7 +151,7 @@ def test_three_roads_to_ancestral_sampling(process):
 
     assert (run(DDPM()) - run(DDIM(1.0))).abs().max() < 1e-11
     assert (run(SDEDPMSolverPP1()) - run(DDIM(1.0))).abs().max() < 1e-11
-    assert (run(SDEDPMSolverPP(eta=0.0)) - run(DPMSolverPP2M())).abs().max() < 1e-11
+    assert (run(SDEDPMSolverPP(noise_share=0.0)) - run(DPMSolverPP2M())).abs().max() < 1e-11
     assert torch.equal(run(StochasticHeun(0.0)), run(Heun()))
     assert torch.equal(run(PredictorCorrector(0, predictor="dpm++3m")), run(DPMSolverPP3M()))
     assert torch.equal(run(PredictorCorrector(0)), run(EulerMaruyama()))
@@ -159,9 +159,9 @@ def test_three_roads_to_ancestral_sampling(process):
 
 def test_sde_dpm_solver_2m_as_in_k_diffusion():
     """k-diffusion's sample_dpmpp_2m_sde (midpoint, eta 0.7, s_noise 1), transcribed for sigma = exp(-lambda), on the same noise."""
-    edm, noise, eta = EDM(), NoiseSource.of(4, 6), 0.7
+    edm, noise, share = EDM(), NoiseSource.of(4, 6), 0.7
     denoiser = LINE.denoiser(edm)
-    run = SDEDPMSolverPP(eta=eta)(denoiser, shape=(6, 1), n_steps=15, seeds=noise, dtype=torch.float64)
+    run = SDEDPMSolverPP(noise_share=share)(denoiser, shape=(6, 1), n_steps=15, seeds=noise, dtype=torch.float64)
     sigmas = [*edm.sigma(run.grid).tolist(), 0.0]
     x, old, h_last = edm.prior((1,), noise, torch.float64), None, None
     for i in range(15):
@@ -171,7 +171,7 @@ def test_sde_dpm_solver_2m_as_in_k_diffusion():
             break
         t, s = -math.log(sigmas[i]), -math.log(sigmas[i + 1])
         h = s - t
-        eta_h = eta * h
+        eta_h = share * h
         x = sigmas[i + 1] / sigmas[i] * math.exp(-eta_h) * x + -math.expm1(-h - eta_h) * denoised
         if old is not None:
             r = h_last / h
@@ -318,7 +318,7 @@ def test_names(cls, spellings):
     [
         (lambda: DDPM("fixed"), "variance must be 'small'"),
         (lambda: SDEDPMSolverPP(extrapolation=3), "extrapolation must be 1 or 2"),
-        (lambda: SDEDPMSolverPP(eta=-1.0), "eta must be at least 0"),
+        (lambda: SDEDPMSolverPP(noise_share=-1.0), "noise_share must be at least 0"),
         (lambda: StochasticHeun(s_churn=-1.0), "s_churn >= 0"),
         (lambda: StochasticHeun(solver=EulerMaruyama()), "draws noise of its own"),
         (lambda: StochasticHeun(solver=DPMSolverPP2M()), "remembers predictions"),

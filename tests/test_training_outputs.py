@@ -143,7 +143,7 @@ def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, tmp_path, step)
 
 
 def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch):
-    from diffnb.posthoc_ema import reconstruct, snapshots
+    from diffnb.posthoc_ema import average_of_length, snapshots
 
     asked = []
     monkeypatch.setattr(runs, "log_callbacks", lambda *given: asked.append(given) or [])
@@ -156,7 +156,7 @@ def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch):
     assert [path.name for path in sorted((out / "samples").iterdir())] == ["epoch_003.png", "epoch_004.png"]
     found = snapshots(out / "snapshots")
     assert {(one.step, one.sigma_rel) for one in found} == {(step, length) for step in (2, 4, 6, 8) for length in (0.05, 0.1)}
-    stored, made = weights(out / "last.safetensors"), reconstruct(out / "snapshots", 0.07)
+    stored, made = weights(out / "last.safetensors"), average_of_length(out / "snapshots", 0.07)
     assert set(stored) == set(made) and not equal(stored, made)
     assert "`snapshots`: averages of some lengths" in (out / "README.md").read_text() and read_settings(out)["recipe"] == recipe
     for wrong in ({"snapshot_every": 0}, {"sample_every": 0}):

@@ -383,10 +383,10 @@ def test_the_half_life_is_short_at_first_and_then_what_it_says():
 
 
 def test_the_sigmoid_weight_is_one_half_at_its_bias_and_the_bias_is_two():
-    log_snr = torch.tensor([2.0, -20.0, 10.0], dtype=torch.float64)
-    weight = Sigmoid()(Epsilon(0.5), VP(), VP().time_of_half_log_snr(log_snr / 2).double())
+    half_log_snr = torch.tensor([1.0, -10.0, 5.0], dtype=torch.float64)
+    weight = Sigmoid()(Epsilon(0.5), VP(), VP().time_of_half_log_snr(half_log_snr).double())
     # on the error of epsilon: sigmoid(2 - log SNR), 1 at much noise, e^2 / SNR at little
-    torch.testing.assert_close(weight, torch.sigmoid(2 - log_snr), rtol=1e-4, atol=0)
+    torch.testing.assert_close(weight, torch.sigmoid(2 - 2 * half_log_snr), rtol=1e-4, atol=0)
     assert weight[0] == pytest.approx(0.5, rel=1e-4) and weight[2] == pytest.approx(math.exp(2 - 10), rel=1e-3)
 
 
