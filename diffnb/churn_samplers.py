@@ -65,7 +65,7 @@ class StochasticHeun(Sampler):
         Karras et al. (2022), "Elucidating the design space of diffusion-based generative models", algorithm 2.
     """
 
-    s_churn: float = 10.0  # noise added over a run; gamma = min(s_churn / n, sqrt(2) - 1) a step; 0: the solver as it is
+    s_churn: float = 10.0  # noise added over a run; c = min(s_churn / n, sqrt(2) - 1) a step; 0: the solver as it is
     s_min: float = 0.05  # no noise is added where sigma/alpha is below this
     s_max: float = 50.0  # nor where it is above this
     s_noise: float = 1.0  # factor on the added noise, a little above 1 against a denoiser that removes too much
@@ -97,9 +97,9 @@ class StochasticHeun(Sampler):
 
     def plan(self, sde, levels, past):
         """Tabulate the raised level of each step, None where it stays."""
-        gamma, top = min(self.s_churn / len(levels), math.sqrt(2) - 1), levels_at(sde, [1e300])[0].noise_ratio
-        raised = levels_at(sde, [min(level.noise_ratio * (1 + gamma), top) for level in levels])
-        return [up if gamma and self.s_min <= level.noise_ratio <= self.s_max else None for level, up in zip(levels, raised)]
+        c, top = min(self.s_churn / len(levels), math.sqrt(2) - 1), levels_at(sde, [1e300])[0].noise_ratio
+        raised = levels_at(sde, [min(level.noise_ratio * (1 + c), top) for level in levels])
+        return [up if c and self.s_min <= level.noise_ratio <= self.s_max else None for level, up in zip(levels, raised)]
 
     def step(self, denoiser, state, t, s, noise):
         """Add noise, then step down."""
