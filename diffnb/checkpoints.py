@@ -22,11 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .core import write_atomically
+from .core import read_tensors, tensors_to_bytes, write_atomically
 from .learning_rates import column_value
 from .training_steps import OwnWords, TrainingError, is_in_fit
 
@@ -59,13 +57,10 @@ def write_file(
         raise CheckpointError(f"could not write {path} ({len(data) / 1e6:.1f} MB): {error.strerror}; {earlier}") from error
 
 # %% ../nbs/13i_checkpoints.ipynb #10
-_FORMAT = "1"
-
-
 def _pack(tree, where, tensors):
     """The tree as JSON can hold it; its tensors go into the dictionary."""
     if isinstance(tree, Tensor):
-        tensors[where] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[where] = tree
         return {"tensor": where}
     if isinstance(tree, Mapping):
         return {"map": {key: _pack(value, f"{where}/{key}", tensors) for key, value in tree.items()}}
@@ -96,7 +91,7 @@ def save_state(
     """
     tensors = {}
     text = json.dumps(_pack(tree, "", tensors))
-    write_file(path, to_bytes(tensors, {"diffnb.state": _FORMAT, "tree": text}))
+    write_file(path, tensors_to_bytes(tensors, {"tree": text}))
 
 
 def load_state(
@@ -107,17 +102,15 @@ def load_state(
     Raises:
         CheckpointError: if there is no such file, or it is something else, damaged or cut short.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("diffnb.state") != _FORMAT:
-                raise CheckpointError(f"{path} is no checkpoint of a training; models are loaded by GenerativeModel.load")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return _unpack(json.loads(metadata["tree"]), tensors)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+        tensors, texts = read_tensors(path)
+    except OSError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if "tree" not in texts:
+        raise CheckpointError(f"{path} is no checkpoint of a training")
+    return _unpack(json.loads(texts["tree"]), tensors)
 
 # %% ../nbs/13i_checkpoints.ipynb #13
 def random_state() -> dict:  # plain values and tensors

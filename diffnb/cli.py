@@ -485,7 +485,7 @@ for _command in COMMANDS:
 @app.command()
 def inspect(file: Annotated[Path, typer.Argument(help="A model file.", metavar="FILE", show_default=False)]):
     """Say what is in a model file; nothing in it runs."""
-    from diffnb.serialization import inspect as look
+    from diffnb.report import inspect as look
 
     print(look(file))
 

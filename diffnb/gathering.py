@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import diffnb
+from .core import read_tensors, tensors_to_bytes, write_atomically
 from .extractors import EXTRACTORS, user_cache
 
 # %% ../nbs/10b_gathering.ipynb #e7fc80a8
@@ -298,24 +299,20 @@ def _place(folder, content, extractor):
 
 def _remembered(place):
     """Tensors of a file in the cache; None where there is none, or it is damaged."""
-    from diffnb.serialization import ModelFileError, load_file
-
     if place is None or not place.is_file():
         return None
     try:
-        return load_file(place)[0]
-    except ModelFileError as error:
+        return read_tensors(place)[0]
+    except ValueError as error:
         warnings.warn(f"features are computed anew, for the cached ones cannot be read: {error}", stacklevel=2)
         return None
 
 
 def _remember(place, tensors, facts):
     """Write tensors into the cache, whole or not at all; a cache that cannot be written to is only slower."""
-    from diffnb.serialization import save_file
-
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        save_file(place, tensors, facts)
+        write_atomically(place, tensors_to_bytes(tensors, facts))
     except OSError as error:
         warnings.warn(f"features of the real images are not kept, for {place.parent} cannot be written to ({error.strerror})", stacklevel=2)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .core import NoiseSource
 from .denoisers import BaseDenoiser
-from .sampling import NonFiniteError, _noise
+from .sampling import NonFiniteError, noise_source
 
 # %% ../nbs/09_likelihood.ipynb #308b0fad
 def _angle(kappa, scale):
@@ -159,7 +159,7 @@ def log_prob(
     """
     _check(x, n_steps, probes, scale)
     n, d = len(x), x[0].numel()
-    noise = _noise(seeds, n, x.device)
+    noise = noise_source(seeds, n, x.device)
     exact = d <= 64 if exact is None else exact
     flow = _Flow(denoiser.given(condition), scale)
     rates = _rates(flow, *_probes(x, exact, probes, probe, noise))

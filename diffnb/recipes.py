@@ -11,9 +11,10 @@ __all__ = ['Component', 'lower']
 import ast
 import math
 
+from .file_container import canonical_json
 from .file_errors import API, ComponentSource, Limits, RecipeError
 from .lowered_bodies import Body
-from .recipe_components import Recipe, canonical_json
+from .recipe_components import Recipe
 from diffnb.recipe_scopes import (
     _KNOWN_DUNDERS,
     _UNUSED,

@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['GRIDS', 'Grid', 'History', 'SAMPLERS', 'uniform_time', 'uniform_half_log_snr', 'karras', 'uniform_noise_ratio',
-           'make_grid', 'State', 'Result', 'NonFiniteError', 'Counted', 'Sampler']
+           'make_grid', 'State', 'Result', 'NonFiniteError', 'noise_source', 'Counted', 'Sampler']
 
 # %% ../nbs/06a_sampling.ipynb #3
 from collections.abc import Callable, Mapping, Sequence
@@ -144,8 +144,16 @@ class NonFiniteError(ArithmeticError):
     """Sampling met a value that is not finite."""
 
 # %% ../nbs/06a_sampling.ipynb #19
-def _noise(seeds, n, device):
-    """The random numbers of n samples, however they were asked for."""
+def noise_source(
+    seeds: int | Sequence[int] | NoiseSource | None,  # one for the set, one for each sample, what makes them; None: a fresh one
+    n: int,  # number of samples
+    device: str | torch.device = "cpu",  # where numbers are wanted
+) -> NoiseSource:  # with n samples
+    """Make the random numbers of n samples, however they were asked for.
+
+    Raises:
+        ValueError: if there are seeds or indices for another number of samples.
+    """
     if seeds is None or hasattr(seeds, "__index__") and getattr(seeds, "ndim", 0) == 0:
         return NoiseSource.of(None if seeds is None else int(seeds), n, device=device)
     source = seeds if isinstance(seeds, NoiseSource) else NoiseSource([int(s) for s in seeds], device=device)
@@ -329,7 +337,7 @@ class Sampler:
         levels = denoiser.sde.levels(times)
         history = _checked(history, self, levels[0], x)
         plan = self.plan(denoiser.sde, levels, [lam for lam, _ in history])
-        noise = _noise(seeds, n, x.device if x is not None else device or "cpu")
+        noise = noise_source(seeds, n, x.device if x is not None else device or "cpu")
         state = State(_begin(denoiser.sde, times, shape, x, noise, dtype), history=history, plan=plan)
         denoiser = counted = Counted(denoiser.given(condition))
         states = [state.x] if keep_states else []

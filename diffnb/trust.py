@@ -22,6 +22,7 @@ from pathlib import Path
 
 from .core import write_atomically
 from .file_errors import ComponentSource, NotInteractive, TrustError, escaped, invisible, numbered
+from .report import inspect
 
 # %% ../nbs/14b_trust.ipynb #609ddec9
 MODES = "sandbox", "inprocess"
@@ -161,7 +162,7 @@ class TrustStore:
             TypeError: if it is not a source: a name, a digest or True confirm nothing.
         """
         if not isinstance(source, ComponentSource):
-            raise TypeError(f"trust is given to a ComponentSource, whole, got {source!r:.60}; `diffnb.serialization.inspect(path).sources` has them")
+            raise TypeError(f"trust is given to a ComponentSource, whole, got {source!r:.60}; `diffnb.report.inspect(path).sources` has them")
         entry = Trusted(source, _known(mode), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         with self._locked():
             others = [e for e in self.list() if (e.digest, e.mode) != (entry.digest, entry.mode)]
@@ -275,8 +276,6 @@ def confirm(
         NotInteractive: if there is nobody to ask.
         ModelFileError: if the file is wrong or damaged.
     """
-    from diffnb.serialization import inspect
-
     _known(mode)
     if ask is None and not (sys.stdin is not None and sys.stdin.isatty()):
         raise NotInteractive(

@@ -10,13 +10,13 @@ from diffnb.core import NoiseSource
 from diffnb.denoisers import BaseDenoiser
 from diffnb.discrete import Betas, Discrete, cosine_betas, linear_betas, scaled_linear_betas
 from diffnb.likelihood import log_prob
+from diffnb.manifests import Context, Parts
 from diffnb.oracles import Gaussian
 from diffnb.parametrizations import PARAMETRIZATIONS, Parametrization, check_parametrization
 from diffnb.sampling import GRIDS, SAMPLERS, Sampler, State, make_grid
 from diffnb.schedules import Cosine, check_schedule
 from diffnb.sde_samplers import DDIM, EulerMaruyama
 from diffnb.sdes import VP, check_sde
-from diffnb.serialization import from_config, to_config
 
 
 def tensor(values):
@@ -264,6 +264,6 @@ def test_likelihood_runs_between_the_steps():
 def test_travels_as_data():
     """By name and numbers, to the last bit."""
     sde = Discrete(linear_betas(37))
-    again = from_config(to_config(sde))
+    again = Context().revive(Parts().describe(sde), None, "it")
     assert again == sde and hash(again) == hash(sde) and again.betas == sde.betas and repr(sde).startswith("Discrete(37 steps")
     assert Discrete(torch.tensor([0.25, 0.5])).betas == (0.25, 0.5)

@@ -8,10 +8,10 @@ import torch
 from diffnb.core import NoiseSource
 from diffnb.discrete import Discrete
 from diffnb.grid_search import Tuned, optimise_grid, short_karras
+from diffnb.manifests import Context, Parts
 from diffnb.oracles import Gaussian, GaussianMixture
 from diffnb.samplers import DDIM, IPNDM, SAMPLERS, DPMSolverPP2M, DPMSolverPP3M, Sampler
 from diffnb.sdes import EDM, VE, VP
-from diffnb.serialization import from_config, to_config
 
 PLANE = GaussianMixture(
     torch.tensor([[-1.0, 0.3], [0.2, -0.6], [1.2, 0.8]]), torch.stack([torch.eye(2) * v for v in (0.002, 0.01, 0.004)]), torch.tensor([0.3, 0.5, 0.2])
@@ -63,7 +63,7 @@ def test_levels_mean_the_same_under_any_process():
 def test_travels_and_has_a_name():
     """As a sampler does."""
     tuned = Tuned(IPNDM(), (tuple(short_karras(EDM(), 5).tolist()),))
-    assert from_config(to_config(tuned)) == tuned and tuned.n_steps_default == 5
+    assert Context().revive(Parts().describe(tuned), None, "it") == tuned and tuned.n_steps_default == 5
     assert isinstance(SAMPLERS.resolve("tuned", Sampler), Tuned)
     assert math.exp(-short_karras(EDM(), 5)[-1]) == pytest.approx(0.1)
 

@@ -24,9 +24,10 @@ import diffnb.recipe_interpreter
 import diffnb.recipe_operations
 import diffnb.recipe_plans
 from diffnb.denoisers import BaseDenoiser
+from diffnb.file_container import canonical_json
 from diffnb.file_errors import ComponentBadResult, ComponentError, Limits, RecipeError, RecipeLimit
 from diffnb.oracles import GaussianMixture
-from diffnb.recipe_components import Recipe, RecipeComponent, canonical_json
+from diffnb.recipe_components import Recipe, RecipeComponent
 from diffnb.recipe_interpreter import Instance, Program
 from diffnb.recipe_operations import METHODS, OPERATIONS, bind, broadcast_size
 from diffnb.recipe_plans import Plans

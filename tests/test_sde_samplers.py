@@ -10,11 +10,11 @@ from diffnb.churn_samplers import AdaptiveSDE, Restart, StochasticHeun, _Increme
 from diffnb.core import NoiseSource, expand
 from diffnb.discrete import Discrete
 from diffnb.gaussian_exact import affine_map, noised, propagate, wasserstein
+from diffnb.manifests import Context, Parts
 from diffnb.oracles import Gaussian, GaussianMixture
 from diffnb.samplers import DDIM, SAMPLERS, DPMSolverPP2M, DPMSolverPP3M, EulerMaruyama, Heun, PredictorCorrector, ProbabilityFlow, Sampler
 from diffnb.schedules import Cosine
 from diffnb.sdes import EDM, VE, VP, FlowMatching, SubVP
-from diffnb.serialization import from_config, to_config
 
 PROCESSES = {
     "vp": VP(),
@@ -293,7 +293,7 @@ def test_starts_anywhere(name):
 def test_travels_as_data(name):
     """Settings, predictors and solvers included."""
     sampler = STOCHASTIC.get(name, AdaptiveSDE(0.1))
-    assert from_config(to_config(sampler)) == sampler
+    assert Context().revive(Parts().describe(sampler), None, "it") == sampler
 
 
 @pytest.mark.parametrize(
