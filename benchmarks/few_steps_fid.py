@@ -2,7 +2,7 @@
 
     python benchmarks/few_steps_fid.py --weights DIR [--n 2000]
 
-DIR holds the weights of the FID's Inception (`python benchmarks/get_fid_weights.py DIR`); features of real images are kept there. The quick features
+DIR holds the weights of the FID's Inception (`diffnb weights DIR`); features of real images are kept there. The quick features
 of few_steps.py belong to a classifier of Fashion-MNIST, and samplers were compared by them; Inception has never seen such pictures. Reported: the
 kernel distance of n generated images (its mean does not depend on how many they are) and the Frechet distance (which does, alike in all rows) to
 2,000 of the packaged images, for a few samplers and numbers of evaluations, and for n other packaged images: the floor. Each row is written to

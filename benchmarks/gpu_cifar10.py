@@ -574,7 +574,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--data", default="cifar10", help="what diffnb.data.image_set reads: a name or a folder")
     one.add_argument("--root", type=Path, help="where known sets are")
     one.add_argument("--limit", type=int, help="at most so many images")
-    one.add_argument("--weights", type=Path, help="file or folder of the FID's weights (benchmarks/get_fid_weights.py)")
+    one.add_argument("--weights", type=Path, help="file or folder of the FID's weights (diffnb weights)")
     one.add_argument("--resume", type=Path, help="what an earlier lease left")
     one.add_argument("--mib", type=float, default=42, help="largest folder")
     one.set_defaults(run=pack)

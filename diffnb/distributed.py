@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .core import import_extra
 from .data import ImageLoader
 from .evaluation import Evaluator
 from .gathering import Gathered, gather
@@ -25,12 +26,11 @@ from .processes import collected, in_group, launched, rank, total, unwrapped, wo
 with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
     warnings.simplefilter("ignore", FutureWarning)
     from fastai.callback.core import Callback
-    from fastai.distributed import DistributedDL
     from fastai.learner import Learner
 
 # %% ../nbs/13e_distributed.ipynb #78d8de7f
-class SharedLoader(ImageLoader, DistributedDL):
-    """The part of an `ImageLoader` that belongs to one process of several; fastai sees that it need not be shared again."""
+class SharedLoader(ImageLoader):
+    """The part of an `ImageLoader` that belongs to one process of several."""
 
     def __init__(
         self,
@@ -97,6 +97,11 @@ class ValidationShare(SharedLoader):
             yield self._batch(index, None)
 
 # %% ../nbs/13e_distributed.ipynb #a4a920f4
+def _fastai_distributed():
+    """fastai's part for several processes, which stands on accelerate."""
+    return import_extra("fastai.distributed", "accelerate", "training in several processes")
+
+
 class ShareCallback(Callback):
     """Give each process its share of every batch; without other processes, do nothing."""
 
@@ -108,6 +113,7 @@ class ShareCallback(Callback):
         Raises:
             RuntimeError: if there are several processes that have not found each other.
             TypeError: if a loader is of a kind that cannot be shared.
+            ImportError: if accelerate is not installed.
         """
         if launched()[1] > 1 and not in_group() and hasattr(self.learn, "distributed_trainer"):
             raise RuntimeError(f"{launched()[1]} processes were started, but form no group: on a CPU, use learn.distrib_ctx(sync_bn=False, cpu=True)")
@@ -146,12 +152,13 @@ class ShareCallback(Callback):
 
 
 def _shared(loader, kind):
-    """This process's share of a loader."""
+    """This process's share of a loader, which fastai sees to be distributed already."""
     if isinstance(loader, SharedLoader):
         return loader
     if not isinstance(loader, ImageLoader):
         raise TypeError(f"{type(loader).__name__} cannot be shared by several processes; image_loaders makes loaders that can")
-    return kind(loader, rank(), world_size())
+    as_distributed = type(kind.__name__, (kind, _fastai_distributed().DistributedDL), {})
+    return as_distributed(loader, rank(), world_size())
 
 
 class PlainNetworkCallback(Callback):
@@ -174,10 +181,15 @@ def sharing() -> list[Callback]:  # for a learner that `diffusion_learner` makes
 def together(
     learn: Learner,  # what is about to be trained
 ):  # the learner, inside a `with` block
-    """Let all processes that torchrun or accelerate launch have started train one network; alone, do nothing."""
+    """Let all processes that torchrun or accelerate launch have started train one network; alone, do nothing.
+
+    Raises:
+        ImportError: if there are several, and accelerate is not installed.
+    """
     if launched()[1] == 1:
         yield learn
         return
+    _fastai_distributed()  # it gives learners their distrib_ctx
     on_cpu = torch.device(getattr(learn.dls, "device", None) or "cpu").type == "cpu"
     with learn.distrib_ctx(sync_bn=False, cpu=on_cpu):
         yield learn

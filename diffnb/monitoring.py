@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from .checkpoints import write_file
-from .core import Registry
+from .core import Registry, import_extra
 from .processes import collected, launched
-from .training_steps import NonFiniteLoss, TrainingError, is_in_fit
+from .training_steps import NonFiniteLoss, is_in_fit
 
 with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
     warnings.simplefilter("ignore", FutureWarning)
@@ -333,20 +333,17 @@ LOG_PLACES = Registry("place to log to")
 
 @LOG_PLACES.register("tensorboard")
 def _tensorboard(folder, facts):
-    from fastai.callback.tensorboard import TensorBoardCallback
-
-    return TensorBoardCallback(folder / "tensorboard", trace_model=False, log_preds=False)
+    board = import_extra("fastai.callback.tensorboard", "tensorboard", "log_to='tensorboard'")
+    return board.TensorBoardCallback(folder / "tensorboard", trace_model=False, log_preds=False)
 
 
 @LOG_PLACES.register("wandb", "w&b")
 def _wandb(folder, facts):
-    import wandb
-    from fastai.callback.wandb import WandbCallback
-
+    board, wandb = (import_extra(module, "wandb", "log_to='wandb'") for module in ("fastai.callback.wandb", "wandb"))
     if wandb.run is None:
         folder.mkdir(parents=True, exist_ok=True)
         wandb.init(project="diffnb", name=folder.absolute().name, dir=str(folder), config=dict(facts))
-    return WandbCallback(log_preds=False)
+    return board.WandbCallback(log_preds=False)
 
 
 def log_callbacks(
@@ -357,15 +354,10 @@ def log_callbacks(
     """Make fastai's own callback that logs losses, scores and rates to TensorBoard or to Weights & Biases.
 
     Raises:
-        TrainingError: if its package is not installed.
         ValueError: if there is no such place.
+        ImportError: if its package is not installed.
     """
     make = LOG_PLACES[log_to]
     if launched()[0]:
         return []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return [make(Path(folder), facts or {})]
-    except ModuleNotFoundError as error:
-        raise TrainingError(f"log_to={log_to!r} needs the package {error.name}: pip install {error.name}") from None
+    return [make(Path(folder), facts or {})]

@@ -141,6 +141,8 @@ def test_the_clock_of_process_0_decides():
 
 
 def test_processes_that_have_not_found_each_other_are_told():
+    import fastai.distributed  # noqa: F401  (gives learners the context)
+
     os.environ |= {"RANK": "0", "WORLD_SIZE": "2"}
     try:
         assert launched() == (0, 2)

@@ -395,7 +395,7 @@ def test_bits_per_dim_of_a_model_draw_nothing(model, sets, monkeypatch):
 WEIGHTS = os.environ.get("DIFFNB_WEIGHTS")
 
 
-@pytest.mark.skipif(not has_fid_weights(), reason="no weights of the FID's Inception: `python benchmarks/get_fid_weights.py DIR`, DIFFNB_WEIGHTS=DIR")
+@pytest.mark.skipif(not has_fid_weights(), reason="no weights of the FID's Inception: `diffnb weights DIR`, DIFFNB_WEIGHTS=DIR")
 def test_metrics_of_inception_through_the_evaluator(sets, monkeypatch):
     monkeypatch.setenv("DIFFNB_WEIGHTS", WEIGHTS)
     real, other = sets[0].select(torch.arange(6)), sets[1].select(torch.arange(4))

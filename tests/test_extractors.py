@@ -1,7 +1,6 @@
 """Feature extractors against their originals: PIL, torchvision, torch-fidelity, and published numbers."""
 
 import hashlib
-import importlib.util
 import os
 import urllib.error
 import urllib.request
@@ -198,7 +197,7 @@ def test_missing_or_other_weights_are_an_error(nowhere):
     for call in (find_fid_weights, InceptionFeatures, lambda: as_extractor("inception")):
         with pytest.raises(FileNotFoundError, match=FID_WEIGHTS_SHA256) as caught:
             call()
-        for part in ("benchmarks/get_fid_weights.py", "release", "DIFFNB_WEIGHTS", "fashion-classifier"):
+        for part in ("`diffnb weights`", "`diffnb weights --release`", "DIFFNB_WEIGHTS", "fashion-classifier"):
             assert part in str(caught.value)
     for name in (FID_WEIGHTS, FID_RELEASE):
         (nowhere / name).write_bytes(b"not the weights")
@@ -222,7 +221,7 @@ def test_fetching_keeps_only_the_right_file(nowhere, monkeypatch):
     assert path.read_bytes() == b"the network" and path == find_fid_weights(logits=True)
     monkeypatch.setattr(module, "FID_RELEASE_URL", (nowhere / "gone").as_uri())
     assert fetch_fid_weights() == path  # what is there is not fetched again
-    with pytest.raises(ConnectionError, match="get_fid_weights.py"):
+    with pytest.raises(ConnectionError, match="diffnb weights"):
         fetch_fid_weights(nowhere / "elsewhere")
     assert not list((nowhere / "elsewhere").iterdir())
 
@@ -248,17 +247,6 @@ def test_backbone_has_the_names_and_shapes_of_torchvision():
         theirs = models.inception_v3(weights=None, init_weights=False, aux_logits=False).state_dict()
         ours = module._backbone().state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")}
-
-
-def test_converter_names_every_tensor_of_the_backbone():
-    path = Path(__file__).parents[1] / "benchmarks" / "get_fid_weights.py"
-    spec = importlib.util.spec_from_file_location("get_fid_weights", path)
-    converter = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(converter)
-    ours = {name for name in module._on_meta(module._backbone).state_dict() if not name.endswith(("bn.weight", "num_batches_tracked"))}
-    blocks = dict(zip(converter.numbered("mixed", 11), converter.BLOCKS))
-    places = converter.numbered("conv", 5) + [f"{tf}.{inner}" for tf, block in blocks.items() for inner in converter.INSIDE[block]]
-    assert sorted(converter.rename(f"net.layers.{place}.{leaf}") for place in places for leaf in converter.LEAVES) == sorted(ours)
 
 
 # the ResNet of CIFAR-10

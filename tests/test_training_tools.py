@@ -461,11 +461,6 @@ def test_losses_and_scores_reach_wandb(monkeypatch, tmp_path):
 
 
 def test_what_cannot_be_logged_to_is_said(monkeypatch, tmp_path):
-    for name, module in (("tensorboard", "fastai.callback.tensorboard"), ("wandb", "fastai.callback.wandb")):
-        monkeypatch.delitem(sys.modules, module, raising=False)
-        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
-        with pytest.raises(TrainingError, match=f"log_to='{name}' needs the package {name}: pip install {name}"):
-            log_callbacks(name, tmp_path)
     with pytest.raises(ValueError, match="did you mean 'wandb'"):
         log_callbacks("wandbb", tmp_path)
     monkeypatch.setenv("RANK", "1")
