@@ -27,17 +27,15 @@ import torch
 from torch import nn
 
 import diffnb
-from diffnb.cli import grid, write_png
+from diffnb.apps import grid, write_png
 from diffnb.core import NoiseSource, to_unit
-from diffnb.data import image_loaders, image_set
-from diffnb.denoisers import Denoiser
-from diffnb.evaluation import Evaluator
-from diffnb.gathering import Sampled
-from diffnb.networks import SelfAttention, UNet, network_settings
-from diffnb.parametrizations import Karras
+from diffnb.data.loaders import image_loaders, image_set
+from diffnb.denoise import Denoiser
+from diffnb.metrics.scores import Evaluator, Sampled
+from diffnb.networks.unet import SelfAttention, UNet, network_settings
+from diffnb.noise import EDM, Karras
 from diffnb.samplers import DPMSolverPP2M
-from diffnb.sdes import EDM
-from diffnb.training import data_scale, diffusion_learner, fit
+from diffnb.training.learner import data_scale, diffusion_learner, fit
 
 RESULT = Path(__file__).parent / "results" / "ablation.json"
 

@@ -17,9 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import diffnb
-from diffnb.cli import grid
-from diffnb.model import GenerativeModel
-from diffnb.shards import digest_of
+from diffnb.apps import grid
+from diffnb.model.generative import GenerativeModel, digest_of
 
 PLACE = Path(diffnb.__file__).parent / "assets" / "cifar10_samples.png"
 LARGEST = 100_000  # bytes

@@ -19,11 +19,9 @@ import torch
 from few_steps import generate, make_denoiser, named, steps_for
 from quality import extract, real_features
 
-from diffnb.data import image_set
-from diffnb.extractors import InceptionFeatures
-from diffnb.metrics import FrechetDistance
-from diffnb.model import GenerativeModel
-from diffnb.set_metrics import KernelDistance
+from diffnb.data.loaders import image_set
+from diffnb.metrics.scores import FrechetDistance, InceptionFeatures, KernelDistance
+from diffnb.model.generative import GenerativeModel
 
 RESULT = Path(__file__).parent / "results" / "few_steps_fid.json"
 ROWS = [

@@ -27,15 +27,10 @@ from pathlib import Path
 
 import torch
 
-from diffnb.file_container import digest_of, parse_header
-from diffnb.file_errors import ComponentError, Limits, ModelFileError, TrustError
-from diffnb.networks import MLP
-from diffnb.parametrizations import Karras
-from diffnb.report import inspect
+from diffnb.files import ComponentError, Contents, Limits, ModelFileError, TrustError, digest_of, inspect, load, parse_header, save
+from diffnb.networks.unet import MLP
+from diffnb.noise import EDM, VP, Cosine, Karras, NoiseSchedule
 from diffnb.samplers import DDIM, Heun
-from diffnb.schedules import Cosine, NoiseSchedule
-from diffnb.sdes import EDM, VP
-from diffnb.serialization import Contents, load, save
 
 DOCUMENTED = (ModelFileError, TrustError, ComponentError, FileNotFoundError)
 

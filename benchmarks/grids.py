@@ -13,11 +13,9 @@ import torch
 
 from diffnb import GenerativeModel
 from diffnb.core import NoiseSource, to_unit
-from diffnb.data import image_set
-from diffnb.extractors import FashionClassifier
-from diffnb.frechet import frechet_distance
-from diffnb.grid_search import Tuned, optimise_grid, short_karras
-from diffnb.multistep import IPNDM, DPMSolverPP2M
+from diffnb.data.loaders import image_set
+from diffnb.metrics.scores import FashionClassifier, frechet_distance
+from diffnb.samplers import IPNDM, DPMSolverPP2M, Tuned, optimise_grid, short_karras
 
 extractor = FashionClassifier()
 

@@ -16,12 +16,26 @@ from pathlib import Path
 import torch
 
 import diffnb
-from diffnb.inverse import DDNM, DPS, MMPS, Hooked, PiGDM, Replacement, Resampled
-from diffnb.operators import Blur, Downsample, Mask, Observation, gaussian_kernel
-from diffnb.oracles import GaussianMixture
-from diffnb.posterior import CalibratedPosterior, Conditioned, calibrate
+from diffnb.denoise import GaussianMixture
+from diffnb.guidance.guidance import (
+    DDNM,
+    DPS,
+    MMPS,
+    Blur,
+    CalibratedPosterior,
+    Conditioned,
+    Downsample,
+    Hooked,
+    Mask,
+    Observation,
+    PiGDM,
+    Replacement,
+    Resampled,
+    calibrate,
+    gaussian_kernel,
+)
+from diffnb.noise import EDM
 from diffnb.samplers import DDIM, DPMSolverPP2M
-from diffnb.sdes import EDM
 
 NOISE, SAMPLES, SIZES = 0.1, 500, ((2, 4), (4, 4), (8, 8))
 EXACT = "exact samples"

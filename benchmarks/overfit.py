@@ -13,7 +13,7 @@ A perceptron has no reason to prefer a flower that it has not seen, and a label 
 loss             squared error of x0 at fixed times and noise on 256 images trained on, and on 256 put aside (without labels, where each has its own):
                  the gap is what was learned by heart
 reconstruction   rms error of images noised to sigma/alpha = 2 and sampled back from there, of both kinds
-generation       256 samples (18 steps of DPM-Solver++(2M)). `Memorisation` of diffnb.set_metrics asks how many are copies: nearer to one training
+generation       256 samples (18 steps of DPM-Solver++(2M)). `Memorisation` of diffnb.metrics.sets asks how many are copies: nearer to one training
                  image than a third of the distance to the next. The same question about the images put aside is the floor.
 
 Features are the pixels. A row is written to benchmarks/results/overfit.json, its figures to overfit_ROW_*.jpg, as soon as it is done; one that is
@@ -30,16 +30,14 @@ import torch
 
 import diffnb
 from diffnb.core import NoiseSource, to_model, to_unit
-from diffnb.data import ImageSet, image_loaders, image_set
-from diffnb.denoisers import Denoiser
-from diffnb.model import GenerativeModel
-from diffnb.networks import MLP
-from diffnb.parametrizations import X0
+from diffnb.data.loaders import ImageSet, image_loaders, image_set
+from diffnb.denoise import Denoiser
+from diffnb.metrics.scores import Memorisation, nearest_neighbours, plot_pairs
+from diffnb.model.generative import GenerativeModel
+from diffnb.networks.unet import MLP
+from diffnb.noise import EDM, X0
 from diffnb.samplers import DPMSolverPP2M
-from diffnb.sdes import EDM
-from diffnb.set_metrics import Memorisation, nearest_neighbours, plot_pairs
-from diffnb.training import LogNormal, fit
-from diffnb.training_reports import reconstruct, reconstruction_figure
+from diffnb.training.learner import LogNormal, fit, reconstruct, reconstruction_figure
 
 RESULT = Path(__file__).parent / "results" / "overfit.json"
 NETWORK = dict(dim=3 * 32 * 32, width=1024, depth=2)

@@ -3,7 +3,7 @@
     python benchmarks/quality.py --weights DIR --data ROOT [--set fashion_mnist] [--n 2000] [--steps 20] [--model FILE] [--size 32]
                                  [--guidance-scale 1]
 
-DIR holds the weights of the FID's Inception (see `diffnb.extractors.find_fid_weights`); ROOT is laid out as torchvision does, or holds a folder
+DIR holds the weights of the FID's Inception (see `diffnb.metrics.find_fid_weights`); ROOT is laid out as torchvision does, or holds a folder
 named like the set. The reference is n test images. The floor is the distance of n training images from them: two real sets of that size. A set
 without a test split is halved at random, and n is at most a half. Where images lie class by class they are taken evenly spaced. Features of
 real images are kept in DIR, so that later runs only look at the generated ones. Inception reads some 10 images a second on one CPU core.
@@ -24,12 +24,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from diffnb.cli import grid, write_png
-from diffnb.data import image_set
-from diffnb.extractors import FID_WEIGHTS_SHA256, InceptionFeatures
-from diffnb.metrics import FeatureStatistics, FrechetDistance
-from diffnb.model import GenerativeModel
-from diffnb.set_metrics import KernelDistance
+from diffnb.apps import grid, write_png
+from diffnb.data.loaders import image_set
+from diffnb.metrics.scores import FID_WEIGHTS_SHA256, FeatureStatistics, FrechetDistance, InceptionFeatures, KernelDistance
+from diffnb.model.generative import GenerativeModel
 
 RESULTS = Path(__file__).parent / "results"
 MOST_EVALUATIONS = 20

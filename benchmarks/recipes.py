@@ -14,13 +14,15 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "files"))
 
 import recipe_corpus as corpus  # noqa: E402
 
-from diffnb.model import GenerativeModel  # noqa: E402
-from diffnb.recipes import lower  # noqa: E402
-from diffnb.sources import settings_of  # noqa: E402
+from diffnb.files import (
+    lower,  # noqa: E402
+    settings_of,  # noqa: E402
+)
+from diffnb.model.generative import GenerativeModel  # noqa: E402
 
 
 def timed(function, repeats: int) -> float:
@@ -61,7 +63,7 @@ def main():
             print(f"{cls.__name__ + '.' + name:30} native {row['native_us']:6.1f} us, recipe {row['recipe_us']:6.1f} x{row['ratio_of_minima']:.2f}")
     start = time.perf_counter()
     text = lower(corpus.SigmoidSchedule).text
-    from diffnb.recipe_components import Recipe
+    from diffnb.files import Recipe
 
     result["reading_ms"] = round(timed(lambda: Recipe(text)(), 50) * 1e3, 3)
     print(f"reading a recipe and making its component: {result['reading_ms']:.2f} ms")
@@ -93,7 +95,7 @@ class _Idle:
     """A denoiser that costs nothing."""
 
     def __new__(cls, sde):
-        from diffnb.denoisers import BaseDenoiser
+        from diffnb.denoise import BaseDenoiser
 
         class Idle(BaseDenoiser):
             def x0(self, x, t, condition):

@@ -31,12 +31,10 @@ import torch
 import torch.nn.functional as F
 
 import diffnb
-from diffnb.data import image_set
-from diffnb.extractors import FashionClassifier, InceptionFeatures
-from diffnb.inverse import DPS, Hooked
-from diffnb.model import GenerativeModel
-from diffnb.operators import Blur, Downsample, Grayscale, Identity, Mask, gaussian_kernel
-from diffnb.restoration import METHODS
+from diffnb.data.loaders import image_set
+from diffnb.guidance.guidance import DPS, Blur, Downsample, Grayscale, Hooked, Identity, Mask, gaussian_kernel
+from diffnb.metrics.scores import FashionClassifier, InceptionFeatures
+from diffnb.model.generative import METHODS, GenerativeModel
 from diffnb.samplers import DDIM
 
 SETS = {"fashion_mnist": ("packaged", "train", FashionClassifier), "cifar10": ("cifar10", "test", InceptionFeatures)}
@@ -271,7 +269,7 @@ def record(path, model, **found):
 
 def draw(path, columns=4):
     """Restorations of CIFAR-10, a row a method, each with steps that take about as long as the default's 10."""
-    from diffnb.cli import grid, write_png
+    from diffnb.apps import grid, write_png
 
     truth = image_set("cifar10", split="test", verbose=False).images[:columns].float() / 255
     model, rows = GenerativeModel.pretrained("cifar10", verbose=False).calibrate(), [truth]

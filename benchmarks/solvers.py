@@ -20,8 +20,8 @@ from types import SimpleNamespace
 import torch
 
 from diffnb.core import NoiseSource
-from diffnb.discrete import Discrete
-from diffnb.oracles import GaussianMixture
+from diffnb.denoise import GaussianMixture
+from diffnb.noise import VE, VP, Discrete, Level
 from diffnb.samplers import (
     DDIM,
     DEIS,
@@ -36,7 +36,6 @@ from diffnb.samplers import (
     UniPC,
     uniform_half_log_snr,
 )
-from diffnb.sdes import VE, VP, Level
 
 RESULT = Path(__file__).parent / "results" / "solvers.json"
 TURN = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64) * math.sqrt(0.5)
@@ -252,7 +251,7 @@ def compare(case, reference):
 
 def chain_rows():
     """DDIM and DDPM along the chain, where stride and posterior variance matter."""
-    from diffnb.ancestral_samplers import DDPM
+    from diffnb.samplers import DDPM
 
     sde, n = Discrete(), 50
     times = torch.arange(n - 1, -1, -1, dtype=torch.float64) * (1000 // n) / 1000 + 1 / 1000  # diffusers' "leading" spacing

@@ -6,24 +6,26 @@ Docs: https://diffnb.github.io/diffnb/core.html.md"""
 
 # %% auto #0
 __all__ = ['STREAMS', 'EXTRAS', 'expand', 'to_model', 'to_unit', 'best_device', 'Registry', 'philox', 'NoiseSource',
-           'write_atomically', 'tensors_to_bytes', 'read_tensors', 'import_extra']
+           'write_atomically', 'tensors_to_bytes', 'read_tensors', 'import_extra', 'lazily']
 
 # %% ../nbs/00_core.ipynb #073bf5e3
+import ast
 import contextlib
 import difflib
 import hashlib
-import json
 import importlib
+import json
 import math
 import operator
 import os
 import platform
 import re
 import secrets
+import sys
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -464,3 +466,28 @@ def import_extra(
     with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
         warnings.simplefilter("ignore", FutureWarning)
         return importlib.import_module(module)
+
+# %% ../nbs/00_core.ipynb #lazily-code
+def lazily(
+    package: str,  # `__name__` of the package whose `__init__.py` calls this
+) -> tuple[Callable, Callable, list[str]]:  # its __getattr__, __dir__ and __all__
+    """Hand on the public names of a package's modules, and import a module when one of its names is first asked for.
+
+    References:
+        PEP 562, "Module __getattr__ and __dir__".
+    """
+    init = Path(sys.modules[package].__file__)
+    modules = re.findall(r"^    from \.(\w+) import \*$", init.read_text(encoding="utf-8"), re.M)
+    homes = {}
+    for module in modules:
+        listed = re.search(r"^__all__ = (\[.*?\])$", init.with_name(f"{module}.py").read_text(encoding="utf-8"), re.M | re.S)
+        homes |= dict.fromkeys(ast.literal_eval(listed[1]), module)
+
+    def __getattr__(name):
+        if name in homes:
+            return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"{package} has no name {name!r}; it has {', '.join(sorted(homes))}")
+
+    return __getattr__, lambda: sorted([*homes, *modules]), sorted(homes)

@@ -1,0 +1,14 @@
+"""Names in, objects out: trained models and the facade before them."""
+
+from typing import TYPE_CHECKING
+
+from ..core import lazily
+
+if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
+    from .editing import *
+    from .generative import *
+    from .restoration import *
+    from .shards import *
+    from .trained import *
+
+__getattr__, __dir__, __all__ = lazily(__name__)

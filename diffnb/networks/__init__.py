@@ -1,0 +1,3 @@
+"""Networks that estimate clean images."""
+
+from .unet import *

@@ -1,0 +1,17 @@
+"""Training by fastai's Learner and callbacks."""
+
+from typing import TYPE_CHECKING
+
+from ..core import lazily
+
+if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
+    from .averages import *
+    from .checkpoints import *
+    from .distributed import *
+    from .learner import *
+    from .losses import *
+    from .monitoring import *
+    from .reports import *
+    from .steps import *
+
+__getattr__, __dir__, __all__ = lazily(__name__)

@@ -1,0 +1,45 @@
+"""Components as names and numbers, and weights in half precision."""
+
+import json
+
+import pytest
+import torch
+
+from diffnb.files import KINDS, Context, Parts, cast
+from diffnb.networks.unet import NETWORKS
+from diffnb.noise import VP, Cosine, Karras
+from diffnb.samplers import DDIM
+
+
+def journey(component):
+    """The component that its description makes, after a way through text."""
+    return Context().revive(json.loads(json.dumps(Parts().describe(component))), None, "it")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "network"])
+def test_every_registered_component_survives_json(kind):
+    for name in KINDS[kind].names():
+        component = KINDS[kind][name]()
+        assert journey(component) == component
+
+
+def test_settings_survive_exactly():
+    for component in (VP(Cosine(s=0.1 + 0.2, beta_max=1e3 / 7)), DDIM(eta=1 / 3), Karras(2**-0.5)):
+        assert journey(component) == component
+
+
+def test_networks_are_registered_with_their_settings():
+    for name in NETWORKS.names():
+        network = NETWORKS[name](dim=2) if name == "mlp" else NETWORKS[name](widths=(8, 8), groups=4)
+        assert journey(network).config == network.config
+
+
+def test_half_precision_rounds_and_refuses():
+    x = torch.tensor([1 / 3, -1e-5, 65504.0])
+    half = cast({"x": x, "n": torch.tensor([2**40])}, torch.float16)
+    assert torch.equal(half["x"], x.half()) and half["n"].dtype == torch.int64
+    with pytest.raises(ValueError, match="too large"):
+        cast({"x": torch.tensor([7e4])}, torch.float16)
+    with pytest.raises(ValueError, match="floating point type"):
+        cast({"x": x}, torch.int8)
+    assert cast({"x": torch.tensor([float("inf")])}, torch.float16)["x"].isinf().all()

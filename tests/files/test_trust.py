@@ -1,0 +1,244 @@
+"""The trust store against everything that might be put in its place, and the question that a person is asked."""
+
+import json
+import os
+import stat
+import threading
+
+import pytest
+
+from diffnb.files import ComponentSource, NotInteractive, TrustError, TrustStore, confirm, default_store, describe, imports_of
+
+TEXT = "class Flat:\n    def beta(self, t):\n        return 0 * t + 5\n"
+FLAT = ComponentSource("schedule", "Flat", "NoiseSchedule", TEXT)
+posix = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with one source in it, trusted for the sandbox."""
+    store = TrustStore(tmp_path / "config" / "trust.json")
+    store.add(FLAT)
+    return store
+
+
+def changed(**fields):
+    """The source with another field."""
+    return ComponentSource(**{**vars(FLAT), **fields})
+
+
+def test_trust_is_for_a_text_and_a_mode(store):
+    """What was confirmed, in the mode in which it was."""
+    assert store.allows(FLAT, "sandbox") and not store.allows(FLAT, "inprocess")
+    store.add(FLAT, "inprocess")
+    assert store.allows(FLAT, "inprocess") and len(store.list()) == 2
+    store.add(FLAT, "inprocess")
+    assert len(store.list()) == 2
+
+
+@pytest.mark.parametrize(
+    "fields", [{"kind": "process"}, {"name": "Flat2"}, {"base": "VP"}, {"text": TEXT + "\n"}, {"text": TEXT.replace("5", "6")}, {"api": 2}]
+)
+def test_another_source_is_not_trusted(store, fields):
+    """One byte in any field that decides what would run."""
+    assert not store.allows(changed(**fields), "sandbox")
+
+
+def test_fields_cannot_be_shifted_into_each_other():
+    """The digest separates its fields: no text moves from one into the next."""
+    a, b = ComponentSource("schedule", "AB", "C", "x"), ComponentSource("schedule", "A", "BC", "x")
+    assert a.digest != b.digest and len(a.digest) == 64
+
+
+@pytest.mark.parametrize("nonsense", [True, False, None, 1, "Flat", FLAT.digest, FLAT.digest[:8], {"digest": FLAT.digest}, object()])
+def test_only_a_source_is_trusted(store, nonsense):
+    """No yes, no name, no digest."""
+    with pytest.raises(TypeError, match="ComponentSource"):
+        store.add(nonsense)
+
+
+@pytest.mark.parametrize("mode", [True, None, "", "all", "Sandbox", "builtin", "recipe"])
+def test_modes(store, mode):
+    """There are two."""
+    for ask in (store.add, store.allows):
+        with pytest.raises(ValueError, match="mode must be one of"):
+            ask(FLAT, mode)
+
+
+def link(path):
+    """Put a link in its place."""
+    path.rename(path.with_suffix(".real"))
+    path.symlink_to(path.with_suffix(".real"))
+
+
+def link_folder(path):
+    """Put a link in the folder's place."""
+    path.parent.rename(path.parent.with_suffix(".real"))
+    path.parent.symlink_to(path.parent.with_suffix(".real"))
+
+
+def fifo(path):
+    """Put a pipe in its place: opening it must not hang."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def edit(old, new):
+    """Change the text of the file."""
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
+CHANGES = {
+    "file writable by all": lambda p: os.chmod(p, 0o606),
+    "file writable by the group": lambda p: os.chmod(p, 0o660),
+    "folder writable by all": lambda p: os.chmod(p.parent, 0o777),
+    "folder writable by the group": lambda p: os.chmod(p.parent, 0o770),
+    "a link": link,
+    "a linked folder": link_folder,
+    "a pipe": fifo,
+    "a folder": lambda p: (p.unlink(), p.mkdir()),
+    "empty": lambda p: p.write_text(""),
+    "not JSON": lambda p: p.write_text("{"),
+    "not UTF-8": lambda p: p.write_bytes(b'{"\xff": 1}'),
+    "deep": lambda p: p.write_text("[" * 200_000),
+    "large": lambda p: p.write_bytes(b" " * (17 << 20)),
+    "a list": lambda p: p.write_text("[]"),
+    "true": lambda p: p.write_text("true"),
+    "no entries": lambda p: p.write_text('{"version": 1}'),
+    "another version": edit('"version": 1', '"version": 2'),
+    "an entry of true": lambda p: p.write_text('{"version": 1, "trusted": [true]}'),
+    "text without its digest": edit("+ 5", "+ 6"),
+    "digest without its text": edit(FLAT.digest, "0" * 64),
+    "a prefix as digest": edit(FLAT.digest, FLAT.digest[:8]),
+    "another name": edit('"Flat"', '"Other"'),
+    "a mode of its own": edit('"sandbox"', '"all"'),
+    "both modes": edit('"sandbox"', '["sandbox", "inprocess"]'),
+    "a field too many": edit('"mode"', '"trust": true, "mode"'),
+    "a field too few": edit('"api": 1,', ""),
+    "a type": edit('"api": 1', '"api": true'),
+}
+
+
+@posix
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_store_that_is_not_to_be_believed(store, name):
+    """One sentence, and no trust."""
+    CHANGES[name](store.path)
+    for ask in (store.list, lambda: store.allows(FLAT, "sandbox"), lambda: store.add(changed(name="New"))):
+        with pytest.raises(TrustError):
+            ask()
+
+
+@posix
+def test_file_is_private_and_replaced_whole(store, monkeypatch):
+    """Mode 0600; a failure while writing leaves the old file and nothing beside it."""
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+    before = store.path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add(changed(name="New"))
+    assert store.path.read_bytes() == before
+    assert {p.suffix for p in store.path.parent.iterdir()} == {".json", ".lock"}
+
+
+def test_many_writers_lose_nothing(tmp_path):
+    """Entries that are added at the same time are all there."""
+    store = TrustStore(tmp_path / "trust.json")
+    os.chmod(tmp_path, 0o700)
+    threads = [threading.Thread(target=store.add, args=(changed(name=f"S{i}"),)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {e.source.name for e in store.list()} == {f"S{i}" for i in range(12)}
+
+
+def test_revoke(store):
+    """By the whole digest or a clear beginning of it; in every mode; never by mistake."""
+    store.add(FLAT, "inprocess")
+    for wrong in ("", FLAT.digest[:7], "0" * 64, None, True):
+        with pytest.raises(ValueError):
+            store.revoke(wrong)
+    assert len(store.list()) == 2
+    assert len(store.revoke(FLAT.digest[:12].upper())) == 2 and store.list() == ()
+
+
+@posix
+def test_no_environment_variable_moves_the_store(monkeypatch, tmp_path):
+    """Who can set variables cannot bring trust along."""
+    for name in ("HOME", "XDG_CONFIG_HOME", "USERPROFILE", "DIFFNB_TRUST", "DIFFNB_CODE", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert not str(default_store()).startswith(str(tmp_path))
+
+
+def test_no_terminal_no_question(tmp_path, monkeypatch):
+    """The file is not even opened."""
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    with pytest.raises(NotInteractive, match="no terminal"):
+        confirm(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("typed", ["", "y", "yes", "Y", "true", FLAT.digest[:7], FLAT.digest, FLAT.digest[1:9], "0" * 8])
+def test_confirm_wants_eight_digits(tmp_path, monkeypatch, typed):
+    """Nothing else confirms."""
+    store = TrustStore(tmp_path / "config" / "trust.json")
+    monkeypatch.setattr("diffnb.files.report.inspect", lambda path: type("Report", (), {"sources": {"a": FLAT}}))
+    shown = []
+    assert confirm("x", store=store, ask=lambda question: typed, show=shown.append) == []
+    assert not store.allows(FLAT, "sandbox") and "not confirmed" in shown[-1]
+    assert len(confirm("x", store=store, ask=lambda question: f" {FLAT.digest[:8].upper()} ", show=shown.append)) == 1
+    assert store.allows(FLAT, "sandbox") and not store.allows(FLAT, "inprocess")
+    asked = []
+    assert confirm("x", store=store, ask=asked.append, show=shown.append) == [] and not asked
+
+
+def test_what_was_shown_is_what_is_trusted(tmp_path, monkeypatch):
+    """A file that is exchanged while a person reads changes nothing."""
+    store = TrustStore(tmp_path / "config" / "trust.json")
+    report = type("Report", (), {"sources": {"a": FLAT}})
+    monkeypatch.setattr("diffnb.files.report.inspect", lambda path: report)
+
+    def ask(question):
+        report.sources["a"] = changed(text="import os")
+        return FLAT.digest[:8]
+
+    confirm("x", store=store, ask=ask, show=lambda text: None)
+    assert store.allows(FLAT, "sandbox") and not store.allows(changed(text="import os"), "sandbox")
+
+
+HIDDEN = {
+    "escape": "\x1b[2J",
+    "right to left": "\u202e",
+    "isolate": "\u2066",
+    "zero width": "\u200b",
+    "bell": "\x07",
+    "carriage return": "\r",
+    "homoglyph": "\u043e",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_a_person_sees(name):
+    """Every character that a terminal obeys or hides is shown by its number, in the text and in names."""
+    character = HIDDEN[name]
+    source = changed(text=TEXT + f"# {character}\nimport os\n", name=f"Flat{character}")
+    text = describe(source, "sandbox", FLAT)
+    assert not any(c in text for c in character if not (" " <= c <= "~"))
+    assert all(" " <= c <= "~" or c == "\n" for c in text)
+    assert source.digest in text and "imports:  os" in text and "+import os" in text
+
+
+def test_imports_are_listed_from_the_tree():
+    """In whatever spelling; and a source that is no Python imports nothing."""
+    assert imports_of("import a.b as c, d\nfrom e import (f)\nfrom . import g\ndef h():\n    import i") == [".", "a.b", "d", "e", "i"]
+    assert imports_of("def (") == [] and imports_of("x = " + "(" * 10_000) == [] and imports_of("\0") == []
+
+
+def test_store_is_plain_json(store):
+    """A person can read it."""
+    found = json.loads(store.path.read_text())
+    assert found["trusted"][0]["text"] == TEXT and found["trusted"][0]["digest"] == FLAT.digest

@@ -1,0 +1,68 @@
+"""The house: a wing imports only from wings above it, nothing goes round in a circle, and nobody takes what is private to another module."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from wings import WINGS, exported, imports, length, modules, wing_of  # noqa: E402
+
+# components as data: to be replaced whole, so neither what they take from one another is looked at nor how long they are
+RECIPES = {
+    f"diffnb.files.{name}"
+    for name in "recipes recipe_components recipe_expressions recipe_host recipe_interpreter recipe_operations recipe_plans recipe_scopes".split()
+    + ["lowered_bodies", "lowered_expressions", "sources"]
+}
+
+
+def test_the_package_consists_of_the_wings():
+    assert {wing_of(module) for module in modules()} == set(WINGS)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_wing_imports_only_from_wings_above_it(module):
+    floor = WINGS.index(wing_of(module))
+    origins = {origin for origin, _ in imports(module) if origin != "diffnb"}
+    assert [origin for origin in sorted(origins) if WINGS.index(wing_of(origin)) > floor] == []
+
+
+def test_no_module_imports_itself_through_others():
+    waiting = {module: {origin for origin, _ in imports(module) if origin in modules()} for module in modules()}
+    while free := [module for module, needs in waiting.items() if not needs]:
+        waiting = {module: needs - set(free) for module, needs in waiting.items() if module not in free}
+    assert waiting == {}
+
+
+@pytest.mark.parametrize("module", sorted(modules().keys() - RECIPES))
+def test_nobody_takes_what_is_private_to_another_module(module):
+    assert [(origin, name) for origin, name in sorted(imports(module)) if name.startswith("_") and not name.startswith("__")] == []
+
+
+@pytest.mark.parametrize("module", sorted(modules().keys() - RECIPES))
+def test_no_module_is_longer_than_a_reader_takes_in(module):
+    assert length(module) <= 450
+
+
+@pytest.mark.parametrize("module", sorted(modules().keys() - RECIPES))
+def test_every_public_name_can_be_had_from_its_wing(module):
+    wing = importlib.import_module(f"diffnb.{wing_of(module)}")
+    for name in exported(module):
+        assert getattr(wing, name) is getattr(importlib.import_module(module), name), name
+        assert name in dir(wing)
+
+
+def test_a_public_name_stands_for_one_thing_in_its_wing():
+    seen = {}
+    for module in modules().keys() - RECIPES:
+        for name in exported(module):
+            seen.setdefault((wing_of(module), name), []).append(module)
+    assert {key: found for key, found in seen.items() if len(found) > 1} == {}
+
+
+def test_the_package_by_itself_imports_none_of_its_modules():
+    program = "import diffnb, sys; print(*[m for m in sys.modules if m.startswith('diffnb.')])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() == []
