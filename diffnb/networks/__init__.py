@@ -1,3 +1,5 @@
 """Networks that estimate clean images."""
 
+from .base import *
+from .mlp import *
 from .unet import *

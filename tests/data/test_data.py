@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import diffnb.data.loaders
-from diffnb.data.loaders import DATA_SETS, ImageLoader, ImageSet, image_loaders, image_set
+from diffnb.data import DATA_SETS, ImageLoader, ImageSet, image_loaders, image_set
 
 ROOT = Path(os.environ.get("DIFFNB_DATA", "nowhere"))
 PACKAGED = ("packaged", "cifar10_samples")  # sets that come with the package
@@ -365,7 +365,7 @@ def test_the_samples_of_the_colour_model_come_with_the_package():
 
     from PIL import Image
 
-    from diffnb.model.generative import GenerativeModel, digest_of
+    from diffnb.model import GenerativeModel, digest_of
 
     place = importlib.resources.files("diffnb") / "assets" / "cifar10_samples.png"
     samples = image_set("cifar10_samples", verbose=False)
