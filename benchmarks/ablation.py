@@ -29,13 +29,13 @@ from torch import nn
 import diffnb
 from diffnb.apps import grid, write_png
 from diffnb.core import NoiseSource, to_unit
-from diffnb.data.loaders import image_loaders, image_set
+from diffnb.data import image_loaders, image_set
 from diffnb.denoise import Denoiser
-from diffnb.metrics.scores import Evaluator, Sampled
-from diffnb.networks.unet import SelfAttention, UNet, network_settings
+from diffnb.metrics import Evaluator, Sampled
+from diffnb.networks import SelfAttention, UNet, network_settings
 from diffnb.noise import EDM, Karras
 from diffnb.samplers import DPMSolverPP2M
-from diffnb.training.learner import data_scale, diffusion_learner, fit
+from diffnb.training import data_scale, diffusion_learner, fit
 
 RESULT = Path(__file__).parent / "results" / "ablation.json"
 

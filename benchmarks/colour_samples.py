@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import diffnb
 from diffnb.apps import grid
-from diffnb.model.generative import GenerativeModel, digest_of
+from diffnb.model import GenerativeModel, digest_of
 
 PLACE = Path(diffnb.__file__).parent / "assets" / "cifar10_samples.png"
 LARGEST = 100_000  # bytes

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 import diffnb
-from diffnb.data.loaders import image_set
-from diffnb.metrics.scores import BitsPerDim, Evaluator, sampled
-from diffnb.model.generative import GenerativeModel, packaged_models
+from diffnb.data import image_set
+from diffnb.metrics import BitsPerDim, Evaluator, sampled
+from diffnb.model import GenerativeModel, packaged_models
 
 RESULT = Path(__file__).parent / "results" / "evaluate.json"
 METRICS = "frechet,frechet infinity,kernel,prdc,is,vendi,memorisation,agreement"

@@ -26,10 +26,10 @@ from pathlib import Path
 import torch
 
 from diffnb.core import NoiseSource, to_unit
-from diffnb.data.loaders import image_set
+from diffnb.data import image_set
 from diffnb.denoise import Denoiser
-from diffnb.metrics.scores import FashionClassifier, FeatureStatistics, frechet_of_features
-from diffnb.model.generative import GenerativeModel
+from diffnb.metrics import FashionClassifier, FeatureStatistics, frechet_of_features
+from diffnb.model import GenerativeModel
 from diffnb.samplers import SAMPLERS
 
 RESULT = Path(__file__).parent / "results" / "few_steps.json"

@@ -19,9 +19,9 @@ import torch
 from few_steps import generate, make_denoiser, named, steps_for
 from quality import extract, real_features
 
-from diffnb.data.loaders import image_set
-from diffnb.metrics.scores import FrechetDistance, InceptionFeatures, KernelDistance
-from diffnb.model.generative import GenerativeModel
+from diffnb.data import image_set
+from diffnb.metrics import FrechetDistance, InceptionFeatures, KernelDistance
+from diffnb.model import GenerativeModel
 
 RESULT = Path(__file__).parent / "results" / "few_steps_fid.json"
 ROWS = [

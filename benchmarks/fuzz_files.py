@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from diffnb.files import ComponentError, Contents, Limits, ModelFileError, TrustError, digest_of, inspect, load, parse_header, save
-from diffnb.networks.unet import MLP
+from diffnb.networks import MLP
 from diffnb.noise import EDM, VP, Cosine, Karras, NoiseSchedule
 from diffnb.samplers import DDIM, Heun
 

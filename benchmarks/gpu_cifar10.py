@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffnb.core import NoiseSource, expand, to_model, to_unit
 from diffnb.denoise import Denoiser
-from diffnb.networks.unet import UNet
+from diffnb.networks import UNet
 from diffnb.noise import EDM, Karras
 from diffnb.samplers import Heun
 
@@ -151,8 +151,8 @@ def read_pack(folder: Path) -> dict[str, bytes]:
 
 def pack(args) -> None:
     """Pack images, the weights of the extractor, and what an earlier lease left."""
-    from diffnb.data.loaders import image_set
-    from diffnb.metrics.scores import find_fid_weights
+    from diffnb.data import image_set
+    from diffnb.metrics import find_fid_weights
 
     images = image_set(args.data, root=args.root, limit=args.limit)
     names = images.names or [str(value) for value in images.values or ()]
@@ -373,7 +373,7 @@ def generate(network: nn.Module, s: Settings, shape: tuple[int, ...], classes: i
 @torch.inference_mode()
 def statistics(extractor, images: Tensor, batch_size: int):
     """Moments of the features of images given as bytes; float32 throughout."""
-    from diffnb.metrics.scores import FeatureStatistics
+    from diffnb.metrics import FeatureStatistics
 
     found, extractor.batch_size = FeatureStatistics(), batch_size
     for batch in images.split(batch_size * 8):
@@ -383,7 +383,7 @@ def statistics(extractor, images: Tensor, batch_size: int):
 
 def make_extractor(s: Settings, weights: Path | None, device: torch.device):
     """The network whose features are compared; a file of weights for the FID's own."""
-    from diffnb.metrics.scores import InceptionFeatures, as_extractor
+    from diffnb.metrics import InceptionFeatures, as_extractor
 
     torch.backends.cudnn.allow_tf32 = False  # Inception in plain float32: its features are what others' numbers are made of
     extractor = InceptionFeatures(weights) if s.extractor == "inception-2015" else as_extractor(s.extractor)
@@ -392,7 +392,7 @@ def make_extractor(s: Settings, weights: Path | None, device: torch.device):
 
 def rehearse(network, s, extractor, real: Tensor, shape, classes, device) -> None:
     """Run the whole end once, in small, before time is spent: a missing library shows now."""
-    from diffnb.metrics.scores import frechet_distance, frechet_of_features
+    from diffnb.metrics import frechet_distance, frechet_of_features
 
     made = generate(network, replace(s, sample_batch=8), shape, classes, 8, device, 2)
     frechet_of_features(statistics(extractor, real[:8], 8), statistics(extractor, made, 8))
@@ -512,7 +512,7 @@ def lease(args) -> None:
     say(f"{len(made):,} images made in {record['seconds_generating']:.0f} s")
     start = time.perf_counter()
     batch = 500 if device.type == "cuda" else 50
-    from diffnb.metrics.scores import frechet_of_features
+    from diffnb.metrics import frechet_of_features
 
     distance = frechet_of_features(statistics(extractor, images, batch), statistics(extractor, made, batch))
     record |= {"distance": {"extractor": extractor.config(), "value": distance, "n_real": len(images), "n_generated": len(made)}}
@@ -552,7 +552,7 @@ def watch(args) -> None:
 
 def join(args) -> None:
     """Make a model file of the weights that came back."""
-    from diffnb.model.generative import Labels, Trained, to_file
+    from diffnb.model import Labels, Trained, to_file
 
     run = json.loads((args.out / "run.json").read_text(encoding="utf-8"))
     network = UNet(**run["network"])

@@ -13,8 +13,8 @@ import torch
 
 from diffnb import GenerativeModel
 from diffnb.core import NoiseSource, to_unit
-from diffnb.data.loaders import image_set
-from diffnb.metrics.scores import FashionClassifier, frechet_distance
+from diffnb.data import image_set
+from diffnb.metrics import FashionClassifier, frechet_distance
 from diffnb.samplers import IPNDM, DPMSolverPP2M, Tuned, optimise_grid, short_karras
 
 extractor = FashionClassifier()

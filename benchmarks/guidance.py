@@ -17,10 +17,10 @@ import torch
 
 import diffnb
 from diffnb.core import NoiseSource
-from diffnb.data.loaders import image_set
-from diffnb.guidance.guidance import ClassifierFree
-from diffnb.metrics.scores import FashionClassifier, frechet_of_features, label_agreement
-from diffnb.model.generative import GenerativeModel
+from diffnb.data import image_set
+from diffnb.guidance import ClassifierFree
+from diffnb.metrics import FashionClassifier, frechet_of_features, label_agreement
+from diffnb.model import GenerativeModel
 from diffnb.samplers import DPMSolverPP2M
 
 SCALES, INTERVAL, STEPS, N_REAL = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0), (0.2, 3.0), 10, 4000

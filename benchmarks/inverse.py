@@ -17,7 +17,7 @@ import torch
 
 import diffnb
 from diffnb.denoise import GaussianMixture
-from diffnb.guidance.guidance import (
+from diffnb.guidance import (
     DDNM,
     DPS,
     MMPS,

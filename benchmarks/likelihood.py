@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from diffnb import GenerativeModel
-from diffnb.data.loaders import image_set
+from diffnb.data import image_set
 from diffnb.likelihood import bits_per_dim
 
 RESULT = Path(__file__).parent / "results" / "likelihood.json"

@@ -82,7 +82,7 @@ def contender(name):
     """The call to measure, with its input made."""
     import torch
 
-    from diffnb.metrics.scores import frechet_distance, frechet_of_features, kernel_distance, kernel_distance_of_blocks, kernel_distance_of_subsets
+    from diffnb.metrics import frechet_distance, frechet_of_features, kernel_distance, kernel_distance_of_blocks, kernel_distance_of_subsets
 
     task, who, *option = name.split()
     n = int(option[0]) if option and option[0].isdigit() else N

@@ -30,14 +30,14 @@ import torch
 
 import diffnb
 from diffnb.core import NoiseSource, to_model, to_unit
-from diffnb.data.loaders import ImageSet, image_loaders, image_set
+from diffnb.data import ImageSet, image_loaders, image_set
 from diffnb.denoise import Denoiser
-from diffnb.metrics.scores import Memorisation, nearest_neighbours, plot_pairs
-from diffnb.model.generative import GenerativeModel
-from diffnb.networks.unet import MLP
+from diffnb.metrics import Memorisation, nearest_neighbours, plot_pairs
+from diffnb.model import GenerativeModel
+from diffnb.networks import MLP
 from diffnb.noise import EDM, X0
 from diffnb.samplers import DPMSolverPP2M
-from diffnb.training.learner import LogNormal, fit, reconstruct, reconstruction_figure
+from diffnb.training import LogNormal, fit, reconstruct, reconstruction_figure
 
 RESULT = Path(__file__).parent / "results" / "overfit.json"
 NETWORK = dict(dim=3 * 32 * 32, width=1024, depth=2)

@@ -25,9 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffnb.apps import grid, write_png
-from diffnb.data.loaders import image_set
-from diffnb.metrics.scores import FID_WEIGHTS_SHA256, FeatureStatistics, FrechetDistance, InceptionFeatures, KernelDistance
-from diffnb.model.generative import GenerativeModel
+from diffnb.data import image_set
+from diffnb.metrics import FID_WEIGHTS_SHA256, FeatureStatistics, FrechetDistance, InceptionFeatures, KernelDistance
+from diffnb.model import GenerativeModel
 
 RESULTS = Path(__file__).parent / "results"
 MOST_EVALUATIONS = 20

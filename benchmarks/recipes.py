@@ -22,7 +22,7 @@ from diffnb.files import (
     lower,  # noqa: E402
     settings_of,  # noqa: E402
 )
-from diffnb.model.generative import GenerativeModel  # noqa: E402
+from diffnb.model import GenerativeModel  # noqa: E402
 
 
 def timed(function, repeats: int) -> float:

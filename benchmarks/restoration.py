@@ -31,10 +31,10 @@ import torch
 import torch.nn.functional as F
 
 import diffnb
-from diffnb.data.loaders import image_set
-from diffnb.guidance.guidance import DPS, Blur, Downsample, Grayscale, Hooked, Identity, Mask, gaussian_kernel
-from diffnb.metrics.scores import FashionClassifier, InceptionFeatures
-from diffnb.model.generative import METHODS, GenerativeModel
+from diffnb.data import image_set
+from diffnb.guidance import DPS, Blur, Downsample, Grayscale, Hooked, Identity, Mask, gaussian_kernel
+from diffnb.metrics import FashionClassifier, InceptionFeatures
+from diffnb.model import METHODS, GenerativeModel
 from diffnb.samplers import DDIM
 
 SETS = {"fashion_mnist": ("packaged", "train", FashionClassifier), "cifar10": ("cifar10", "test", InceptionFeatures)}

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import diffnb
-from diffnb.data.loaders import image_set
-from diffnb.metrics.scores import FashionClassifier, fashion_network, fold_normalisation
+from diffnb.data import image_set
+from diffnb.metrics import FashionClassifier, fashion_network, fold_normalisation
 
 PACKAGED = Path(diffnb.__file__).parent / "assets" / "fashion_mnist_classifier.safetensors"
 RESULT = Path(__file__).parent / "results" / "classifier.json"

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from diffnb.data.loaders import image_loaders, image_set
-from diffnb.model.generative import GenerativeModel, Labels, Trained, to_file
-from diffnb.networks.unet import UNet, network_settings
+from diffnb.data import image_loaders, image_set
+from diffnb.model import GenerativeModel, Labels, Trained, to_file
+from diffnb.networks import UNet, network_settings
 from diffnb.noise import EDM, Karras
 from diffnb.samplers import DPMSolverPP2M
-from diffnb.training.learner import CheckpointCallback, LogNormal, data_scale, fit
+from diffnb.training import CheckpointCallback, LogNormal, data_scale, fit
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,11 @@ from torchvision import transforms
 
 import diffnb
 from diffnb.core import NoiseSource
-from diffnb.data.loaders import ImageLoader, image_set
+from diffnb.data import ImageLoader, image_set
 from diffnb.denoise import Denoiser
-from diffnb.networks.unet import build_network
+from diffnb.networks import build_network
 from diffnb.noise import EDM, Karras
-from diffnb.training.learner import LogNormal, diffusion_learner
+from diffnb.training import LogNormal, diffusion_learner
 
 RESULT = Path(__file__).parent / "results" / "training.json"
 TIMES = LogNormal(-1.0, 1.3)

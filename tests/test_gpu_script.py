@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 
 from diffnb.core import NoiseSource
-from diffnb.data.loaders import image_set
-from diffnb.metrics.scores import Evaluator, FrechetDistance
-from diffnb.model.generative import GenerativeModel
-from diffnb.networks.unet import UNet
+from diffnb.data import image_set
+from diffnb.metrics import Evaluator, FrechetDistance
+from diffnb.model import GenerativeModel
+from diffnb.networks import UNet
 
 PATH = Path(__file__).parent.parent / "benchmarks" / "gpu_cifar10.py"
 spec = importlib.util.spec_from_file_location("gpu_cifar10", PATH)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffnb.core import EXTRAS, import_extra
-from diffnb.training.learner import log_callbacks, together
+from diffnb.training import log_callbacks, together
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ConfigParser(delimiters=["="], interpolation=None)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffnb import GenerativeModel
 from diffnb.apps import app
-from diffnb.training.learner import InverseSqrtRate, LogNormal, MinSNR, PowerLaw, load_state, snapshots
+from diffnb.training import InverseSqrtRate, LogNormal, MinSNR, PowerLaw, load_state, snapshots
 
 
 def diffnb(*arguments, cwd=None):

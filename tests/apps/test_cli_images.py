@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffnb import GenerativeModel
 from diffnb.apps import AT_A_TIME
-from diffnb.guidance.guidance import REC601, Downsample
+from diffnb.guidance import REC601, Downsample
 
 QUICK = ["--method", "ddnm", "--steps", "3", "--seed", "1"]  # needs no calibration
 GREY = ["--model", "fashion_mnist"]

@@ -19,7 +19,7 @@ from diffnb.core import to_unit
 from diffnb.denoise import BaseDenoiser, Gaussian
 from diffnb.noise import EDM, VP, FlowMatching
 from diffnb.samplers import DPMSolverPP2M, Heun
-from diffnb.training.learner import denoising_frames, reconstruct, time_of_noise_ratio, visible, write_gif
+from diffnb.training import denoising_frames, reconstruct, time_of_noise_ratio, visible, write_gif
 
 RECIPE = Recipe("packaged", classes=("Trouser", "Bag"), limit=90, network="tiny", epochs=4, batch_size=16)
 RECIPE = RECIPE.changed(lr=4e-3, warmup=4, metric="kernel", metric_every=1, metric_images=24, ema=0.8)
@@ -140,7 +140,7 @@ def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, tmp_path, step)
 
 
 def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch):
-    from diffnb.training.learner import average_of_length, snapshots
+    from diffnb.training import average_of_length, snapshots
 
     asked = []
     monkeypatch.setattr(runs, "log_callbacks", lambda *given: asked.append(given) or [])

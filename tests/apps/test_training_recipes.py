@@ -9,10 +9,10 @@ from PIL import Image
 
 import diffnb.apps.recipes as module
 from diffnb.apps import RECIPES, Recipe, recipe_from_plain, recipe_images, recipe_network, recipe_process, recipe_table, to_plain, train_recipe
-from diffnb.data.loaders import ImageSet, image_set, read_picture, resize_images
+from diffnb.data import ImageSet, image_set, read_picture, resize_images
 from diffnb.noise import EDM, PARAMETRIZATIONS, Discrete, Karras
 from diffnb.samplers import SAMPLERS
-from diffnb.training.learner import TIMES, InverseSqrtRate, LogNormal, MinSNR, PowerLaw, TrainingResult, TrainingSettings
+from diffnb.training import TIMES, InverseSqrtRate, LogNormal, MinSNR, PowerLaw, TrainingResult, TrainingSettings
 
 
 class Flowers102:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffnb.core import expand
 from diffnb.denoise import BaseDenoiser
-from diffnb.metrics.scores import Metric, MetricResult
+from diffnb.metrics import Metric, MetricResult
 from diffnb.noise import SDE, VP, Cosine, Epsilon, Linear, NoiseSchedule, Parametrization
 from diffnb.samplers import DDIM, Sampler, langevin_step
 

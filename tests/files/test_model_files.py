@@ -58,8 +58,8 @@ from diffnb.files import (
     source_of,
     weights_of_pickle,
 )
-from diffnb.model.generative import GenerativeModel
-from diffnb.networks.unet import MLP, NETWORKS, SIZES, UNet, build_network
+from diffnb.model import GenerativeModel
+from diffnb.networks import MLP, NETWORKS, SIZES, UNet, build_network
 from diffnb.noise import EDM, PARAMETRIZATIONS, SCHEDULES, SDES, VP, Cosine, Karras, SubVP
 from diffnb.samplers import DDIM, GRIDS, SAMPLERS, DPMSolverPP2M, Tuned
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffnb.files import KINDS, Context, Parts, cast
-from diffnb.networks.unet import NETWORKS
+from diffnb.networks import NETWORKS
 from diffnb.noise import VP, Cosine, Karras
 from diffnb.samplers import DDIM
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffnb.denoise import BaseDenoiser, Gaussian, GaussianMixture, check_denoiser
-from diffnb.guidance.guidance import AutoGuided, ClassifierFree, ClassifierGuided
+from diffnb.guidance import AutoGuided, ClassifierFree, ClassifierGuided
 from diffnb.noise import EDM, VE, VP, FlowMatching, SubVP
 from diffnb.samplers import DPMSolverPP2M, Heun
 

@@ -8,7 +8,7 @@ import torch
 
 from diffnb.core import NoiseSource
 from diffnb.denoise import Gaussian, GaussianMixture, check_denoiser
-from diffnb.guidance.guidance import (
+from diffnb.guidance import (
     DDNM,
     DPS,
     MMPS,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffnb.guidance.guidance import (
+from diffnb.guidance import (
     REC601,
     Blur,
     Composition,

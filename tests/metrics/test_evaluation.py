@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from diffnb.data.loaders import ImageSet, image_set
+from diffnb.data import ImageSet, image_set
 from diffnb.likelihood import bits_per_dim
-from diffnb.metrics.scores import (
+from diffnb.metrics import (
     EXTRACTORS,
     BitsPerDim,
     Evaluator,
@@ -36,7 +36,7 @@ from diffnb.metrics.scores import (
     score,
     source,
 )
-from diffnb.model.generative import GenerativeModel
+from diffnb.model import GenerativeModel
 
 
 def has_fid_weights():

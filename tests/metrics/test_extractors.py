@@ -14,8 +14,8 @@ from torch import nn
 
 import diffnb
 import diffnb.metrics.extractors as module
-from diffnb.data.loaders import image_set
-from diffnb.metrics.scores import (
+from diffnb.data import image_set
+from diffnb.metrics import (
     EXTRACTORS,
     FID_RELEASE,
     FID_WEIGHTS,

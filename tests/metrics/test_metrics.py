@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffnb.denoise import Gaussian
-from diffnb.metrics.scores import (
+from diffnb.metrics import (
     FID_WEIGHTS,
     METRICS,
     BitsPerDim,
@@ -303,7 +303,7 @@ def test_names_of_metrics_do_not_load_weights(tmp_path, monkeypatch):
 def test_inception_score_of_the_packaged_classifier_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFNB_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    from diffnb.metrics.scores import classifier_of
+    from diffnb.metrics import classifier_of
 
     classifier_of.cache_clear()
     images = torch.rand(100, 1, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from diffnb.metrics.scores import (
+from diffnb.metrics import (
     METRICS,
     KernelDistance,
     LabelAgreement,

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from diffnb import GenerativeModel
-from diffnb.data.loaders import image_set
-from diffnb.model.generative import Labels, Trained, resolve_process
-from diffnb.networks.unet import UNet
+from diffnb.data import image_set
+from diffnb.model import Labels, Trained, resolve_process
+from diffnb.networks import UNet
 from diffnb.noise import SCHEDULES, SDES, VE, VP, X0, Cosine, Linear, SubVP, V
 from diffnb.samplers import SAMPLERS, DPMSolverPP2M, EulerMaruyama, ExponentialIntegrator, PredictorCorrector, ProbabilityFlow
 
@@ -328,7 +328,7 @@ def test_classes_and_instances_are_taken_too():
 
 
 def test_what_is_packaged_is_small():
-    from diffnb.model.generative import packaged_models
+    from diffnb.model import packaged_models
 
     file = Path(packaged_models()["fashion_mnist"])
     model = GenerativeModel.pretrained("fashion_mnist", verbose=False)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffnb.data.loaders import as_images, as_mask, paste, resized, with_channels, with_luminance
+from diffnb.data import as_images, as_mask, paste, resized, with_channels, with_luminance
 from diffnb.denoise import Gaussian, GaussianMixture
-from diffnb.guidance.guidance import REC601, Blur, Downsample, Grayscale, gaussian_kernel
-from diffnb.model.generative import METHODS, Editing, GenerativeModel, Labels, Restoration, Trained, flow, spherical
+from diffnb.guidance import REC601, Blur, Downsample, Grayscale, gaussian_kernel
+from diffnb.model import METHODS, Editing, GenerativeModel, Labels, Restoration, Trained, flow, spherical
 from diffnb.noise import EDM, PARAMETRIZATIONS, VE, VP, FlowMatching, SubVP
 from diffnb.samplers import exact_flow, karras
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessExitedException
 
-from diffnb.data.loaders import image_set, load_shards
-from diffnb.model.generative import GenerativeModel, generate_shards
+from diffnb.data import image_set, load_shards
+from diffnb.model import GenerativeModel, generate_shards
 from diffnb.parallel import run_together
 
 HOW = dict(seed=11, n_steps=3, class_labels=["bag", 7, "dress"], batch_size=2, shard_size=4, progress=False)

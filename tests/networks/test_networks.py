@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffnb.denoise import Denoiser
-from diffnb.networks.unet import MLP, NETWORKS, SIZES, UNet, attend, build_network, check_network, network_settings
+from diffnb.networks import MLP, NETWORKS, SIZES, UNet, attend, build_network, check_network, network_settings
 from diffnb.noise import EDM
 
 SMALL = dict(widths=(16, 32), blocks=1, groups=8, num_classes=3, unshuffle=2, zero_init=False)

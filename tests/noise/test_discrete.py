@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffnb.core import NoiseSource
-from diffnb.denoise import BaseDenoiser, Gaussian
+from diffnb.denoise import BaseDenoiser, Gaussian, GaussianMixture
 from diffnb.files import Context, Parts
 from diffnb.likelihood import log_prob
 from diffnb.noise import (
@@ -266,6 +266,15 @@ def test_likelihood_runs_between_the_steps():
     x = oracle.sample(6)
     got = log_prob(oracle.denoiser(sde), x, terminal=lambda z: oracle.log_prob(z, sde, 1.0)).log_prob
     assert (got - oracle.log_prob(x, sde, sde.t_min)).abs().max() < 1e-5
+
+
+def test_a_chain_under_another_process_and_the_reverse():
+    """The same posterior mean, inside the range of levels that both have."""
+    plane = GaussianMixture(tensor([[-1.0, 0.0], [0.8, 0.6]]), torch.stack([0.1 * torch.eye(2), 0.04 * torch.eye(2)]))
+    chain, x = Discrete.linear(500), torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for a, b in ((VP(), chain), (chain, VP())):
+        for t in (0.3, 0.6, 0.9):
+            assert (plane.denoiser(a).under(b)(x, t).x0 - plane.denoiser(b)(x, t).x0).abs().max() < 1e-9
 
 
 def test_travels_as_data():

@@ -13,20 +13,12 @@ warnings.filterwarnings("ignore")
 
 from fastai.callback.core import Callback  # noqa: E402
 
-from diffnb.data.loaders import ImageSet, image_loaders  # noqa: E402
-from diffnb.networks.unet import UNet  # noqa: E402
+from diffnb.data import ImageSet, image_loaders  # noqa: E402
+from diffnb.networks import UNet  # noqa: E402
 from diffnb.noise import EDM  # noqa: E402
 from diffnb.parallel import launched, rank, world_size  # noqa: E402
 from diffnb.samplers import Heun  # noqa: E402
-from diffnb.training.learner import (  # noqa: E402
-    MetricCallback,
-    ResumeCallback,
-    ScaledOptimizer,
-    ScheduleCallback,
-    diffusion_learner,
-    fit,
-    together,  # noqa: E402
-)
+from diffnb.training import MetricCallback, ResumeCallback, ScaledOptimizer, ScheduleCallback, diffusion_learner, fit, together  # noqa: E402
 
 IMAGES = ImageSet(torch.randint(256, (83, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte(), torch.arange(83) % 3)
 VALID = IMAGES.select(torch.arange(13))

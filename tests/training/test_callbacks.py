@@ -9,10 +9,10 @@ import torch
 from fastai.callback.core import Callback
 
 import diffnb
-from diffnb.data.loaders import ImageSet, image_loaders
-from diffnb.networks.unet import UNet
+from diffnb.data import ImageSet, image_loaders
+from diffnb.networks import UNet
 from diffnb.noise import EDM
-from diffnb.training.learner import (
+from diffnb.training import (
     CheckpointCallback,
     EarlyStopCallback,
     HistoryCallback,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from diffnb.data.loaders import image_loaders
+from diffnb.data import image_loaders
 from diffnb.noise import EDM
 from diffnb.parallel import launched, rank, run_together
-from diffnb.training.learner import ScaledOptimizer, diffusion_learner, load_state
+from diffnb.training import ScaledOptimizer, diffusion_learner, load_state
 
 pytest.importorskip("accelerate", reason="accelerate shares training between processes")
 

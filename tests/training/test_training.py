@@ -11,12 +11,12 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from torch import nn
 
-from diffnb.data.loaders import image_loaders, image_set
+from diffnb.data import image_loaders, image_set
 from diffnb.denoise import Denoiser, GaussianMixture
-from diffnb.networks.unet import MLP, build_network
+from diffnb.networks import MLP, build_network
 from diffnb.noise import EDM, PARAMETRIZATIONS, VE, VP, FlowMatching, Karras, SubVP
 from diffnb.samplers import DPMSolverPP2M
-from diffnb.training.learner import EMACallback, LogNormal, LossWeight, NonFiniteLoss, SampleCallback, data_scale, diffusion_learner, fit, lr_factor
+from diffnb.training import EMACallback, LogNormal, LossWeight, NonFiniteLoss, SampleCallback, data_scale, diffusion_learner, fit, lr_factor
 
 MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.0], [0.7, 0.8], [0.7, -0.8]]), 0.04 * torch.eye(2).expand(3, 2, 2))
 SCALE = 0.764  # root mean square of the mixture

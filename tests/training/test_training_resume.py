@@ -18,9 +18,9 @@ def train(folder, kill_at=None, resume=True, **settings):
     from torch import nn
 
     import diffnb.training.checkpoints
-    from diffnb.data.loaders import ImageSet, image_loaders
+    from diffnb.data import ImageSet, image_loaders
     from diffnb.noise import EDM, Karras
-    from diffnb.training.learner import (
+    from diffnb.training import (
         CheckpointCallback,
         EarlyStopCallback,
         HistoryCallback,
@@ -151,7 +151,7 @@ def main(folder):
     torch.backends.mkldnn.enabled = False  # so that convolutions are products of matrices, which MKL_CBWR (below) is about
     import torch._dynamo  # noqa: F401  (optimizers import it at their first step: once here is faster than in every fork)
 
-    from diffnb.training.learner import load_state
+    from diffnb.training import load_state
 
     folder, report = Path(folder), {}
     for name, settings in {

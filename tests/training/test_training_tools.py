@@ -16,11 +16,11 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from torch import nn
 
-from diffnb.data.loaders import ImageSet, image_loaders, image_set
-from diffnb.model.generative import GenerativeModel
-from diffnb.networks.unet import MLP, UNet, build_network
+from diffnb.data import ImageSet, image_loaders, image_set
+from diffnb.model import GenerativeModel
+from diffnb.networks import MLP, UNet, build_network
 from diffnb.noise import EDM, VP, Epsilon, Karras
-from diffnb.training.learner import (
+from diffnb.training import (
     CheckpointError,
     HalfLife,
     HistoryCallback,
