@@ -438,7 +438,6 @@ CONTAINERS = {
     "15 MB text": (header_text(b'{"__metadata__":{"diffnb.version":"' + b"1" * 15_000_000 + b'"}}'), UnsupportedVersion),
     "16 MB of brackets": (header_text(b'{"w":{"dtype":[' + b"[]," * 5_000_000), BadHeader),
     "future major": (header_text(b'{"__metadata__":{"diffnb.version":"2.0"}}'), UnsupportedVersion),
-    "format 7": (header_text(b'{"__metadata__":{"diffnb.format":"7"}}'), UnsupportedVersion),
     "a zip with a pickle": (b"PK\x03\x04" + b"data.pkl" * 10, BadHeader),
     "a raw pickle": (pickle.dumps({"a": 1}), BadHeader),
     "an old pickle": (pickle.dumps([1] * 50, protocol=0), BadHeader),
