@@ -91,8 +91,8 @@ __all__ = [  # fmt: skip
     "LossRecorder", "LossWeight", "MetricCallback", "MinSNR", "NonFiniteLoss", "PostHocCallback", "PowerLaw", "Rate", "ResumableLearner",
     "ResumeCallback", "SampleCallback", "ScaledOptimizer", "ScheduleCallback", "Sigmoid", "TimeDistribution", "TrainingError", "TrainingResult",
     "TrainingSettings", "Uncertainty", "UniformHalfLogSNR", "UniformTime", "average_of_length", "data_scale", "diffusion_learner", "fit",
-    "history_figure", "image_figure", "independent", "level_figure", "load_state", "log_callbacks", "lr_factor", "save_state", "shifted", "stratified",
-    "training_dtype", "weighted_mse",
+    "history_figure", "image_figure", "independent", "level_figure", "load_state", "log_callbacks", "lr_factor", "save_state", "shifted",
+    "stratified", "training_dtype", "weighted_mse",
 ]  # fmt: skip
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
