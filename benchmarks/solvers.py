@@ -9,6 +9,7 @@ peer that falls short of what its method promises shows there. "nfe" is the numb
 Prints a table and writes results/solvers.json.
 """
 
+import argparse
 import importlib.metadata
 import json
 import math
@@ -304,6 +305,7 @@ def show(rows):
 
 def main():
     """Compare, print, write."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     reference = {}
