@@ -67,6 +67,12 @@ def _key(name):
     return re.sub(r"[\s_\-]+", "", name).casefold()
 
 
+def _same_definition(known, entry):
+    """Whether one definition has run twice: a cell again, or once in the notebook and once in the module that it exports."""
+    modules = {known.__module__, entry.__module__}
+    return known.__qualname__ == entry.__qualname__ and (len(modules) == 1 or "__main__" in modules)
+
+
 class Registry:
     """Names for the classes of one kind: canonical name, aliases, and errors that list what is known.
 
@@ -93,12 +99,11 @@ class Registry:
         def decorate(entry):
             for spelling in (name, *aliases):
                 known = self._entries.get(_key(spelling))
-                # the same definition run again, as notebooks do, is no clash
-                if known is not None and (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
+                if known is not None and not _same_definition(known, entry):
                     raise ValueError(f"{self.kind} name {spelling!r} already belongs to {known.__qualname__}; choose another")
             for spelling in (name, *aliases):
                 self._entries[_key(spelling)] = entry
-            self._names = {n: e for n, e in self._names.items() if n != name} | {name: entry}
+            self._names[name] = entry
             return entry
 
         return decorate
