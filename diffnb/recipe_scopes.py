@@ -17,7 +17,7 @@ from .file_errors import RecipeError
 
 # %% ../nbs/15h_scopes.ipynb #c217d646
 def refuse(
-    scope: "Scope",  # where it stands
+    scope,  # the `Scope` where it stands
     node: ast.AST,  # what cannot be said
     why: str,  # and what would do
 ) -> None:  # never returns

@@ -209,8 +209,15 @@ class TrainingSettings:
     compile: bool = False  # run training steps through torch.compile: a minute to start, then faster
     seed: int = 0  # of noise, times, dropped labels and dropout
 
+
+def _takes_settings(function):
+    """Give a function the settings as keywords, with the comments that stand at the fields: the `__init__` of a dataclass has no source to read."""
+    function = delegates(TrainingSettings)(function)
+    function.__delwrap__ = TrainingSettings
+    return function
+
 # %% ../nbs/13_training.ipynb #21
-@delegates(TrainingSettings)
+@_takes_settings
 def diffusion_learner(
     dls,  # fastai DataLoaders of batches (x0, label, index), training first, then validation
     network: nn.Module,  # called as network(x, half_log_snr) or network(x, half_log_snr, label)
@@ -273,7 +280,7 @@ class TrainingResult:
     ema_state: dict[str, Tensor]  # state dict of the network with the averaged weights
 
 
-@delegates(TrainingSettings)
+@_takes_settings
 def fit(
     dls,  # fastai DataLoaders of batches (x0, label, index), training first, then validation
     network: nn.Module,  # trained in place; ends with its raw weights
