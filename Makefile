@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= diffnb-demo
 
-.PHONY: demo test install dev check notebooks pytest readme clean
+.PHONY: demo test install dev check docs-check notebooks pytest readme clean
 
 demo: install
 	$(BIN)/diffnb demo --out $(DEMO_OUT)
 
-test: dev check notebooks pytest
+test: dev check docs-check notebooks pytest
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ $(VENV)/.installed-dev: settings.ini pyproject.toml setup.py
 # diffnb/ is what the notebooks export, notebooks are clean, README.md is current, style holds
 check: dev
 	$(BIN)/python .ci/check.py
+
+# the site's pages are made as nbdev makes them, without Quarto, and every link and name in them leads somewhere
+docs-check: dev
+	$(BIN)/python .ci/docs.py
 
 notebooks: dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print

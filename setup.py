@@ -18,5 +18,8 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),
     extras_require={key.removesuffix("_requirements"): lines(key) for key in settings if key.endswith("_requirements")},
-    entry_points={"console_scripts": lines("console_scripts")},
+    entry_points={
+        "console_scripts": lines("console_scripts"),
+        "nbdev": ["diffnb = diffnb._modidx:d"],  # by which nbdev finds the names that backticks and source links stand for
+    },
 )

@@ -1,5 +1,6 @@
 """Check that diffnb/ is what the notebooks export, that notebooks are clean and whole, that README.md is current, and that style holds."""
 
+import argparse
 import filecmp
 import json
 import shutil
@@ -54,6 +55,7 @@ def controls_are_stored() -> bool:
 
 def main() -> int:
     """Run every check and report how many failed."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     passed = [
         same_after("nbdev-export", "diffnb", "*.py", "not what the notebooks export; run nbdev-export"),
         same_after("nbdev-clean", "nbs", "*.ipynb", "not clean; run nbdev-clean"),

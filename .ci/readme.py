@@ -1,5 +1,6 @@
 """Make README.md from nbs/index.ipynb, or with --check say whether it is current."""
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -28,9 +29,17 @@ def readme() -> str:
     return "<!-- made from nbs/index.ipynb by `make readme`; edit that -->\n\n" + "\n".join(out) + "\n"
 
 
-if __name__ == "__main__":
+def main():
+    """Write the README, or compare it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if README.md is not what the notebook makes")
+    check = parser.parse_args().check
     target, text = ROOT / "README.md", readme()
-    if "--check" not in sys.argv:
+    if not check:
         target.write_text(text, encoding="utf-8")
     elif not target.exists() or target.read_text(encoding="utf-8") != text:
         sys.exit("README.md is not what nbs/index.ipynb makes: run `make readme`")
+
+
+if __name__ == "__main__":
+    main()
