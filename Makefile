@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= diffnb-demo
+DEMO_ARGS ?= # such as --train-seconds 10 --rows 2, for a short one
+DIST ?= dist
 
-.PHONY: demo test install dev check docs-check notebooks pytest readme clean
+.PHONY: demo test install dev check docs-check notebooks pytest readme dist clean
 
 demo: install
-	$(BIN)/diffnb demo --out $(DEMO_OUT)
+	$(BIN)/diffnb demo --out $(DEMO_OUT) $(DEMO_ARGS)
 
 test: dev check docs-check notebooks pytest
 
@@ -34,7 +36,7 @@ docs-check: dev
 	$(BIN)/python .ci/docs.py
 
 notebooks: dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
 
 pytest: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -42,5 +44,11 @@ pytest: dev
 readme: dev
 	$(BIN)/python .ci/readme.py
 
+# a wheel and a source distribution, and whether they hold what they should
+dist: dev
+	rm -rf $(DIST)
+	$(BIN)/python -m build --outdir $(DIST) .
+	$(BIN)/python .ci/contents.py $(DIST)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info $(DEMO_OUT)
+	rm -rf $(VENV) build $(DIST) *.egg-info $(DEMO_OUT)

@@ -98,7 +98,7 @@ class ValidationShare(SharedLoader):
 
 # %% ../../nbs/09_training/05_distributed.ipynb #a4a920f4
 def _fastai_distributed():
-    """fastai's part for several processes, which stands on accelerate."""
+    """The part of fastai for several processes, which stands on accelerate."""
     return import_extra("fastai.distributed", "accelerate", "training in several processes")
 
 

@@ -129,11 +129,11 @@ def test_a_disk_that_is_full_is_named_in_one_line(tmp_path, monkeypatch, capsys)
 
 
 def test_demo_writes_its_pictures_and_says_where(tmp_path):
-    code, out, err = diffnb("demo", "--out", tmp_path, "--train-seconds", 2)
+    code, out, err = diffnb("demo", "--out", tmp_path, "--train-seconds", 2, "--rows", 3)
     assert code == 0, err
     for name in ("packaged.png", "trained.png"):
-        assert Image.open(tmp_path / name).size == (596, 596)
-        assert f"{tmp_path / name}: 100 images" in out
+        assert Image.open(tmp_path / name).size == (596, 176)
+        assert f"{tmp_path / name}: 30 images" in out
     assert "seconds per image" in out
     assert GenerativeModel.load(tmp_path / "trained.safetensors").num_classes == 10
 
