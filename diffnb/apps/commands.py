@@ -537,10 +537,10 @@ def trust_revoke(digest: Annotated[str, typer.Argument(help="The digest, or at l
         print(f"revoked: {entry}")
 
 # %% ../../nbs/12_apps/03_commands.ipynb #40
-def _timed_grid(model, path, seed):
-    """Write ten images of each class, a class a column, and say how long it took."""
+def _timed_grid(model, path, seed, rows):
+    """Write images of each class, a class a column, and say how long it took."""
     start = time.perf_counter()
-    images = model.generate(10 * model.num_classes, seed=seed, class_labels=model.labels * 10)
+    images = model.generate(rows * model.num_classes, seed=seed, class_labels=model.labels * rows)
     seconds = time.perf_counter() - start
     write_png(grid(images, model.num_classes), path, scale=2)
     print(f"{path}: {len(images)} images, {seconds / len(images):.3f} seconds per image; columns: {', '.join(model.label_names)}")
@@ -550,6 +550,7 @@ def _timed_grid(model, path, seed):
 def demo(
     out: Out = Path("diffnb-demo"),
     train_seconds: Annotated[float, typer.Option(min=1, help="How long the small model is trained.")] = 60.0,
+    rows: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     device: Device = None,
 ):
@@ -558,11 +559,11 @@ def demo(
 
     out.mkdir(parents=True, exist_ok=True)
     print("The packaged model, trained on Fashion-MNIST:")
-    _timed_grid(GenerativeModel.pretrained("fashion_mnist", device), out / "packaged.png", seed)
+    _timed_grid(GenerativeModel.pretrained("fashion_mnist", device), out / "packaged.png", seed, rows)
     print(f"A new small model, trained for about {train_seconds:g} seconds:")
     model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device=device)
     # small batches: in a minute the number of steps counts, more than how good each is
     model.train("packaged", epochs=10_000, batch_size=16, lr=2e-3, time_limit=train_seconds, seed=seed)
-    _timed_grid(model, out / "trained.png", seed)
+    _timed_grid(model, out / "trained.png", seed, rows)
     model.save(out / "trained.safetensors")
     print(f"{out / 'trained.safetensors'}: the new model; try: diffnb generate {out / 'trained.safetensors'} --labels bag --out bags.png")
