@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .core import NoiseSource
+from .core import NoiseSource, check_counts
 from .denoise.denoisers import BaseDenoiser
 from .samplers.base import NonFiniteError, noise_source
 
@@ -174,9 +174,7 @@ def log_prob(
 def _check(x, n_steps, probes, scale):
     if x.ndim < 2 or not len(x) or not x.is_floating_point():
         raise ValueError(f"x must be a batch of floating point samples (n, ...) with n >= 1, got {x.dtype} of shape {tuple(x.shape)}")
-    for name, value in (("n_steps", n_steps), ("probes", probes)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    check_counts(n_steps=n_steps, probes=probes)
     if not scale > 0:
         raise ValueError(f"scale must be positive, about the standard deviation of the data, got {scale}")
 
@@ -287,9 +285,7 @@ def bits_per_dim(
         (2023), "Improved techniques for maximum likelihood estimation for diffusion ODEs", section 3; Burda et al. (2016), "Importance
         weighted autoencoders", theorem 1.
     """
-    for name, value in (("batch_size", batch_size), ("draws", draws)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    check_counts(batch_size=batch_size, draws=draws)
     _as_bytes(images)  # what is wrong with any image is said before the work begins
     device = images.device if device is None else device
     noise = NoiseSource.of(seed, len(images), device=device)

@@ -212,52 +212,6 @@ def generate(
     print(f"{written}: {num} images of seed {generative.last_seed}, {seconds / num:.2f} s each")
 
 # %% ../../nbs/12_apps/03_commands.ipynb #23
-def _given(**options):
-    """The options that were given; of these the text of lists, sizes, numbers and components is read."""
-    readers = {
-        "size": _size,
-        "classes": lambda text: tuple(comma_list(text) or ()) or None,
-        "snapshots": _lengths,
-        "valid": _number_or_name,
-        "ema": _average,
-        "rate": lambda text: _component("RATES", text),
-        "times": lambda text: _component("TIMES", text),
-        "quantiles": lambda text: _component("QUANTILES", text),
-        "weight": lambda text: _component("WEIGHTS", text),
-    }
-    return {name: readers.get(name, lambda value: value)(value) for name, value in options.items() if value is not None}
-
-
-def _number_or_name(text):
-    """A number if it is one, else a name."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _lengths(text):
-    """Lengths of averages from "0.05,0.1"."""
-    lengths = tuple(_number_or_name(part) for part in text.split(","))
-    if names := [one for one in lengths if isinstance(one, str)]:
-        raise ValueError(f"--snapshots must be numbers separated by commas, such as 0.05,0.1; got {names[0]!r} in {text!r}")
-    return lengths
-
-
-def _component(registry, text):
-    """A component of a training by its name, with settings or without: min-snr:5."""
-    import diffnb.training.learner
-    from diffnb.apps.runs import from_text
-
-    return from_text(getattr(diffnb.training.learner, registry), text)
-
-
-def _average(text):
-    """The decay of an average, or a profile by name."""
-    number = _number_or_name(text)
-    return number if isinstance(number, float) else _component("PROFILES", text)
-
-
 def _recipe(name, data, facts):
     """The recipe that a command line asks for: one by name, or a plain one for a set, and what is given beside it."""
     from diffnb.apps.recipes import RECIPES, Recipe
@@ -369,11 +323,12 @@ def train(
 
     To share the work: torchrun --no-python --nproc-per-node 2 -- diffnb train DATA --out OUT. A step then has as many batches as there are processes.
     """
+    from diffnb.apps.runs import begin_run, facts_from_text
     from diffnb.parallel import launched
 
-    given = _given(
-        size=size,
-        classes=classes,
+    given = facts_from_text(
+        size=_size(size),
+        classes=tuple(comma_list(classes) or ()) or None,
         limit=limit,
         labels=labels,
         flip=flip,
@@ -413,8 +368,6 @@ def train(
             raise typer.BadParameter(f"--resume {resume} knows its data, recipe and folder; leave out DATA, --recipe and --out")
         _resumed(out, given, root, device, time_limit, save_every)
     else:
-        from diffnb.apps.runs import begin_run
-
         if out is None:
             raise typer.BadParameter("--out is needed: a folder for everything that the training leaves")
         settings = {"root": root, "device": device, "time_limit": time_limit, "save_every": save_every}

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import Registry
+from ..core import Registry, check_counts
 from ..data.image_sets import ImageSet
 from ..data.loaders import image_loaders, image_set
 from ..data.readers import data_root
 from ..networks.unet import UNet, build_network
-from ..noise.discrete import Discrete
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
-from ..noise.sdes import SDE, SDES
+from ..noise.sdes import SDE, SDES, Discrete
 from ..samplers.base import SAMPLERS  # noqa: F401
 from ..samplers.stochastic import DDPM  # noqa: F401  (registers "ddpm")
 from ..training.averages import PowerLaw
@@ -68,11 +67,8 @@ class Recipe:
 
     def __post_init__(self):
         """Check the numbers."""
-        every = {name: getattr(self, name) for name in ("epochs", "metric_every", "snapshot_every")}
-        every |= {} if self.sample_every is None else {"sample_every": self.sample_every}
-        for name, value in every.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_counts(**{name: getattr(self, name) for name in ("epochs", "metric_every", "snapshot_every")})
+        check_counts(sample_every=1 if self.sample_every is None else self.sample_every)
         if not isinstance(self.valid, str) and not 0 < self.valid < 1:
             raise ValueError(f"valid must name a split, or be a share between 0 and 1, got {self.valid!r}")
         for length in self.snapshots:

@@ -6,14 +6,16 @@ Docs: https://diffnb.github.io/diffnb/12_apps/runs.html.md"""
 
 # %% auto #0
 __all__ = ['REGISTRIES', 'SETTINGS', 'STATE', 'FILES', 'ON_REQUEST', 'to_plain', 'from_plain', 'recipe_from_plain', 'from_text',
-           'begin_run', 'resume_run', 'read_settings', 'run_callbacks']
+           'facts_from_text', 'begin_run', 'resume_run', 'read_settings', 'run_callbacks']
 
 # %% ../../nbs/12_apps/01_runs.ipynb #3
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +34,7 @@ from ..samplers.multistep import DPMSolverPP2M
 from ..training.averages import PROFILES, PostHocCallback
 from ..training.checkpoints import CheckpointCallback, ResumeCallback, write_file
 from ..training.learner import TrainingSettings, fit
-from ..training.losses import TIMES, WEIGHTS
+from ..training.losses import QUANTILES, TIMES, WEIGHTS
 from ..training.monitoring import HistoryCallback, LevelLossCallback, SampleCallback, log_callbacks
 from ..training.reports import write_report
 from ..training.steps import RATES, EarlyStopCallback
@@ -117,6 +119,37 @@ def from_text(
     except (TypeError, ValueError) as error:
         takes = f"numbers for {', '.join(known)}, separated by commas" if known else "no settings"
         raise ValueError(f"{text!r} cannot be read: {name} takes {takes} ({error})") from None
+
+
+def _number_or(text, otherwise):
+    """A number, or else what a function makes of the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return otherwise(text)
+
+
+def _lengths(text):
+    """Lengths of averages, separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"snapshots must be numbers separated by commas, such as 0.05,0.1; got {text!r}") from None
+
+
+def facts_from_text(
+    **facts: Any,  # facts of a recipe by name, as one types them; None: not given
+) -> dict[str, Any]:  # those that were given, as `Recipe.changed` takes them
+    """Read the facts of a recipe that have a written form: components, numbers or names, and lists of numbers. The others stay what they are.
+
+    Raises:
+        ValueError: if a text cannot be read.
+    """
+    components = {"rate": RATES, "times": TIMES, "quantiles": QUANTILES, "weight": WEIGHTS}
+    readers = {name: partial(from_text, registry) for name, registry in components.items()}
+    readers |= {"valid": partial(_number_or, otherwise=str), "ema": partial(_number_or, otherwise=partial(from_text, PROFILES))}
+    readers |= {"snapshots": _lengths}
+    return {name: readers[name](value) if name in readers else value for name, value in facts.items() if value is not None}
 
 # %% ../../nbs/12_apps/01_runs.ipynb #13
 SETTINGS, STATE = "settings.json", "training.safetensors"

@@ -39,8 +39,7 @@ from .recipe_components import Recipe, RecipeComponent
 from .recipe_host import Budget
 from .recipes import lower
 from .sources import kind_of, settings_of, source_of
-from ..networks.unet import NETWORKS
-from ..noise import discrete  # noqa: F401  (registers its process and schedule)
+from ..networks.base import NETWORKS
 from ..noise.parametrizations import PARAMETRIZATIONS
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES, VP

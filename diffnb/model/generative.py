@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import diffnb
-from ..core import NoiseSource
+from ..core import NoiseSource, check_counts
 from ..denoise.denoisers import BaseDenoiser
 from ..files.errors import Limits
 from ..files.model_file import Contents, save
@@ -42,35 +42,11 @@ from diffnb.model.trained import (
     resolve_process,
     sample,
 )
-from ..networks.unet import SIZES, check_network
+from ..networks.unet import SIZES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
 from ..noise.sdes import SDE
 from ..samplers.base import SAMPLERS, Sampler
-
-# %% ../../nbs/11_model/03_generative.ipynb #a04666a7
-def _count(class_labels):
-    """How many labels are given."""
-    return class_labels.numel() if isinstance(class_labels, Tensor) else len(class_labels) if isinstance(class_labels, (list, tuple, range)) else 1
-
-
-def _check_counts(**counts):
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def _image_shape(trained, size):
-    """Shape of an image of the size asked for, tried on the network where it is not that of training."""
-    if size is None:
-        return trained.shape
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
-        raise ValueError(f"size must be a positive whole number or a pair (height, width) of them, got {size!r}")
-    shape = (trained.shape[0], *sides)
-    if shape != trained.shape:
-        check_network(trained.network, shape, len(trained.labels))
-    return shape
 
 # %% ../../nbs/11_model/03_generative.ipynb #4e7f15eb
 class ModelSettings:
@@ -123,7 +99,7 @@ class ModelSettings:
     @n_steps.setter
     def n_steps(self, n_steps):
         if n_steps is not None:
-            _check_counts(n_steps=n_steps)
+            check_counts(n_steps=n_steps)
         self._n_steps = n_steps
 
     @property
@@ -258,18 +234,6 @@ class ModelFacts(ModelSettings):
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _scales(values, n):
-    """A scale for each image."""
-    scales = torch.as_tensor(values, dtype=torch.float32)
-    if scales.shape != (n,) or not bool(scales.isfinite().all()):
-        raise ValueError(f"guidance_scale must be a number, or a finite number for each of the {n} images, got {values!r:.80}")
-    return scales
-
-
 class GenerativeModel(ModelFacts, Restoration, Editing):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
@@ -285,14 +249,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             if not self.num_classes:
                 raise ValueError(f"guidance_scale={guidance_scale} needs a model with classes; this one was trained without labels")
             denoiser = ClassifierFree(denoiser, guidance_scale)
-        return denoiser.given(self._condition(class_labels, _count(class_labels))) if class_labels is not None else denoiser
-
-    def _condition(self, class_labels, n):
-        """The condition of n samples: the null class where none is asked for."""
-        labels = self.trained.labels
-        if not labels and class_labels is not None:
-            raise ValueError(f"class_labels={class_labels!r} was asked for, but this model was trained without labels")
-        return {"label": labels.indices(class_labels, n)} if labels else {}
+        return denoiser if class_labels is None else denoiser.given(self.trained.condition(class_labels))
 
     def generate(
         self,
@@ -316,15 +273,12 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             ValueError: if an argument does not fit the model; says what would.
         """
         trained = self.trained
-        _check_counts(num_samples=num_samples, batch_size=1 if batch_size is None else batch_size, callback_frequency=callback_frequency)
-        if class_labels is None and (not _is_number(guidance_scale) or guidance_scale != 1):
-            raise ValueError(f"guidance_scale={guidance_scale} strengthens a class; give class_labels too, or leave it at 1")
-        shape, condition = _image_shape(trained, size), self._condition(class_labels, num_samples)
-        if _is_number(guidance_scale):
-            denoiser = self.denoiser(guidance_scale=guidance_scale, precision=precision)
-        else:
-            condition["guidance_scale"] = _scales(guidance_scale, num_samples)
+        check_counts(num_samples=num_samples, batch_size=1 if batch_size is None else batch_size, callback_frequency=callback_frequency)
+        shape, condition = trained.shape_of(size), trained.condition(class_labels, num_samples, guidance_scale)
+        if "guidance_scale" in condition:
             denoiser = ClassifierFree(self.denoiser(precision=precision))
+        else:
+            denoiser = self.denoiser(guidance_scale=guidance_scale, precision=precision)
         sampler = Hooked(self._sampler, guidance) if isinstance(guidance, Hook) else self._sampler
         if guidance is not None and not isinstance(guidance, Hook):
             denoiser = ClassifierGuided(denoiser, guidance)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import NoiseSource, Registry, to_model, to_unit
+from ..core import NoiseSource, Registry, check_counts, to_model, to_unit
 from ..data.pictures import as_images, as_mask, opaque, paste, resized, with_averages, with_channels, with_luminance
 from ..denoise.denoisers import BaseDenoiser
 from ..guidance.guidance import ClassifierFree
@@ -98,12 +98,8 @@ class How:
 
     def __post_init__(self):
         """Check the numbers."""
-        for name in ("n_steps", "variants", "batch_size", "callback_frequency"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if (self.own_scales or self.guidance_scale != 1) and self.class_labels is None:
-            raise ValueError(f"guidance_scale={self.guidance_scale} strengthens a class; give class_labels too, or leave it at 1")
+        counts = {name: getattr(self, name) for name in ("n_steps", "variants", "batch_size", "callback_frequency")}
+        check_counts(**{name: count for name, count in counts.items() if count is not None})
         if isinstance(self.method, str):
             METHODS[self.method]
 
@@ -131,7 +127,7 @@ class How:
 
     def condition(
         self,
-        model,  # what has `_condition`
+        model,  # what has `trained`
         n: int,  # pictures
     ) -> dict[str, Tensor]:  # one entry for each of n x variants answers
         """Put together what the answers are conditioned on: labels, and their scales where each picture has its own.
@@ -139,11 +135,7 @@ class How:
         Raises:
             ValueError: if a label is unknown, or their number or that of the scales is wrong.
         """
-        condition = model._condition(self.class_labels, n)
-        if self.own_scales:
-            condition["guidance_scale"] = torch.as_tensor(self.guidance_scale, dtype=torch.float32)
-            if condition["guidance_scale"].shape != (n,):
-                raise ValueError(f"guidance_scale holds {len(self.guidance_scale)} scales for {n} pictures; give one for all, or one each")
+        condition = model.trained.condition(self.class_labels, n, self.guidance_scale)
         return {key: value.repeat_interleave(self.variants) for key, value in condition.items()}
 
     def denoiser(
@@ -235,7 +227,7 @@ def enlargement(
 
 
 def in_chunks(
-    model,  # what has device, shape, verbose, `_condition` and `last_seed`
+    model,  # what has trained, device, shape, verbose and `last_seed`
     n: int,  # pictures
     how: How,  # how to sample
     run: Callable[[Tensor, dict, NoiseSource, Callable], Tensor],  # (numbers of pictures, condition, noise, callback) -> (k, c, h, w)
@@ -270,7 +262,7 @@ class _Posteriors:
     ):  # this model
         """Measure the covariance that the default method draws with, for this model, once."""
         trained, denoiser = self.trained, self.denoiser()
-        condition = self._condition(None, 1)
+        condition = trained.condition(n=1)
         if images is None:
             labels = {key: value.expand(n).to(self.device) for key, value in condition.items()}
             sampler = DPMSolverPP2M()

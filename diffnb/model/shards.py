@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Registry, write_atomically
+from ..core import Registry, check_counts, write_atomically
 from ..data.readers import load_shards  # noqa: F401  (what is written here is read there)
+from .trained import default_batch_size
 from ..parallel import launched
 
 # %% ../../nbs/11_model/04_shards.ipynb #6
@@ -201,10 +202,7 @@ def _turns(labels, shard):
 
 def _sizes(model, size, batch_size, shard_size):
     """Images in a batch and in a shard, where none are given: as many as fit well, and about a thousand."""
-    from diffnb.model.trained import default_batch_size
-
-    sides = model.trained.shape[1:] if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    batch_size = default_batch_size((1, *sides), model.device) if batch_size is None else batch_size
+    batch_size = default_batch_size(model.trained.shape_of(size), model.device) if batch_size is None else batch_size
     shard_size = max(1, 1000 // batch_size) * batch_size if shard_size is None else shard_size
     if batch_size < 1 or shard_size < 1 or shard_size % batch_size:
         raise ValueError(f"shard_size must be a whole number of batches, got {shard_size} images in batches of {batch_size}")
@@ -247,8 +245,7 @@ def generate_shards(
     from tqdm import tqdm
 
     folder, writer, share = Path(folder), WRITERS.resolve(kind, ShardWriter), launched() if share is None else share
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
+    check_counts(n=n)
     labels = _labels_in_turn(model, class_labels)
     batch_size, shard_size = _sizes(model, size, batch_size, shard_size)
     settings = {

@@ -25,6 +25,7 @@ from ..core import NoiseSource, best_device, to_unit
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
+from ..networks.base import check_network
 from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
@@ -126,7 +127,7 @@ class Labels:
     def indices(
         self,
         labels: Any,  # one label, or a list, tuple or tensor of labels
-        n: int,  # number of samples
+        n: int | None = None,  # number of samples; None: as many as there are labels
     ) -> Tensor:  # int64 (n,)
         """Find the class of each of n samples; one label serves them all.
 
@@ -135,6 +136,7 @@ class Labels:
         """
         labels = labels.tolist() if hasattr(labels, "tolist") else labels
         several = list(labels) if isinstance(labels, (list, tuple, range)) else [labels]
+        n = len(several) if n is None else n
         if len(several) not in (1, n):
             raise ValueError(f"class_labels holds {len(several)} labels for {n} samples; give one for all, or one each")
         return torch.tensor([self.index(label) for label in several]).expand(n)
@@ -162,6 +164,49 @@ class Trained:
         """Make the object that samplers take."""
         autocast = _choice("precision", precision, {"float32": None, "bfloat16": torch.bfloat16})
         return Denoiser(self.network, self.sde, self.parametrization, autocast)
+
+    def condition(
+        self,
+        class_labels: Any = None,  # one label or name, or one for each sample; None: no class
+        n: int | None = None,  # number of samples; None: as many as there are labels
+        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each sample; 1: not at all
+    ) -> dict[str, Tensor]:  # "label" for a model with classes; "guidance_scale" where each sample has its own
+        """Say what samples are conditioned on: the null class where none is asked for.
+
+        Raises:
+            ValueError: if there is no such class, or a scale without one, or their number is wrong.
+        """
+        is_one = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
+        if class_labels is None and not (is_one and guidance_scale == 1):
+            raise ValueError(f"guidance_scale={guidance_scale} strengthens a class; give class_labels too, or leave it at 1")
+        if class_labels is not None and not self.labels:
+            raise ValueError(f"class_labels={class_labels!r} was asked for, but this model was trained without labels")
+        condition = {"label": self.labels.indices(class_labels, n)} if self.labels else {}
+        if not is_one:
+            scales = condition["guidance_scale"] = torch.as_tensor(guidance_scale, dtype=torch.float32)
+            if scales.shape != condition["label"].shape or not bool(scales.isfinite().all()):
+                several = f"a finite number for each of the {len(condition['label'])} samples"
+                raise ValueError(f"guidance_scale must be a number, or {several}, got {guidance_scale!r:.80}")
+        return condition
+
+    def shape_of(
+        self,
+        size: int | tuple[int, int] | None = None,  # side, or (height, width); None: that of training
+    ) -> tuple[int, ...]:  # (c, height, width)
+        """Shape of an image of the size asked for, tried on the network where it is not that of training.
+
+        Raises:
+            ValueError: if it is no size, or the network cannot make it.
+        """
+        if size is None:
+            return self.shape
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+            raise ValueError(f"size must be a positive whole number or a pair (height, width) of them, got {size!r}")
+        shape = (self.shape[0], *sides)
+        if shape != self.shape:
+            check_network(self.network, shape, len(self.labels))
+        return shape
 
 
 def _choice(name, value, choices):

@@ -1,6 +1,5 @@
 """What noise does to data: schedules, processes and parametrizations."""
 
-from .discrete import *
 from .parametrizations import *
 from .schedules import *
 from .sdes import *

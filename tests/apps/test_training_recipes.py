@@ -135,16 +135,18 @@ def test_the_network_depends_on_the_seed_of_the_recipe_alone():
 
 
 def test_the_command_line_changes_what_is_given_and_nothing_else():
-    from diffnb.apps.commands import _given, _recipe
+    from diffnb.apps import facts_from_text
+    from diffnb.apps.commands import _recipe
 
-    given = _given(size="32", classes="3,bag", ema="half-life", valid="0.2", epochs=7, lr=None, flip=False)
-    assert given == {"size": 32, "classes": (3, "bag"), "ema": "half-life", "valid": 0.2, "epochs": 7, "flip": False}
-    assert _given(ema="0.99", valid="test") == {"ema": 0.99, "valid": "test"}
-    given = _given(ema="power-law:0.1", rate="inverse-sqrt:2000", times="log-normal:-1.2,1.2", weight="min-snr:3", snapshots="0.05,0.1", warmup=0)
+    given = facts_from_text(size=32, ema="half-life", valid="0.2", epochs=7, lr=None, flip=False)
+    assert given == {"size": 32, "ema": "half-life", "valid": 0.2, "epochs": 7, "flip": False}
+    assert facts_from_text(ema="0.99", valid="test") == {"ema": 0.99, "valid": "test"}
+    given = facts_from_text(ema="power-law:0.1", rate="inverse-sqrt:2000", times="log-normal:-1.2,1.2", weight="min-snr:3")
+    given |= facts_from_text(snapshots="0.05,0.1", warmup=0)
     changed = Recipe("mnist").changed(ema=PowerLaw(0.1), rate=InverseSqrtRate(2000.0), times=LogNormal(-1.2, 1.2), weight=MinSNR(3.0))
     assert _recipe(None, "mnist", given) == changed.changed(snapshots=(0.05, 0.1), warmup=0)
     logged = {"quantiles": "shifted", "sample_every": 3, "snapshot_every": 7, "log_to": "wandb"}
-    assert _recipe(None, "mnist", _given(**logged)) == Recipe("mnist").changed(**logged)
+    assert _recipe(None, "mnist", facts_from_text(**logged)) == Recipe("mnist").changed(**logged)
     flowers = RECIPES["flowers"]()
     assert _recipe("flowers", None, {"epochs": 7}) == flowers.changed(epochs=7)
     assert _recipe("flowers", None, {"metric": "none"}).metric is None
