@@ -1,8 +1,9 @@
 """Check what is in the wheel and the source distribution of a folder: all of the package, what building needs, licences, and nothing else.
 
-python .ci/contents.py DIST
+    python .ci/contents.py DIST
 """
 
+import argparse
 import sys
 import tarfile
 import zipfile
@@ -35,9 +36,9 @@ def in_sdist(path):
 
 def main():
     """Compare; say what differs."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
-    dist, wanted = Path(sys.argv[1]), package()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dist", type=Path, metavar="DIST", help="a folder with one wheel and one source distribution")
+    dist, wanted = parser.parse_args().dist, package()
     if not any(name.startswith("diffnb/assets/LICENSE") for name in wanted):
         sys.exit("diffnb/assets holds data of others, and no licence beside it")
     for pattern, read, more in (("*.whl", in_wheel, {"LICENSE"}), ("*.tar.gz", in_sdist, BUILDING)):
