@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, with windows that grow with training.
+"""Moving averages of the weights while training runs, and averages of any length when it is over.
 
 Docs: https://diffnb.github.io/diffnb/09_training/averages.html.md"""
 
@@ -10,19 +10,19 @@ __all__ = ['PROFILES', 'EMAProfile', 'Capped', 'HalfLife', 'PowerLaw', 'Average'
 
 # %% ../../nbs/09_training/02_averages.ipynb #3
 import contextlib
-import warnings
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import num_distrib, rank_distrib
 from torch import Tensor
 
 from ..core import Registry
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback
-    from fastai.torch_core import num_distrib
+from .checkpoints import load_state, save_state
+from .steps import is_in_fit
 
 # %% ../../nbs/09_training/02_averages.ipynb #6
 PROFILES = Registry("profile of the averaged weights")
@@ -249,24 +249,6 @@ def averaged_state(
     average_of = {id(p): a for p, a in zip(network.parameters(), averages)}
     state = network.state_dict(keep_vars=True)
     return {k: average_of.get(id(v), v).detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-
-# %% ../../nbs/09_training/02_averages.ipynb #13j_post-3
-import os
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from torch import Tensor
-
-from .checkpoints import load_state, save_state
-from .steps import is_in_fit
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback
-    from fastai.torch_core import num_distrib, rank_distrib
 
 # %% ../../nbs/09_training/02_averages.ipynb #13j_post-6
 def profile_products(

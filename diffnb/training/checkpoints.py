@@ -13,7 +13,6 @@ __all__ = ['CheckpointError', 'write_file', 'save_state', 'load_state', 'random_
 import json
 import os
 import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from itertools import islice
@@ -22,16 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback, CancelEpochException
+from fastai.learner import Learner
+from fastai.torch_core import num_distrib, rank_distrib
 from torch import Tensor
 
 from ..core import read_tensors, tensors_to_bytes, write_atomically
 from .steps import OwnWords, TrainingError, column_value, is_in_fit
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback, CancelEpochException
-    from fastai.learner import Learner
-    from fastai.torch_core import num_distrib, rank_distrib
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #6
 class CheckpointError(OwnWords, OSError):

@@ -10,11 +10,12 @@ __all__ = ['SharedLoader', 'TrainingShare', 'ValidationShare', 'ShareCallback', 
 
 # %% ../../nbs/09_training/05_distributed.ipynb #af938eda
 import contextlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
 from torch import Tensor
 
 from ..core import import_extra
@@ -22,11 +23,6 @@ from ..data.loaders import ImageLoader
 from ..metrics.evaluation import Evaluator
 from ..metrics.gathering import Gathered, gather
 from ..parallel import collected, in_group, launched, rank, total, unwrapped, world_size
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback
-    from fastai.learner import Learner
 
 # %% ../../nbs/09_training/05_distributed.ipynb #78d8de7f
 class SharedLoader(ImageLoader):

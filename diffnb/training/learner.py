@@ -10,90 +10,28 @@ __all__ = ['DiffusionCallback', 'TrainingSettings', 'diffusion_learner', 'Traini
 # %% ../../nbs/09_training/00_learner.ipynb #3
 import contextlib
 import random
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import fastai.callback.schedule  # noqa: F401  (gives Learner its lr_find and fit_one_cycle)
 import numpy as np
 import torch
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.torch_core import default_device
+from fastcore.basics import noop
+from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..core import NoiseSource, expand
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.sdes import SDE
-from .averages import PROFILES, Average, Capped, EMACallback, EMAProfile, HalfLife, PostHocCallback, PowerLaw, average_of_length
-from .checkpoints import CheckpointCallback, CheckpointError, ResumableLearner, ResumeCallback, load_state, save_state
+from .averages import EMACallback, EMAProfile
+from .checkpoints import ResumableLearner
 from .distributed import sharing, together
-from diffnb.training.losses import (
-    QUANTILES,
-    TIMES,
-    WEIGHTS,
-    EDMWeight,
-    Equal,
-    LogNormal,
-    LossWeight,
-    MinSNR,
-    Sigmoid,
-    TimeDistribution,
-    Uncertainty,
-    UniformHalfLogSNR,
-    UniformTime,
-    independent,
-    shifted,
-    stratified,
-    weighted_mse,
-)
-from diffnb.training.monitoring import (
-    HistoryCallback,
-    LevelLossCallback,
-    LossProgress,
-    LossRecorder,
-    MetricCallback,
-    SampleCallback,
-    history_figure,
-    image_figure,
-    level_figure,
-    log_callbacks,
-)
-from diffnb.training.steps import (
-    RATES,
-    ConstantRate,
-    CosineRate,
-    EarlyStopCallback,
-    ForwardCallback,
-    GradientCallback,
-    InverseSqrtRate,
-    LinearRate,
-    NonFiniteLoss,
-    Rate,
-    ScaledOptimizer,
-    ScheduleCallback,
-    TrainingError,
-    lr_factor,
-    training_dtype,
-)
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    import fastai.callback.schedule  # noqa: F401  (gives Learner its lr_find and fit_one_cycle)
-    from fastai.callback.core import Callback, TrainEvalCallback
-    from fastai.torch_core import default_device
-    from fastcore.basics import noop
-    from fastcore.meta import delegates
-
-# %% ../../nbs/09_training/00_learner.ipynb #4
-# everything public in one place, wherever it is defined
-__all__ = [  # fmt: skip
-    "PROFILES", "QUANTILES", "RATES", "TIMES", "WEIGHTS", "Average", "Capped", "CheckpointCallback", "CheckpointError", "ConstantRate",
-    "CosineRate", "DiffusionCallback", "EDMWeight", "EMACallback", "EMAProfile", "EarlyStopCallback", "Equal", "ForwardCallback",
-    "GradientCallback", "HalfLife", "HistoryCallback", "InverseSqrtRate", "LevelLossCallback", "LinearRate", "LogNormal", "LossProgress",
-    "LossRecorder", "LossWeight", "MetricCallback", "MinSNR", "NonFiniteLoss", "PostHocCallback", "PowerLaw", "Rate", "ResumableLearner",
-    "ResumeCallback", "SampleCallback", "ScaledOptimizer", "ScheduleCallback", "Sigmoid", "TimeDistribution", "TrainingError", "TrainingResult",
-    "TrainingSettings", "Uncertainty", "UniformHalfLogSNR", "UniformTime", "average_of_length", "data_scale", "diffusion_learner", "fit",
-    "history_figure", "image_figure", "independent", "level_figure", "load_state", "log_callbacks", "lr_factor", "save_state", "shifted",
-    "stratified", "training_dtype", "weighted_mse",
-]  # fmt: skip
+from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, weighted_mse
+from .monitoring import LossProgress, LossRecorder
+from .steps import ForwardCallback, GradientCallback, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
 class DiffusionCallback(Callback):

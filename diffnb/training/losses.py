@@ -1,4 +1,4 @@
-"""How much an error counts at each noise level: fixed weights, and one that is learned.
+"""How much an error counts at each noise level, and how often each level is trained.
 
 Docs: https://diffnb.github.io/diffnb/09_training/losses.html.md"""
 
@@ -11,20 +11,16 @@ __all__ = ['WEIGHTS', 'TIMES', 'QUANTILES', 'weighted_mse', 'LossWeight', 'Equal
 
 # %% ../../nbs/09_training/01_losses.ipynb #3
 import math
-import warnings
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from fastai.callback.core import Callback
 from torch import Tensor, nn
 
 from ..core import Registry
 from ..noise.parametrizations import Parametrization
 from ..noise.sdes import SDE
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback
 
 # %% ../../nbs/09_training/01_losses.ipynb #6
 def weighted_mse(

@@ -1,4 +1,4 @@
-"""The table of losses, a history that can be plotted, and the loss at each noise level.
+"""The table of losses, a history that can be plotted, the loss at each noise level, and pictures and scores on the way.
 
 Docs: https://diffnb.github.io/diffnb/09_training/monitoring.html.md"""
 
@@ -15,24 +15,23 @@ import io
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.learner import AvgLoss, AvgSmoothLoss, Recorder, ValueMetric
+from fastai.torch_core import rank_distrib
 from torch import Tensor
 
-from ..core import Registry, import_extra
+from ..core import NoiseSource, Registry, import_extra, to_unit
+from ..denoise.denoisers import Denoiser
 from ..parallel import collected, launched
+from ..samplers.base import Sampler
+from ..samplers.multistep import DPMSolverPP2M
 from .checkpoints import write_file
 from .steps import NonFiniteLoss, is_in_fit
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback
-    from fastai.callback.progress import ProgressCallback
-    from fastai.learner import AvgLoss, AvgSmoothLoss, Recorder
-    from fastai.torch_core import rank_distrib
 
 # %% ../../nbs/09_training/06_monitoring.ipynb #6
 class _SmoothLoss(AvgSmoothLoss):
@@ -362,25 +361,6 @@ def log_callbacks(
     if launched()[0]:
         return []
     return [make(Path(folder), facts or {})]
-
-# %% ../../nbs/09_training/06_monitoring.ipynb #13l_prev-3
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
-
-import torch
-from torch import Tensor
-
-from ..core import NoiseSource, to_unit
-from ..denoise.denoisers import Denoiser
-from ..samplers.base import Sampler
-from ..samplers.multistep import DPMSolverPP2M
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback
-    from fastai.learner import ValueMetric
-    from fastai.torch_core import rank_distrib
 
 # %% ../../nbs/09_training/06_monitoring.ipynb #13l_prev-6
 def image_figure(

@@ -1,4 +1,4 @@
-"""Precision, memory format and compilation of the network's call; clipping, accumulation and a guard for its gradient.
+"""A network's call made fast, a gradient made safe, and how far a step goes.
 
 Docs: https://diffnb.github.io/diffnb/09_training/steps.html.md"""
 
@@ -11,15 +11,17 @@ __all__ = ['PRECISIONS', 'RATES', 'OwnWords', 'TrainingError', 'NonFiniteLoss', 
 
 # %% ../../nbs/09_training/03_steps.ipynb #3
 import contextlib
-import warnings
+import math
+import time
+from dataclasses import dataclass
 
 import torch
+from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelTrainException
+from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
 
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback, CancelBatchException
-    from fastai.optimizer import OptimWrapper
+from ..core import Registry
+from ..parallel import agreed
 
 # %% ../../nbs/09_training/03_steps.ipynb #6
 class OwnWords(Exception):
@@ -262,19 +264,6 @@ class GradientCallback(Callback):
     def load_state_dict(self, state: dict):
         """Go on from a checkpoint."""
         self.gradient_norm = state["gradient_norm"].to(next(self.model.parameters()).device)
-
-# %% ../../nbs/09_training/03_steps.ipynb #13h_rate-3
-import math
-import time
-import warnings
-from dataclasses import dataclass
-
-from ..core import Registry
-from ..parallel import agreed
-
-with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 
 # %% ../../nbs/09_training/03_steps.ipynb #13h_rate-6
 RATES = Registry("decay of the learning rate")
