@@ -776,8 +776,8 @@ def test_flags_are_not_trust(tmp_path):
         load(tmp_path / "m", components={"Foo": 3})
 
 
-def test_code_runs_only_where_it_was_allowed(tmp_path):
-    """In no mode by itself; in the mode that was confirmed, and for the text that was."""
+def test_code_runs_only_where_it_was_allowed(tmp_path, monkeypatch):
+    """In no mode by itself; in the mode that was confirmed, and for the text that was; without a store, by the user's own."""
     ran = tmp_path / "ran"
     source = ComponentSource("schedule", "Mark", "NoiseSchedule", MARK.format(path=str(ran)))
     with warnings.catch_warnings():
@@ -801,6 +801,13 @@ def test_code_runs_only_where_it_was_allowed(tmp_path):
     assert not ran.exists()
     store.add(source, "inprocess")
     assert load(tmp_path / "m", code="inprocess", trust=store).sde.schedule.beta(torch.zeros(1)).item() == 1 and ran.exists()
+    monkeypatch.setattr("diffnb.trust.default_store", lambda: store.path)
+    assert load(tmp_path / "m", code="inprocess").sde.schedule.beta(torch.zeros(1)).item() == 1
+    monkeypatch.setattr("diffnb.trust.default_store", lambda: tmp_path / "another.json")
+    with pytest.raises(CodeNotTrusted, match="has not been confirmed"):
+        load(tmp_path / "m", code="inprocess")
+    with pytest.raises(CodeNotTrusted, match="has not been confirmed"):
+        Context("inprocess").allow(source, "process.schedule")
 
 
 MARK = """
