@@ -115,11 +115,14 @@ def make_pages(project: Path, order: str) -> list[tuple[str, str]]:
 
 
 def content(path: Path):
-    """Read a made page without the identifiers that nbdev draws at random for the cells it adds."""
+    """Read a made page without what nbdev makes anew each time: identifiers of the cells that it adds, and the times at which cells ran."""
     if path.suffix != ".ipynb":
         return path.read_bytes()
     page = json.loads(path.read_text(encoding="utf-8"))
-    return {**page, "cells": [{key: value for key, value in cell.items() if key != "id"} for cell in page["cells"]]}
+    for cell in page["cells"]:
+        cell.pop("id", None)
+        cell["metadata"].pop("execution", None)
+    return page
 
 
 def check_order(reference: Path, other: Path, order: str) -> list[tuple[str, str]]:
