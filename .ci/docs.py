@@ -396,6 +396,7 @@ def check_pages(project: Path) -> list[tuple[str, str]]:
     """Look everything up in the pages of one copy. It imports the copy's package, so it needs a process of its own."""
     os.chdir(project)
     sys.path.insert(0, str(project))
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries have to say to each other when they are imported
     from nbdev.config import get_config
 
     config, made = get_config(), project / "_proc"
