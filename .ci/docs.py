@@ -115,11 +115,14 @@ def make_pages(project: Path, order: str) -> list[tuple[str, str]]:
 
 
 def content(path: Path):
-    """Read a made page without the identifiers that nbdev draws at random for the cells it adds."""
+    """Read a made page without what nbdev makes anew each time: identifiers of the cells that it adds, and the times at which cells ran."""
     if path.suffix != ".ipynb":
         return path.read_bytes()
     page = json.loads(path.read_text(encoding="utf-8"))
-    return {**page, "cells": [{key: value for key, value in cell.items() if key != "id"} for cell in page["cells"]]}
+    for cell in page["cells"]:
+        cell.pop("id", None)
+        cell["metadata"].pop("execution", None)
+    return page
 
 
 def check_order(reference: Path, other: Path, order: str) -> list[tuple[str, str]]:
@@ -393,6 +396,7 @@ def check_pages(project: Path) -> list[tuple[str, str]]:
     """Look everything up in the pages of one copy. It imports the copy's package, so it needs a process of its own."""
     os.chdir(project)
     sys.path.insert(0, str(project))
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries have to say to each other when they are imported
     from nbdev.config import get_config
 
     config, made = get_config(), project / "_proc"

@@ -106,6 +106,11 @@ def test_addresses():
     assert len(docs.check_addresses(["01_a/02_b.ipynb", "04_a/02_b.ipynb"])) == 1
 
 
+def test_words_know_whether_they_are_links(site):
+    """In a page; in a summary nbdev makes no links."""
+    assert site(a="`One` and [`Two`](b.ipynb)")["a.ipynb"].words == [("One", False), ("Two", True)]
+
+
 @pytest.mark.parametrize(
     "name, linked, fault",
     [
@@ -153,3 +158,31 @@ def test_sidebar(site, tmp_path, sidebar, faults):
     (tmp_path / "_proc" / "_quarto.yml").write_text(json.dumps({"website": {"sidebar": {"style": "floating"}}, "metadata-files": ["sidebar.yml"]}))
     (tmp_path / "_proc" / "sidebar.yml").write_text(json.dumps({"website": {"sidebar": {"contents": sidebar}}}))
     assert [": ".join(pair) for pair in docs.check_sidebar(tmp_path / "_proc", pages)] == faults
+
+
+@pytest.mark.parametrize(
+    "change, same",
+    [
+        ({}, True),
+        ({"id": "other"}, True),
+        ({"metadata": {"execution": {"total": 2}}}, True),
+        ({"metadata": {"language": "R"}}, False),
+        ({"source": "another"}, False),
+        ({"outputs": [{"text": "another"}]}, False),
+    ],
+)
+def test_order(tmp_path, change, same):
+    """What is another page, and what only another making of it."""
+    for folder, more in (("alone", {}), ("forward", change)):
+        (tmp_path / folder).mkdir()
+        cell = {"id": "a", "metadata": {"execution": {"total": 1}}, "source": "", "outputs": [], **more}
+        (tmp_path / folder / "a.ipynb").write_text(json.dumps({"cells": [cell]}))
+    assert (docs.check_order(tmp_path / "alone", tmp_path / "forward", "forward") == []) is same
+
+
+def test_order_misses_no_file(tmp_path):
+    """A page that one order lacks."""
+    for folder in ("alone", "forward"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "alone" / "a.yml").write_text("")
+    assert [name for name, _ in docs.check_order(tmp_path / "alone", tmp_path / "forward", "forward")] == ["a.yml"]
