@@ -36,6 +36,7 @@ from diffnb.files import (
     ComponentError,
     ComponentSource,
     Contents,
+    Context,
     DigestMismatch,
     LimitExceeded,
     Limits,
