@@ -72,7 +72,7 @@ class NotInteractive(TrustError):
 
 
 class SandboxUnavailable(TrustError):
-    """This system cannot confine a process as running foreign code asks for."""
+    """This system cannot confine a computer process as running foreign code asks for."""
 
 
 class ComponentError(RuntimeError):
@@ -84,7 +84,7 @@ class ComponentTimeout(ComponentError):
 
 
 class ComponentCrashed(ComponentError):
-    """The process of a component ended."""
+    """The computer process of a component ended."""
 
 
 class ComponentProtocol(ComponentError):

@@ -1,4 +1,4 @@
-"""Taking a process's rights away, for good, before it runs a stranger's code.
+"""Taking a computer process's rights away, for good, before it runs a stranger's code.
 
 Docs: https://diffnb.github.io/diffnb/10_files/jail.html.md"""
 

@@ -305,7 +305,7 @@ class Context:
         if (cls := self._mine(source.name)) is not None:
             return construct(cls, source.name, settings, where) if row["settings"] is not None else construct(cls, source.name, {}, where)
         self.allow(source, where)
-        from diffnb.files import sandbox  # only here: it starts processes
+        from diffnb.files import sandbox  # only here: it starts other programs
 
         return (sandbox.sandboxed if self.code == "sandbox" else sandbox.inprocess)(source, settings)
 

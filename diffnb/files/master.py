@@ -1,4 +1,4 @@
-"""Starting a jailed process, talking to it, and believing nothing that it says.
+"""Starting a jailed computer process, talking to it, and believing nothing that it says.
 
 Docs: https://diffnb.github.io/diffnb/10_files/master.html.md"""
 
@@ -64,7 +64,7 @@ _F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SE
 
 
 class Zygote:
-    """A process that forks workers."""
+    """A computer process that forks workers."""
 
     def __init__(self):
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -81,7 +81,7 @@ class Zygote:
             alive = b""
         if not alive:
             self.close()
-            raise SandboxUnavailable("the sandbox's first process did not start: it could not import torch and diffnb within two minutes")
+            raise SandboxUnavailable("the sandbox did not start: it could not import torch and diffnb within two minutes")
 
     def fork(
         self,
@@ -102,7 +102,7 @@ class Zygote:
             there.close()
             os.close(file)
         if not handles:
-            raise SandboxUnavailable("the sandbox's first process has ended; make the component again")
+            raise SandboxUnavailable("the sandbox has ended; make the component again")
         return here, memory, handles[0]
 
     def close(self):
@@ -117,7 +117,7 @@ _starting = threading.Lock()
 
 
 def the_zygote() -> Zygote:
-    """Give this process's zygote; start it, if there is none."""
+    """Give this program's zygote; start it, if there is none."""
     global _zygote
     with _starting:
         if _zygote is None or _zygote.owner != os.getpid() or _zygote.process.poll() is not None:
@@ -179,13 +179,13 @@ class Worker:
     def call(
         self,
         method: str,  # name of the component's method
-        *arguments,  # tensors, plain values, a State, Level, NoiseSource, denoiser or process
+        *arguments,  # tensors, plain values, a State, Level, NoiseSource, denoiser or noising process
     ):  # what it returned
         """Call a method of the component.
 
         Raises:
             ComponentTimeout: if it does not answer in time.
-            ComponentCrashed: if it raises, or its process ends.
+            ComponentCrashed: if it raises, or its worker ends.
             ComponentProtocol: if it says what is no answer.
         """
         return self._converse({"do": "call", "method": method}, arguments)
@@ -231,7 +231,7 @@ class Worker:
         try:
             worker.send(self.connection.fileno(), {**message, "arguments": words})
         except OSError:
-            raise self._kill(ComponentCrashed, "its process has ended") from None
+            raise self._kill(ComponentCrashed, "its worker has ended") from None
 
     def _receive(self, deadline):
         size = struct.unpack("<I", self._exactly(4, deadline))[0]
@@ -253,7 +253,7 @@ class Worker:
             except OSError:
                 part = b""
             if not part:
-                raise self._kill(ComponentCrashed, "its process ended (memory, time, or a fault)")
+                raise self._kill(ComponentCrashed, "its worker ended (memory, time, or a fault)")
             parts.append(part)
             n -= len(part)
         self.connection.settimeout(None)
@@ -282,7 +282,7 @@ class Worker:
         try:
             worker.send(self.connection.fileno(), reply)
         except OSError:
-            raise self._kill(ComponentCrashed, "its process has ended") from None
+            raise self._kill(ComponentCrashed, "its worker has ended") from None
 
     def _raised(self, said):
         name, text, line = said if isinstance(said, list) and len(said) == 3 else ("an error", "", 0)
@@ -290,19 +290,19 @@ class Worker:
         return ComponentCrashed(f"{self.source.name} in the sandbox raised {_clean(name)}{at}: {_clean(text)}")
 
     def _kill(self, error, why):
-        """End the process, and make the error that says why."""
+        """End the worker, and make the error that says why."""
         self.ended = _clean(why)
         self.close()
         return error(f"{self.source.name} in the sandbox was ended: {self.ended}")
 
 
 def _clean(text):
-    """What a stranger's process says, fit for a terminal."""
+    """What a stranger's worker says, fit for a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:500])
 
 
 def _ask_sde(sde, method, t):
-    """Answer a question about a process; times outside its range are refused."""
+    """Answer a question about a noising process; times outside its range are refused."""
     if not isinstance(t, Tensor) or not t.is_floating_point():
         raise ValueError("times must be a tensor of floats")
     if method != "time_of_half_log_snr" and not bool(((t >= sde.t_min - 1e-9) & (t <= sde.t_max + 1e-9)).all()):

@@ -101,19 +101,21 @@ class Scope:
 _PACKAGE_SCOPES = {}
 
 
-def _file_of(module):
-    """The file of a module or package of diffnb, or None."""
-    place = _PACKAGE.joinpath(*module.split(".")[1:])
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
-
-
 def _scope_of(module):
-    """The scope of a module or package of diffnb, or None."""
+    """The scope of a module or wing of diffnb, or None."""
     if module not in _PACKAGE_SCOPES:
-        file = _file_of(module)
-        package = module if file is not None and file.name == "__init__.py" else module.rpartition(".")[0]
-        _PACKAGE_SCOPES[module] = file and Scope(module, file.read_text(encoding="utf-8"), package)
+        place = _PACKAGE.joinpath(*module.split(".")[1:])
+        is_wing = place.is_dir()
+        file = place / "__init__.py" if is_wing else place.with_suffix(".py")
+        package = module if is_wing else module.rpartition(".")[0]
+        _PACKAGE_SCOPES[module] = Scope(module, file.read_text(encoding="utf-8"), package) if file.is_file() else None
     return _PACKAGE_SCOPES[module]
+
+
+def _handed_on(wing, name):
+    """The path of a public name that a wing hands on from the module that defines it, or None."""
+    homes = [module for module in wing.stars if _scope_of(module).names.get(name, ("path", None))[0] != "path"]
+    return f"{homes[-1]}.{name}" if homes and not name.startswith("_") else None
 
 
 def _resolve(scope, node):
@@ -128,8 +130,7 @@ def _resolve(scope, node):
         where = _scope_of(module)
         if where is None:
             return scope, "path", None
-        handed_on = next((f"{star}.{name}" for star in where.stars if (s := _scope_of(star)) and s.names.get(name, ("path", 0))[0] != "path"), None)
-        kind, what = where.names.get(name, ("path", handed_on))
+        kind, what = where.names.get(name) or ("path", _handed_on(where, name))
         if kind != "path":
             return where, kind, what
         path = what

@@ -171,7 +171,7 @@ class ComponentReport:
             return dict.fromkeys(CODES, "diffnb's own class")
         if sort == "recipe":
             return {code: "refused" if code == "builtin" else "interpreted, no code runs" for code in CODES}
-        confined = "refused" if self.kind == "network" else "its source runs in a confined process, if confirmed"
+        confined = "refused" if self.kind == "network" else "its source runs in a confined program, if confirmed"
         return {"builtin": "refused", "recipe": "refused", "sandbox": confined, "inprocess": "its source runs with all your rights, if confirmed"}
 
     def __str__(self):

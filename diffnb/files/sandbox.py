@@ -1,4 +1,4 @@
-"""A stranger's component as an object like any other, its code in a process that can do nothing but compute.
+"""A stranger's component as an object like any other, its code in a computer process that can do nothing but compute.
 
 Docs: https://diffnb.github.io/diffnb/10_files/sandbox.html.md"""
 
@@ -264,12 +264,12 @@ def inprocess(
     source: ComponentSource,  # what to run, as the user has read and confirmed it
     settings: Mapping,  # arguments of its constructor
 ):  # the instance; for guidance and networks the class with its settings bound
-    """Run a component's source with all rights of this process, and make an instance.
+    """Run a component's source with all rights of this program, and make an instance.
 
     Raises:
         ComponentCrashed: if the source fails, or has no such class.
     """
-    warnings.warn(f"running {source.name} [{source.digest[:8]}] from a model file with all the rights of this process", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"running {source.name} [{source.digest[:8]}] from a model file with all the rights of this program", RuntimeWarning, stacklevel=2)
     name = f"diffnb_component_{source.digest[:16]}"
     file = f"<{name}>"
     linecache.cache[file] = len(source.text), None, source.text.splitlines(keepends=True), file

@@ -12,6 +12,7 @@ import ast
 import builtins
 import inspect
 import linecache
+import sys
 import types
 import unicodedata
 from dataclasses import fields, is_dataclass
@@ -218,20 +219,21 @@ class _Collector:
             text = "".join(linecache.getlines(value.__code__.co_filename, value.__globals__))
             body = ast.parse(text).body
             self._add(_binding(body, value.__name__), body, text, value.__globals__)
-        else:
-            module, own = getattr(value, "__module__", None), getattr(value, "__qualname__", name)
-            if isinstance(value, type(torch.float32)):
-                module, own = "torch", str(value).removeprefix("torch.")
-            elif module is None or "." in own:
-                module = next((m for m in ("diffnb.noise", "diffnb.samplers") if hasattr(_loaded_module(m), name)), None)
-            if module is not None:
-                self.imports[f"from {module} import {own}" + (f" as {name}" if own != name else "")] = None
+        elif (home := _home_of(value)) is not None:
+            module, own = home
+            self.imports[f"from {module} import {own}" + (f" as {name}" if own != name else "")] = None
 
 
-def _loaded_module(name):
-    import sys
-
-    return sys.modules.get(name)
+def _home_of(value):
+    """Where an object can be imported from: the names of a module and of the object in it, or None."""
+    module, own = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
+    wing = ".".join(module.split(".")[:2])  # which hands on the names of its modules
+    for place in (wing, module) if module.startswith("diffnb.") else (module,):
+        if place in sys.modules and own and getattr(sys.modules[place], own, None) is value:
+            return place, own
+    # registries, types of torch and functions written in C do not say where they are: a module stands before those that import from it
+    libraries = (name for name in sys.modules if name in ("math", "torch", "torch.nn.functional") or name.startswith("diffnb."))
+    return next(((name, own) for name in libraries for own, one in vars(sys.modules[name]).items() if one is value), None)
 
 
 def settings_of(

@@ -190,7 +190,7 @@ class TrustStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep two processes from overwriting each other's entries."""
+        """Keep two programs from overwriting each other's entries."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_folder(self.path.parent)
         with contextlib.ExitStack() as stack:
@@ -219,16 +219,16 @@ def _known(mode):
 # %% ../../nbs/10_files/04_trust.ipynb #f9104a6e
 JAIL = {
     "sandbox": (
-        "a process of its own that can compute and nothing else: no files, network, processes or environment; 1 GiB of memory; "
+        "a program of its own that can compute and nothing else: no files, network, other programs or environment; 1 GiB of memory; "
         "killed after 10 seconds of silence"
     ),
-    "inprocess": "THIS PROCESS, with all your rights: it can read, change and send anything that you can",
+    "inprocess": "THIS PROGRAM, with all your rights: it can read, change and send anything that you can",
 }
 
 
 def imports_of(
     text: str,  # a source
-) -> list[str]:  # "torch", "diffnb.noise.schedules", ... in order
+) -> list[str]:  # "torch", "diffnb.noise", ... in order
     """List the modules that a source names in import statements; it may find others in other ways.
 
     A source that cannot be parsed imports nothing: it cannot run either.

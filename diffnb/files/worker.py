@@ -1,4 +1,4 @@
-"""The process in which a stranger's component runs.
+"""The computer process in which a stranger's component runs.
 
 Docs: https://diffnb.github.io/diffnb/10_files/worker.html.md"""
 
@@ -25,7 +25,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-import diffnb.guidance.guidance  # noqa: F401  (here and below: what a component may import must be there before the jail)
+# what a component may import must be there before the jail
+import diffnb.denoise  # noqa: F401
+import diffnb.guidance  # noqa: F401
+import diffnb.noise  # noqa: F401
 import diffnb.samplers  # noqa: F401
 from ..core import NoiseSource
 from ..denoise.denoisers import BaseDenoiser
@@ -227,7 +230,7 @@ def parse(
 
 # %% ../../nbs/10_files/07_worker.ipynb #712759f9
 class RemoteSDE(SDE):
-    """A process whose functions of time are asked for."""
+    """A noising process whose functions of time are asked for."""
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import linecache
 import pickle
 import random
 import subprocess
@@ -44,7 +45,7 @@ from diffnb.files import (
     settings_of,
     source_of,
 )
-from diffnb.noise import VP, NoiseSchedule
+from diffnb.noise import SCHEDULES, VP, NoiseSchedule
 
 EVERY = [
     cls for group in (corpus.SCHEDULES, corpus.PROCESSES, corpus.PARAMETRIZATIONS, corpus.SAMPLERS, corpus.GUIDANCE, corpus.METRICS) for cls in group
@@ -235,6 +236,113 @@ def test_most_of_the_corpus_lowers():
         except RecipeError as error:
             assert "line" in str(error) and "`" in str(error)
     assert lowered == EVERY and len(EVERY) >= 26 and len(corpus.SAMPLERS) + len(corpus.GUIDANCE) >= 10
+
+
+BASES = {  # name of the class, its wing and module: what a component has to add to it
+    ("NoiseSchedule", "noise", "schedules"): """
+    def beta(self, t):
+        return 2 * t
+
+    def integral(self, t):
+        return t * t
+""",
+    ("Linear", "noise", "schedules"): """
+    def beta(self, t):
+        return 2 * super().beta(t)
+""",
+    ("SDE", "noise", "sdes"): """
+    def alpha(self, t):
+        return 1 - t
+
+    def sigma(self, t):
+        return t
+""",
+    ("Heun", "samplers", "ode"): "    order = 2\n",
+    ("BaseDenoiser", "denoise", "denoisers"): """
+    def __init__(self, denoiser):
+        self.denoiser, self.sde = denoiser, denoiser.sde
+
+    def x0(self, x, t, condition):
+        return self.denoiser.x0(x, t, condition)
+""",
+    ("Metric", "metrics", "scores"): """
+    needs = "images"
+
+    def __call__(self, real, generated):
+        return 1.0
+""",
+}
+IMPORTS = {  # ways to name it
+    "from diffnb.WING import NAME": "NAME",
+    "from diffnb.WING.MODULE import NAME": "NAME",
+    "from diffnb.WING import NAME as Base": "Base",
+    "import diffnb.WING": "diffnb.WING.NAME",
+    "import diffnb.WING as w": "w.NAME",
+    "import diffnb.WING.MODULE as m": "m.NAME",
+    "from diffnb import WING": "WING.NAME",
+    "from diffnb.WING import MODULE as m": "m.NAME",
+}
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base[0])
+def test_a_base_is_found_however_it_is_imported(base):
+    """A wing hands on the names of its modules, some wings when they are asked; a recipe does not show which name was used."""
+
+    def written(text):
+        return text.replace("NAME", base[0]).replace("WING", base[1]).replace("MODULE", base[2])
+
+    texts = [written(f"{header}\n\n\nclass Mine({name}):\n{BASES[base]}") for header, name in IMPORTS.items()]
+    for text in texts:
+        exec(compile(text, "x", "exec"), {"__name__": "here"})  # Python finds it, too
+    assert len({lower(text).text for text in texts}) == 1
+
+
+@pytest.mark.parametrize(
+    "header, name",
+    [
+        ("from diffnb.noise import Discreet", "Discreet"),  # no such name in the wing
+        ("from diffnb.noise import *", "NoiseSchedule"),  # may be anything
+        ("from diffnb.noyse import NoiseSchedule", "NoiseSchedule"),  # no such wing
+        ("from diffnb.samplers import NoiseSchedule", "NoiseSchedule"),  # of another wing
+        ("from diffnb.files import _binding", "_binding"),  # private to a module
+        ("import diffnb", "diffnb.GenerativeModel"),
+        ("import torch", "torch.nn.Module"),
+    ],
+)
+def test_what_is_no_base_is_refused(header, name):
+    with pytest.raises(RecipeError, match="its base is no class of diffnb"):
+        lower(f"{header}\n\n\nclass Mine({name}):\n    order = 1\n")
+
+
+def test_what_other_cells_have_imported_comes_along(monkeypatch):
+    """Registries, types and functions written in C do not say where they were defined; a source names where they can be had."""
+    for names in ("_entries", "_names"):
+        monkeypatch.setattr(SCHEDULES, names, dict(getattr(SCHEDULES, names)))
+    cells = [
+        "import torch\nfrom torch import exp, float64 as double\nfrom math import pi\nfrom torch.nn.functional import softplus",
+        "import diffnb.noise as noise\nfrom diffnb.core import expand\nfrom diffnb.noise import SCHEDULES as TABLE, VP",
+        "from diffnb.noise import *",
+        """@TABLE.register("of cells")
+class OfCells(noise.NoiseSchedule):
+    scale = pi
+
+    def beta(self, t):
+        return softplus(exp(t).to(double)).to(t.dtype) + Linear().beta(t) + expand(t, t) * torch.tanh(t) * self.scale
+
+    def integral(self, t):
+        return VP(Linear()).half_log_snr(t) + SubVP(Cosine()).half_log_snr(t)
+""",
+    ]
+    space = {"__name__": "__main__"}
+    for number, text in enumerate(cells):
+        linecache.cache[f"<cell {number}>"] = len(text), None, text.splitlines(keepends=True), f"<cell {number}>"
+        exec(compile(text, f"<cell {number}>", "exec"), space)
+    source = source_of(space["OfCells"])
+    alone = {"__name__": "component"}
+    exec(compile(source.text.replace("of cells", "of a source"), "<alone>", "exec"), alone)
+    t = torch.linspace(0.1, 0.9, 5)
+    for method in ("beta", "integral"):
+        assert getattr(alone["OfCells"](), method)(t).equal(getattr(space["OfCells"](), method)(t))
 
 
 def test_constructor_checks_travel():

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from attack_sources import ATTACKS
 
+import diffnb
 from diffnb.denoise import Gaussian
 from diffnb.files import (
     ComponentBadResult,
@@ -27,7 +29,7 @@ from diffnb.files import (
     sandboxed,
     unavailable,
 )
-from diffnb.noise import VP, Linear
+from diffnb.noise import VP, Cosine, Linear
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"no sandbox here: {unavailable()}")
 
@@ -139,6 +141,39 @@ def test_good_component_is_bit_equal():
     assert torch.allclose(VP(theirs).diffusion(x), VP(ours).diffusion(x), rtol=1e-12)
 
 
+WINGS = ("noise", "denoise", "samplers", "guidance")  # what a component is made of
+
+
+def test_what_a_component_may_import_is_there_before_the_jail():
+    """Every module of these wings; in the jail no file can be opened any more."""
+    folders = [Path(diffnb.__file__).parent / wing for wing in WINGS]
+    wanted = {f"diffnb.{folder.name}.{file.stem}" for folder in folders for file in folder.glob("*.py") if file.stem != "__init__"}
+    said = subprocess.run([sys.executable, "-c", "import sys, diffnb.files.worker; print(*sys.modules)"], capture_output=True, text=True, check=True)
+    assert len(wanted) > 12 and sorted(wanted - set(said.stdout.split())) == []
+
+
+def test_a_component_imports_as_people_do():
+    """From the wing, from a module, and by a path; inside the jail."""
+    text = """
+import diffnb.noise
+import diffnb.samplers as s
+from diffnb import denoise, guidance
+from diffnb.core import expand
+from diffnb.noise import Cosine
+from diffnb.samplers.ode import Heun
+
+class Mixed(diffnb.noise.NoiseSchedule):
+    def beta(self, t):
+        assert s.Heun is Heun and denoise.Gaussian and guidance.ClassifierFree and guidance.inverse.DDNM and s.checks
+        return Cosine().beta(t)
+
+    def integral(self, t):
+        return Cosine().integral(t)
+"""
+    t = torch.linspace(0, 1, 11)
+    assert sandboxed(ComponentSource("schedule", "Mixed", "NoiseSchedule", text), {}).beta(t).equal(Cosine().beta(t))
+
+
 def test_gradient_is_not_silently_zero():
     """A second derivative, which is not known, is an error and not a zero."""
     theirs = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", GOOD), {})
@@ -236,7 +271,7 @@ def test_jail_that_does_not_hold_gets_no_source(monkeypatch):
 
 OPEN_JAIL = """
 import struct
-from diffnb import jail
+from diffnb.files import jail
 jail.filter_program = lambda machine: struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)  # one instruction: allow
 try:
     jail.enter(2**28, 10)
