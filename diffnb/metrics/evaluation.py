@@ -53,13 +53,13 @@ def _by_inception(needs, shape):
     """The Inception of 2015; or an extractor in its place, and the reason for that."""
     if needs == "probabilities":
         found = as_classifier()
-        return found, "" if found.name == "inception-2015" else "there are no weights of Inception with its classifier"
+        return found, "" if found.name == "inception-2015" else "no weights of Inception with its classifier; get them by `diffnb weights --release`"
     try:
         return extractor_of("inception-2015"), ""
     except FileNotFoundError as error:
         if offline_extractor(shape) == "inception-2015":
             raise
-        return extractor_of(offline_extractor(shape)), str(error).split(". ")[0]
+        return extractor_of(offline_extractor(shape)), f"{str(error).split('. ')[0]}; get them by `diffnb weights`"
 
 # %% ../../nbs/08_metrics/07_evaluation.ipynb #c9685bad
 def make_metric(
