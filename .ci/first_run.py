@@ -76,7 +76,7 @@ def commands(seconds, weights):
             Case("packaged made --metrics kernel --cache features", "kernel[fashion-classifier]"),
             Case("made made --metrics fid --cache features", "get them by `diffnb weights`"),
             Case("made made --extractor inception-2015 --cache features", "Get them by `diffnb weights`", 2),
-            *([Case("made made --metrics fid --cache features", "[inception-2015]", weights=weights)] if weights else []),
+            *([Case("made made --metrics fid --cache features", "kid: extractor inception-2015", weights=weights)] if weights else []),
         ],
         "colorize": [Case("colour --steps 2 --method ddnm --out colorized", "2 of 2 pictures")],
         "impute": [Case("colour --mask mask.png --steps 2 --method ddnm --out imputed", "2 of 2 pictures")],
