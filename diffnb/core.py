@@ -228,7 +228,7 @@ def _normals(
 
 # %% ../nbs/00_core.ipynb #686aa599
 class NoiseSource:
-    """Random numbers addressed by (seed, sample index, stream, draw): the same for any batch, order or process.
+    """Random numbers addressed by (seed, sample index, stream, draw): the same for any batch, order or number of computer processes.
 
     Nothing here reads or moves torch's global generator. On another kind of device the integers behind the numbers are the same,
     and the numbers agree to rounding.
@@ -346,15 +346,15 @@ def _whole_numbers(name, values, bits):
     return values
 
 # %% ../nbs/00_core.ipynb #90c84bb4
-_ABANDONED = 3600.0  # seconds without a write after which the unfinished file of an ended process is removed
-_UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.part")  # after the file: the machine, the process, a random number
-_swept = set()  # folders that this process has looked through
+_ABANDONED = 3600.0  # seconds without a write after which the unfinished file of an ended program is removed
+_UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.part")  # after the file: the machine, the computer process, a random number
+_swept = set()  # folders that this program has looked through
 
 
 def write_atomically(
     path: str | os.PathLike,  # where to write; what stood there is replaced
     data: bytes | Iterable[bytes],  # the contents, in one piece or several
-    mode: int = 0o666,  # permissions, less those that the process's mask takes away
+    mode: int = 0o666,  # permissions, less those that the user's mask takes away
 ) -> None:
     """Write a file such that at any moment the old one or the whole new one is there.
 
@@ -387,8 +387,8 @@ def _machine():
 
 
 def _sweep(folder):
-    """Remove what processes that were killed have left in a folder, once."""
-    if os.name != "posix" or (place := os.path.abspath(folder)) in _swept:  # elsewhere, asking whether a process lives can end it
+    """Remove what programs that were killed have left in a folder, once."""
+    if os.name != "posix" or (place := os.path.abspath(folder)) in _swept:  # elsewhere, asking whether a computer process lives can end it
         return
     _swept.add(place)
     for left in Path(folder).iterdir():
@@ -399,7 +399,7 @@ def _sweep(folder):
 
 
 def _is_gone(process):
-    """Whether no process has this number."""
+    """Whether no computer process has this number."""
     try:
         os.kill(process, 0)  # signal 0 asks, and sends nothing
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Who am I, what is my share, and what do the others say.
+"""Several computer processes do one thing together: who am I, what is my share, and what do the others say?
 
 Docs: https://diffnb.github.io/diffnb/parallel.html.md"""
 
@@ -26,7 +26,7 @@ from .core import best_device
 
 # %% ../nbs/00_parallel.ipynb #2b69b5aa
 def launched() -> tuple[int, int]:  # rank and number of processes
-    """Read from the environment how this process was started: by torchrun or accelerate launch, or alone.
+    """Read from the environment how this computer process was started: by torchrun or accelerate launch, or alone.
 
     Raises:
         ValueError: if the environment holds no such pair of numbers.
@@ -44,22 +44,22 @@ def launched() -> tuple[int, int]:  # rank and number of processes
 
 
 def in_group() -> bool:
-    """Whether this process has joined a process group."""
+    """Whether this computer process has joined a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process in its group; 0 without one."""
+    """Number of this computer process in its group; 0 without one."""
     return dist.get_rank() if in_group() else 0
 
 
 def world_size() -> int:
-    """Number of processes in the group; 1 without one."""
+    """Number of computer processes in the group; 1 without one."""
     return dist.get_world_size() if in_group() else 1
 
 
 def own_device() -> torch.device:
-    """Where this process computes: a GPU of its own if there are several processes and GPUs, else what `best_device` says."""
+    """Where this computer process computes: a GPU of its own if there are several processes and GPUs, else what `best_device` says."""
     best, local = best_device(), os.environ.get("LOCAL_RANK")
     if local is None or best.type != "cuda":
         return best
@@ -69,7 +69,7 @@ def own_device() -> torch.device:
 def total(
     x: Tensor,  # numbers of which every process has a part
 ) -> Tensor:  # their sum, the same on all
-    """Add up over the processes."""
+    """Add up over the computer processes of a group."""
     if not in_group():
         return x
     x = x.detach().clone()
@@ -87,7 +87,7 @@ def agreed(
 def collected(
     part: Any,  # what this process has; anything that can be pickled
 ) -> list:  # what all processes have, in the order of ranks
-    """Show every process what all have."""
+    """Show every computer process of a group what all have."""
     if not in_group():
         return [part]
     parts = [None] * world_size()
@@ -123,7 +123,7 @@ def run_together(
     args: Sequence = (),  # what it is called with
     timeout: float = 300.0,  # seconds after which all are ended
 ) -> list:  # what each process returned, in the order of ranks
-    """Run a function in several processes of this machine that form a group (gloo, on the CPU).
+    """Run a function in several computer processes of this machine that form a group (gloo, on the CPU).
 
     Raises:
         torch.multiprocessing.ProcessRaisedException: if one of them fails; shows where. All are ended then.

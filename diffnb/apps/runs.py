@@ -287,7 +287,7 @@ def _write_about(out, shown):
 
 def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume):
     """Train, from the beginning or from where the folder stands, and write everything."""
-    is_first = launched()[0] == 0  # of several processes: the one that writes and speaks
+    is_first = launched()[0] == 0  # of several computer processes: the one that writes and speaks
     device = choose_device(own_device() if device is None else device)
     images, valid = recipe_images(recipe, root, verbose=progress and is_first)
     labels = Labels.of(images)

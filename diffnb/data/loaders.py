@@ -1,4 +1,4 @@
-"""Images from anywhere, as one block of bytes in memory, and batches cut from it without a loop over items.
+"""One function that reads images from anywhere, and batches cut from a block of bytes in memory without a loop over items.
 
 Docs: https://diffnb.github.io/diffnb/07_data/loaders.html.md"""
 
@@ -18,24 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ..core import Registry, best_device, to_model
+from ..core import best_device, to_model
 from .image_sets import ImageSet, from_arrays, height_and_width, resize_images
-from .readers import DATA_SETS, FASHION, IMAGE_SUFFIXES, Request, data_root, from_datasets, from_folder, from_loader, is_array
-
-# %% ../../nbs/07_data/02_loaders.ipynb #52498ae3
-__all__ = [
-    "DATA_SETS",
-    "FASHION",
-    "IMAGE_SUFFIXES",
-    "ImageLoader",
-    "ImageSet",
-    "Registry",
-    "Request",
-    "data_root",
-    "image_loaders",
-    "image_set",
-    "resize_images",
-]
+from .readers import DATA_SETS, Request, data_root, from_datasets, from_folder, from_loader, is_array
 
 # %% ../../nbs/07_data/02_loaders.ipynb #ddc37134
 def _read_known(name, request):

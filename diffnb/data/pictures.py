@@ -1,4 +1,4 @@
-"""What restoration is given: images, masks and alpha channels as people have them, and luminance that stays what it was.
+"""Images, masks and alpha channels of any kind brought into one form, known pixels kept bit for bit, and luminance and averages kept as they were.
 
 Docs: https://diffnb.github.io/diffnb/07_data/pictures.html.md"""
 

@@ -1,4 +1,4 @@
-"""Folders, data sets of others, and sets known by name.
+"""Images from folders, from data sets and loaders of torch and fastai, and from sets known by name.
 
 Docs: https://diffnb.github.io/diffnb/07_data/readers.html.md"""
 

@@ -1,17 +1,12 @@
 """How good images are."""
 
-from typing import TYPE_CHECKING
-
-from ..core import lazily
-
-if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
-    from .evaluation import *
-    from .extractors import *
-    from .fid_weights import *
-    from .frechet import *
-    from .gathering import *
-    from .kernel import *
-    from .scores import *
-    from .sets import *
-
-__getattr__, __dir__, __all__ = lazily(__name__)
+# all modules, and not only the one whose name is asked for: each of them adds to the registries `EXTRACTORS` and `METRICS`
+from .classifiers import *
+from .evaluation import *
+from .extractors import *
+from .frechet import *
+from .gathering import *
+from .inception import *
+from .kernel import *
+from .scores import *
+from .sets import *

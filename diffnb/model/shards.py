@@ -1,4 +1,4 @@
-"""Fifty thousand images, by any number of processes, interrupted at any time.
+"""Fifty thousand images, by any number of computer processes, interrupted at any time.
 
 Docs: https://diffnb.github.io/diffnb/11_model/shards.html.md"""
 
@@ -86,7 +86,7 @@ def agree_on(
     settings = json.loads(json.dumps(settings))
     if _read_settings(folder) is None:
         write_atomically(folder / "settings.json", (json.dumps(settings, indent=1) + "\n").encode())
-    found = _read_settings(folder)  # read back: another process may have written its own at the same moment
+    found = _read_settings(folder)  # read back: another program may have written its own at the same moment
     differing = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
     if differing:
         named = ", ".join(f"{key} {_short(found.get(key))} there, {_short(settings.get(key))} asked for" for key in differing)
@@ -215,7 +215,7 @@ def _choose_seed(folder, seed, world):
     if seed is None and found is not None:
         return found.get("seed")
     if seed is None and world > 1:
-        raise ValueError(f"{world} processes make one set only under one seed; give it (seed=, --seed)")
+        raise ValueError(f"{world} parallel processes make one set only under one seed; give it (seed=, --seed)")
     return secrets.randbits(32) if seed is None else seed
 
 
@@ -233,7 +233,7 @@ def generate_shards(
     shard_size: int | None = None,  # images in a shard, a whole number of batches; None: about 1,000
     precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
     kind: str | ShardWriter = "tensors",  # "tensors" or "folders"
-    share: tuple[int, int] | None = None,  # (r, W): make shards r, r + W, ...; None: as torchrun or accelerate started this process
+    share: tuple[int, int] | None = None,  # (r, W): make shards r, r + W, ...; None: as torchrun or accelerate started this program
     progress: bool = True,  # show a progress bar
 ) -> tuple[int, int]:  # images that this call has made, and images of its share that were there
     """Make a set of images in shards; called again, go on where it ended.

@@ -1,4 +1,4 @@
-"""The reverse SDE, its corrector, and the posterior steps of DDPM.
+"""The reverse SDE and its corrector, the posterior steps of DDPM, noise put back on purpose, and steps that fit.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/stochastic.html.md"""
 
@@ -135,7 +135,7 @@ def renew(
     return kept + new * z() if new else kept
 
 
-@SAMPLERS.register("ddim")
+@SAMPLERS.register("ddim", "dpm-solver-1", "dpm-solver++1", "dpmpp1")
 @dataclass(frozen=True)
 class DDIM(Sampler):
     """Keep x0_hat, shrink the noise, renew a part of it: eta = 0 is deterministic, eta = 1 the ancestral sampler of DDPM.
@@ -164,9 +164,6 @@ class DDIM(Sampler):
         old = s.sigma * math.sqrt(1 - self.eta**2 + self.eta**2 * math.exp(-2 * h))
         new = self.eta * s.sigma * math.sqrt(-math.expm1(-2 * h))
         return replace(state, x=renew(x, x0, t, s, old, new, lambda: noise.normal(x.shape[1:], "step", state.step, x.dtype)), x0=x0)
-
-# %% ../../nbs/03_samplers/04_stochastic.ipynb #6
-SAMPLERS.register("ddim", "dpm-solver-1", "dpm-solver++1", "dpmpp1")(DDIM)
 
 # %% ../../nbs/03_samplers/04_stochastic.ipynb #86c63594
 @SAMPLERS.register("ddpm", "ancestral")

@@ -802,9 +802,9 @@ def test_code_runs_only_where_it_was_allowed(tmp_path, monkeypatch):
     assert not ran.exists()
     store.add(source, "inprocess")
     assert load(tmp_path / "m", code="inprocess", trust=store).sde.schedule.beta(torch.zeros(1)).item() == 1 and ran.exists()
-    monkeypatch.setattr("diffnb.trust.default_store", lambda: store.path)
+    monkeypatch.setattr("diffnb.files.trust.default_store", lambda: store.path)
     assert load(tmp_path / "m", code="inprocess").sde.schedule.beta(torch.zeros(1)).item() == 1
-    monkeypatch.setattr("diffnb.trust.default_store", lambda: tmp_path / "another.json")
+    monkeypatch.setattr("diffnb.files.trust.default_store", lambda: tmp_path / "another.json")
     with pytest.raises(CodeNotTrusted, match="has not been confirmed"):
         load(tmp_path / "m", code="inprocess")
     with pytest.raises(CodeNotTrusted, match="has not been confirmed"):
@@ -911,10 +911,9 @@ def test_reading_raises_no_audit_events(tmp_path):
 
 WRITER = """
 import sys, torch
-from diffnb.networks.unet import MLP
-from diffnb.noise import Karras
-from diffnb.noise import VE
 from diffnb.files import Contents, save
+from diffnb.networks import MLP
+from diffnb.noise import VE, Karras
 networks = [MLP(dim=2, width=256, depth=3) for _ in range(2)]
 for k, network in enumerate(networks):
     for p in network.parameters():
@@ -933,6 +932,7 @@ def test_a_crash_leaves_the_old_file_or_the_new_one(tmp_path):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
         process.stdout.readline()
         while not path.exists():
+            assert process.poll() is None  # a writer that cannot write is no crash
             time.sleep(0.001)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)

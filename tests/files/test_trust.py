@@ -186,7 +186,7 @@ def test_no_terminal_no_question(tmp_path, monkeypatch):
 def test_confirm_wants_eight_digits(tmp_path, monkeypatch, typed):
     """Nothing else confirms."""
     store = TrustStore(tmp_path / "config" / "trust.json")
-    monkeypatch.setattr("diffnb.files.report.inspect", lambda path: type("Report", (), {"sources": {"a": FLAT}}))
+    monkeypatch.setattr("diffnb.files.trust.inspect", lambda path: type("Report", (), {"sources": {"a": FLAT}}))
     shown = []
     assert confirm("x", store=store, ask=lambda question: typed, show=shown.append) == []
     assert not store.allows(FLAT, "sandbox") and "not confirmed" in shown[-1]
@@ -200,7 +200,7 @@ def test_what_was_shown_is_what_is_trusted(tmp_path, monkeypatch):
     """A file that is exchanged while a person reads changes nothing."""
     store = TrustStore(tmp_path / "config" / "trust.json")
     report = type("Report", (), {"sources": {"a": FLAT}})
-    monkeypatch.setattr("diffnb.files.report.inspect", lambda path: report)
+    monkeypatch.setattr("diffnb.files.trust.inspect", lambda path: report)
 
     def ask(question):
         report.sources["a"] = changed(text="import os")

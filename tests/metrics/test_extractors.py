@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import diffnb
-import diffnb.metrics.extractors as module
+import diffnb.metrics.classifiers as classifiers
+import diffnb.metrics.inception as inception
 from diffnb.data import image_set
 from diffnb.metrics import (
     EXTRACTORS,
@@ -173,7 +174,7 @@ def release(tmp_path, monkeypatch):
     assert len(tensors) == 566  # as many as in the published file
     path = tmp_path / FID_RELEASE
     torch.save(tensors, path)
-    monkeypatch.setattr(module, "FID_RELEASE_SHA256", module.sha256_of(path))
+    monkeypatch.setattr(inception, "FID_RELEASE_SHA256", inception.sha256_of(path))
     return path
 
 
@@ -212,14 +213,14 @@ def test_missing_or_other_weights_are_an_error(nowhere):
 def test_fetching_keeps_only_the_right_file(nowhere, monkeypatch):
     served = nowhere / "served"
     served.write_bytes(b"the network")
-    monkeypatch.setattr(module, "FID_RELEASE_URL", served.as_uri())
+    monkeypatch.setattr(inception, "FID_RELEASE_URL", served.as_uri())
     with pytest.raises(ValueError, match="thrown away"):
         fetch_fid_weights(nowhere / "here")
     assert not list((nowhere / "here").iterdir())
-    monkeypatch.setattr(module, "FID_RELEASE_SHA256", module.sha256_of(served))
+    monkeypatch.setattr(inception, "FID_RELEASE_SHA256", inception.sha256_of(served))
     path = fetch_fid_weights()
     assert path.read_bytes() == b"the network" and path == find_fid_weights(logits=True)
-    monkeypatch.setattr(module, "FID_RELEASE_URL", (nowhere / "gone").as_uri())
+    monkeypatch.setattr(inception, "FID_RELEASE_URL", (nowhere / "gone").as_uri())
     assert fetch_fid_weights() == path  # what is there is not fetched again
     with pytest.raises(ConnectionError, match="diffnb weights"):
         fetch_fid_weights(nowhere / "elsewhere")
@@ -233,8 +234,8 @@ def test_weights_cannot_run_code(nowhere, monkeypatch):
 
     torch.save({"fc.weight": Surprise()}, nowhere / FID_RELEASE)
     torch.save({"state_dict": Surprise()}, nowhere / RESNET20_WEIGHTS)
-    monkeypatch.setattr(module, "FID_RELEASE_SHA256", module.sha256_of(nowhere / FID_RELEASE))
-    monkeypatch.setattr(module, "RESNET20_SHA256", module.sha256_of(nowhere / RESNET20_WEIGHTS))
+    monkeypatch.setattr(inception, "FID_RELEASE_SHA256", inception.sha256_of(nowhere / FID_RELEASE))
+    monkeypatch.setattr(classifiers, "RESNET20_SHA256", inception.sha256_of(nowhere / RESNET20_WEIGHTS))
     for extractor in (InceptionFeatures, ResNet20):
         with pytest.raises(Exception, match="[Ww]eights.only"):
             extractor(nowhere)
@@ -245,7 +246,7 @@ def test_backbone_has_the_names_and_shapes_of_torchvision():
     models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
         theirs = models.inception_v3(weights=None, init_weights=False, aux_logits=False).state_dict()
-        ours = module._backbone().state_dict()
+        ours = inception._backbone().state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")}
 
 

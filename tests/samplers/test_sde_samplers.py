@@ -27,6 +27,7 @@ from diffnb.samplers import (
     StochasticHeun,
     add_noise,
     affine_map,
+    ideal_end,
     levels_at,
     noised,
     propagate,
@@ -67,13 +68,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def ideal_end(oracle, sde):
-    """What a run without any error returns: x0_hat at t_min, of exact samples there."""
-    level = sde.levels(torch.tensor([sde.t_min], dtype=torch.float64))[0]
-    clean, noisy = oracle.covariances[0], noised(oracle, sde, sde.t_min).covariances[0]
-    return Gaussian(oracle.mean, level.alpha**2 * clean @ torch.linalg.inv(noisy) @ clean)
 
 
 def distance(sampler, sde, n, grid=None):
