@@ -63,9 +63,9 @@ def main():
             print(f"{cls.__name__ + '.' + name:30} native {row['native_us']:6.1f} us, recipe {row['recipe_us']:6.1f} x{row['ratio_of_minima']:.2f}")
     start = time.perf_counter()
     text = lower(corpus.SigmoidSchedule).text
-    from diffnb.files import Recipe
+    from diffnb.files import RecipeGraph
 
-    result["reading_ms"] = round(timed(lambda: Recipe(text)(), 50) * 1e3, 3)
+    result["reading_ms"] = round(timed(lambda: RecipeGraph(text)(), 50) * 1e3, 3)
     print(f"reading a recipe and making its component: {result['reading_ms']:.2f} ms")
     model, rows = GenerativeModel.pretrained("fashion_mnist", "cpu", verbose=False), {}
     denoiser = model.denoiser()

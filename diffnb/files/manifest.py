@@ -35,7 +35,7 @@ from diffnb.files.errors import (
     RecipeLimit,
     UnknownComponent,
 )
-from .recipe_components import Recipe, RecipeComponent
+from .recipe_components import RecipeGraph, RecipeComponent
 from .recipe_host import Budget
 from .recipes import lower
 from .sources import kind_of, settings_of, source_of
@@ -94,7 +94,7 @@ def agree(
 class Parts:
     """Recipes and sources that components of a manifest refer to, by ID."""
 
-    recipes: dict[str, Recipe] = field(default_factory=dict)  # by ID
+    recipes: dict[str, RecipeGraph] = field(default_factory=dict)  # by ID
     sources: dict[str, ComponentSource] = field(default_factory=dict)  # by ID
 
     def describe(
@@ -290,7 +290,7 @@ class Context:
             raise CodeNotTrusted(
                 f"{where} is a recipe, {short(own)}, and code='builtin' makes only diffnb's own components; nothing was run. Use code='recipe'"
             )
-        recipe = self._read.get(ident) or Recipe(canonical_json(graph), self.limits, self._budget)
+        recipe = self._read.get(ident) or RecipeGraph(canonical_json(graph), self.limits, self._budget)
         self._read[ident] = recipe
         if recipe.kind != row["kind"]:
             fail(where, f"is of kind {row['kind']}, its recipe of kind {recipe.kind}")

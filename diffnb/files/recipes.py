@@ -14,7 +14,7 @@ import math
 from .container import canonical_json
 from .errors import API, ComponentSource, Limits, RecipeError
 from .lowered_bodies import Body
-from .recipe_components import Recipe
+from .recipe_components import RecipeGraph
 from diffnb.files.recipe_scopes import (
     _KNOWN_DUNDERS,
     _UNUSED,
@@ -206,7 +206,7 @@ def lower(
     source: str | type | ComponentSource,  # text of a module whose last class is the component, the class itself, or a source from a file
     name: str | None = None,  # of the class in the text; None: the last one
     limits: Limits = Limits(),  # how large the recipe may be
-) -> Recipe:  # the component as data; call it with settings to make the component
+) -> RecipeGraph:  # the component as data; call it with settings to make the component
     """Lower a component to a recipe, from its text alone. Nothing in the text is run.
 
     Raises:
@@ -225,6 +225,6 @@ def lower(
     scope.name = found[-1].name
     try:
         data = Component(scope, found[-1]).lower()
-        return Recipe(canonical_json(data), limits)
+        return RecipeGraph(canonical_json(data), limits)
     except RecursionError:
         raise RecipeError(f"{scope.name} is nested too deep") from None

@@ -34,7 +34,7 @@ from diffnb.files import (
     Limits,
     Plans,
     Program,
-    Recipe,
+    RecipeGraph,
     RecipeComponent,
     RecipeError,
     RecipeLimit,
@@ -69,7 +69,7 @@ class Labelled(BaseDenoiser):
 
 def recipe_of(native):
     """The recipe of a component, with the component's settings, by way of JSON text."""
-    return Recipe(lower(type(native)).text)(**settings_of(native))
+    return RecipeGraph(lower(type(native)).text)(**settings_of(native))
 
 
 def same(a, b):
@@ -595,7 +595,7 @@ def test_hostile_graph(name):
     with pytest.raises((RecipeError, RecipeLimit)):
         result = run(GRAPHS[name])
         # what comes back is at worst a value that no component may return
-        Recipe(canonical_json(SCHEDULE | {"functions": SCHEDULE["functions"] | {"beta": function("x", GRAPHS[name], 4)}}))().beta(torch.ones(3))
+        RecipeGraph(canonical_json(SCHEDULE | {"functions": SCHEDULE["functions"] | {"beta": function("x", GRAPHS[name], 4)}}))().beta(torch.ones(3))
         raise AssertionError(f"returned {type(result).__name__}")
 
 
@@ -638,7 +638,7 @@ DOCUMENTS = {
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_hostile_document(name):
     with pytest.raises((RecipeError, RecipeLimit)):
-        Recipe(DOCUMENTS[name])
+        RecipeGraph(DOCUMENTS[name])
 
 
 def test_limits_are_what_they_say():
@@ -710,7 +710,7 @@ def test_the_interpreter_holds_no_door():
 
 AUDIT = """
 import sys, torch
-from diffnb.files import Recipe
+from diffnb.files import RecipeGraph
 from diffnb.files import lower
 from diffnb.noise import VP
 from diffnb.denoise import Gaussian
@@ -721,7 +721,7 @@ events = []
 watched = {"exec", "compile", "import", "open", "os.system", "subprocess.Popen", "socket.connect"}
 sys.addaudithook(lambda event, args: events.append((event, str(args)[:80])) if event in watched else None)
 for text in texts:
-    component = Recipe(text)()
+    component = RecipeGraph(text)()
     if component.recipe.kind == "schedule":
         for _ in range(3):
             component.beta(torch.linspace(0, 1, 5)), component.integral(torch.linspace(0, 1, 5))
@@ -789,7 +789,7 @@ def test_fuzzed_recipes(data):
             part = part[key]
         holder[path[-1]] = data.draw(st.sampled_from(ODD)) if data.draw(st.booleans()) else json.loads(json.dumps(part))
     try:
-        component = Recipe(json.dumps(document), Limits(seconds=2.0, call_bytes=2**26, steps=50_000))()
+        component = RecipeGraph(json.dumps(document), Limits(seconds=2.0, call_bytes=2**26, steps=50_000))()
         results = [component.beta(torch.linspace(0, 1, 5)) for _ in range(3)]
         assert all(result.equal(results[0]) or result.isnan().any() for result in results)
     except (RecipeError, RecipeLimit, ComponentError):
@@ -958,7 +958,7 @@ def test_hostile_attributes(attribute, how):
         document["functions"] = {"step": step, attribute: function("", [["return", ["global", "a159"]]])}
     start = time.process_time()
     with pytest.raises((RecipeError, RecipeLimit)) as found:
-        Recipe(canonical_json(document))()
+        RecipeGraph(canonical_json(document))()
     assert time.process_time() - start < 2 and len(str(found.value)) < 200
 
 
