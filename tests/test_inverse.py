@@ -205,6 +205,22 @@ def test_every_level_has_the_same_say_in_the_axes_of_the_channels():
     assert (spectral.rotation @ upper @ spectral.rotation.T).triu(1).abs().max() > 0.1  # not those of one level
 
 
+def test_calibration_noises_every_image_at_every_level_anew():
+    class Seeing(Erring):
+        seen = []
+
+        def x0(self, x, t, condition):
+            self.seen.append((x - self.sde.alpha(t) * condition["truth"]) / self.sde.sigma(t))
+            return condition["truth"]
+
+    truth = normal(90, 1, 8, 8, seed=12)
+    calibrate(Seeing(), truth, n_levels=3, condition={"truth": truth}, batch_size=30)
+    noise = torch.cat(Seeing.seen).reshape(270, 64)  # 30 images at a time, three times a level
+    products = noise @ noise.T / 64  # rows that are independent have products of size 1 / 8
+    assert (products.diagonal() - 1).abs().max() < 6 * math.sqrt(2) / 8
+    assert products.triu(1).abs().max() < 6 / 8 and products.triu(1).square().sum() / (270 * 269 / 2) == pytest.approx(1 / 64, rel=0.05)
+
+
 @pytest.mark.parametrize("n", [32, 96])
 def test_variances_are_pulled_to_their_neighbours_by_what_the_number_of_samples_says(n):
     """One variance stands out among equal ones. Its logarithm moves by 1 / (1 + n / 32) of the way to the mean of its nine."""
