@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffnb.core import NoiseSource
-from diffnb.denoise import Gaussian, GaussianMixture, check_denoiser
+from diffnb.denoise import BaseDenoiser, Gaussian, GaussianMixture, check_denoiser
 from diffnb.guidance import (
     DDNM,
     DPS,
@@ -171,6 +171,98 @@ def test_calibration_measures_the_posterior_covariance():
         assert abs(found.trace() / exact.trace() - 1) < 0.15
         half = factor.root(basis).flatten(1).T
         torch.testing.assert_close(half @ half.T, found, atol=1e-9, rtol=0)
+
+
+class Erring(BaseDenoiser):
+    """A denoiser under EDM whose errors are given: the truth less sqrt(kappa^2 / (1 + kappa^2)) times those of the upper or lower levels."""
+
+    sde = EDM()
+
+    def x0(self, x, t, condition):
+        kappa = (self.sde.sigma(t) / self.sde.alpha(t)).item()
+        return condition["truth"] - kappa / math.hypot(1, kappa) * condition["upper" if kappa > 1 else "lower"]
+
+
+def with_second_moment(root, shape, n):
+    """Samples (n, *shape) whose mean outer product is root @ root^T to the last digit."""
+    return (math.sqrt(n) * torch.linalg.qr(normal(n, len(root), seed=11))[0] @ root.T).reshape(n, *shape)
+
+
+def white(channels, pixels):
+    """The covariance of images that are white in space: a matrix for the channels, repeated at each pixel; or a root of it."""
+    return torch.kron(channels.contiguous(), torch.eye(pixels, dtype=torch.float64))
+
+
+def calibrated_on(upper, lower):
+    """The spectral covariance of given errors, measured at a large and at a small noise level."""
+    condition = {"truth": normal(*upper.shape, seed=12), "upper": upper, "lower": lower}
+    return calibrate(Erring(), condition["truth"], n_levels=2, condition=condition)
+
+
+def test_the_spectral_covariance_of_three_channels_is_that_of_the_errors():
+    """Errors that are white in space and correlated across channels, by axes that are no symmetric matrix: every factor is exact."""
+    channels = torch.tensor([[1.0, 0.7, 0.1], [0.7, 0.9, -0.3], [0.1, -0.3, 0.5]], dtype=torch.float64)
+    errors = with_second_moment(white(torch.linalg.cholesky(channels), 12), (3, 3, 4), 80)
+    spectral, basis = calibrated_on(2 * errors, errors), torch.eye(36, dtype=torch.float64).view(36, 3, 3, 4)
+    assert (spectral.rotation - spectral.rotation.T).abs().max() > 0.1
+    for lam in (spectral.lambdas[0], -1.0, 0.0, 2.5, spectral.lambdas[1]):
+        upper = (spectral.lambdas[1] - lam) / (spectral.lambdas[1] - spectral.lambdas[0])  # share of the upper level, where all is 4 times as much
+        exact = 4**upper * white(channels, 12) / (1 + math.exp(2 * lam))
+        factor = spectral.at(lam, basis)
+        torch.testing.assert_close(factor.multiply(basis).flatten(1), exact, atol=1e-10, rtol=1e-8)
+        half = factor.root(basis).flatten(1).T
+        torch.testing.assert_close(half @ half.T, exact, atol=1e-10, rtol=1e-8)
+
+
+def test_every_level_has_the_same_say_in_the_axes_of_the_channels():
+    """The axes are those of the sum of the two covariances, although the errors of one are ten thousand times those of the other."""
+    upper = torch.tensor([[1.0, 0.6, 0.0], [0.6, 1.2, 0.2], [0.0, 0.2, 0.4]], dtype=torch.float64)
+    lower = torch.tensor([[0.8, -0.5, 0.3], [-0.5, 0.5, 0.0], [0.3, 0.0, 1.5]], dtype=torch.float64)
+    spectral = calibrated_on(*(with_second_moment(white(torch.linalg.cholesky(c), 4), (3, 2, 2), 40) for c in (upper, lower)))
+    turned = spectral.rotation @ (upper + lower) @ spectral.rotation.T
+    torch.testing.assert_close(turned, turned.diagonal().diag(), atol=1e-10, rtol=0)
+    assert (spectral.rotation @ upper @ spectral.rotation.T).triu(1).abs().max() > 0.1  # not those of one level
+
+
+def test_calibration_noises_every_image_at_every_level_anew():
+    class Seeing(Erring):
+        seen = []
+
+        def x0(self, x, t, condition):
+            self.seen.append((x - self.sde.alpha(t) * condition["truth"]) / self.sde.sigma(t))
+            return condition["truth"]
+
+    truth = normal(90, 1, 8, 8, seed=12)
+    calibrate(Seeing(), truth, n_levels=3, condition={"truth": truth}, batch_size=30)
+    noise = torch.cat(Seeing.seen).reshape(270, 64)  # 30 images at a time, three times a level
+    products = noise @ noise.T / 64  # rows that are independent have products of size 1 / 8
+    assert (products.diagonal() - 1).abs().max() < 6 * math.sqrt(2) / 8
+    assert products.triu(1).abs().max() < 6 / 8 and products.triu(1).square().sum() / (270 * 269 / 2) == pytest.approx(1 / 64, rel=0.05)
+
+
+@pytest.mark.parametrize("n", [32, 96])
+def test_variances_are_pulled_to_their_neighbours_by_what_the_number_of_samples_says(n):
+    """One variance stands out among equal ones. Its logarithm moves by 1 / (1 + n / 32) of the way to the mean of its nine."""
+    pull, tall = 1 / (1 + n / 32), 3.0
+
+    even = torch.ones(4, 4, dtype=torch.float64)
+    # in space: the pixel (1, 1), once in the window of each of its neighbours
+    variance = even.clone()
+    variance[1, 1] = tall
+    errors = with_second_moment(variance.sqrt().flatten().diag(), (1, 4, 4), n)
+    floor = 1e-3 * (15 + tall) / 16
+    shares = torch.zeros(4, 4, dtype=torch.float64)
+    shares[:3, :3] = 1 / 9
+    expected = math.log(1 + floor) + math.log((tall + floor) / (1 + floor)) * (pull * shares + (1 - pull) * (variance == tall))
+    torch.testing.assert_close(calibrated_on(errors, errors).scale.log() * 2, expected.expand(2, 1, 4, 4), atol=1e-10, rtol=0)
+    # among the cosines: the mean over the image, four times in its own window, whose edge is repeated outwards
+    spectrum = even.clone()
+    spectrum[0, 0] = tall
+    errors = with_second_moment(torch.kron(cosines(4), cosines(4)).T * spectrum.sqrt().flatten(), (1, 4, 4), n)
+    shares = torch.zeros(4, 4, dtype=torch.float64)
+    shares[:2, :2] = torch.tensor([[4.0, 2.0], [2.0, 1.0]], dtype=torch.float64) / 9
+    expected = -math.log(1.001 * (15 + tall) / 16) + math.log(tall) * (pull * shares + (1 - pull) * (spectrum == tall))
+    torch.testing.assert_close(calibrated_on(errors, errors).spectrum.log(), expected.expand(2, 1, 4, 4), atol=1e-10, rtol=0)
 
 
 def sliced_w2(a, b):

@@ -1,5 +1,7 @@
 """Linear operators: adjoints, pseudo-inverses, and what they compute, against dense matrices and other implementations."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,15 @@ def test_what_they_compute():
     assert (hidden[:, :, MASK == 1] == 0).all() and (hidden[:, :, MASK == 0] == x[:, :, MASK == 0]).all()
     both = Composition(Downsample(2), Grayscale())
     torch.testing.assert_close(both.A(x), Downsample(2).A(Grayscale().A(x)))
+
+
+def test_a_gaussian_kernel_has_the_width_that_it_is_given():
+    for std in (0.8, 1.7):
+        kernel, x = gaussian_kernel(std, 15), torch.arange(-15, 16, dtype=torch.float64)
+        assert kernel.sum().item() == pytest.approx(1)
+        for line in (kernel.sum(0), kernel.sum(1)):
+            assert ((line * x**2).sum().sqrt().item(), (line * x).sum().item()) == pytest.approx((std, 0), abs=1e-4)
+        assert gaussian_kernel(std).shape == (2 * math.ceil(3 * std) + 1,) * 2
 
 
 def test_symmetric_blur_keeps_constants_with_either_boundary():

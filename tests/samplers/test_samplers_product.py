@@ -380,6 +380,8 @@ def test_wasserstein():
     assert abs(wasserstein(Gaussian(0.0, 1.0), Gaussian(1.0, 4.0)) - math.sqrt(2)) < 1e-14
     other = Gaussian(tensor([0.0, 0.1]), tensor([[0.2, -0.05], [-0.05, 0.1]]))
     assert abs(wasserstein(PLANE, other) - wasserstein(other, PLANE)) < 1e-12
+    flat, round_ = Gaussian(torch.zeros(2), tensor([[1.0, 0.0], [0.0, 0.0]])), Gaussian(torch.zeros(2), tensor([[4.0, 0.0], [0.0, 9.0]]))
+    assert abs(wasserstein(flat, round_) - math.sqrt(10)) < 1e-12 and abs(wasserstein(round_, flat) - math.sqrt(10)) < 1e-12
     near = Gaussian(PLANE.mean, PLANE.covariance * (1 + 1e-9))
     assert abs(wasserstein(PLANE, near) / (0.5e-9 * PLANE.covariance.trace().sqrt()) - 1) < 1e-5
 

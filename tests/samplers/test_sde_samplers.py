@@ -150,6 +150,27 @@ def test_corrections_end_where_theory_says():
     assert run.end.covariance.item() < 1e-6
 
 
+@pytest.mark.parametrize(
+    "sampler, draws",
+    [
+        (EulerMaruyama(), 7),
+        (PredictorCorrector(1, 0.1), 14),
+        (PredictorCorrector(2, 0.1), 21),
+        (PredictorCorrector(3, 0.1, DDIM()), 21),
+        (PredictorCorrector(2, 0.1, DDIM(eta=0.5)), 21),
+        (DDIM(eta=0.5), 7),
+        (DDPM(), 7),
+        (SDEDPMSolverPP(), 7),
+        (StochasticHeun(4.0, 0.0, math.inf), 7),
+        (Restart(((0.3, 1.0, 3, 2), (0.05, 0.2, 2, 3))), 5),
+    ],
+    ids=repr,
+)
+def test_no_number_is_drawn_twice(sampler, draws):
+    """Seven steps, each with as many independent draws as it has uses for one."""
+    assert len(affine_map(sampler, AXES, VP(), 8, "karras").noise) == draws
+
+
 # equalities and published algorithms
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,18 @@ from diffnb.denoise import Denoiser, GaussianMixture
 from diffnb.networks import MLP, build_network
 from diffnb.noise import EDM, PARAMETRIZATIONS, VE, VP, FlowMatching, Karras, SubVP
 from diffnb.samplers import DPMSolverPP2M
-from diffnb.training import EMACallback, LogNormal, LossWeight, NonFiniteLoss, SampleCallback, data_scale, diffusion_learner, fit, lr_factor
+from diffnb.training import (
+    DiffusionCallback,
+    EMACallback,
+    LogNormal,
+    LossWeight,
+    NonFiniteLoss,
+    SampleCallback,
+    data_scale,
+    diffusion_learner,
+    fit,
+    lr_factor,
+)
 
 MIXTURE = GaussianMixture(torch.tensor([[-1.0, 0.0], [0.7, 0.8], [0.7, -0.8]]), 0.04 * torch.eye(2).expand(3, 2, 2))
 SCALE = 0.764  # root mean square of the mixture
@@ -127,6 +139,61 @@ def test_validation_loss_of_the_exact_denoiser_is_the_floor_under_any_process():
         floors.append(float(diffusion_learner(dls, network, sde, Karras(SCALE), progress=False).validate()[0]))
     assert floors == pytest.approx([floors[0]] * 5, rel=0.01)
     assert 0.6 < floors[0] < 0.8
+
+
+class AsWeight(LossWeight):
+    """A weight that is the half log-SNR of the time it is asked about."""
+
+    def __call__(self, parametrization, sde, t):
+        return sde.half_log_snr(t)
+
+
+@pytest.mark.parametrize("parametrization", ["epsilon", "x0", "v", "karras", "flow"])
+@pytest.mark.parametrize("sde", [VP(), SubVP(), VE(0.01, 50.0), EDM(), FlowMatching()], ids=lambda sde: type(sde).__name__)
+def test_the_weight_of_a_loss_is_that_of_the_noise_in_the_input(sde, parametrization):
+    """The level is read off what the network is given for pure data and for pure noise, the error of x_0 off what it is asked for."""
+    u, one, none, label = torch.linspace(0.2, 0.8, 9).double(), torch.ones(9, 1).double(), torch.zeros(9, 1).double(), torch.full((9,), -1)
+    for weight, of_x0 in {
+        "edm": lambda snr: SCALE**-2 + snr,
+        "min-snr": lambda snr: snr.clamp(max=5.0),
+        "sigmoid": lambda snr: snr / (1 + snr * math.exp(-2.0)),
+        AsWeight(): None,
+    }.items():
+        diffusion = DiffusionCallback(sde, PARAMETRIZATIONS[parametrization](SCALE), LogNormal(-0.5, 1.0), weight)
+        diffusion.learn = SimpleNamespace(model=None)
+        (data, level), (p, found) = diffusion.problem(one, label, u, none)
+        (noise, _), (q, _) = diffusion.problem(none, label, u, one)
+        data, noise, p, q = (x[:, 0] for x in (data, noise, p, q))
+        torch.testing.assert_close(level, torch.log(data / noise), rtol=1e-6, atol=1e-6)
+        # x_0 from the input and the target, by Cramer's rule
+        expected = of_x0((data / noise) ** 2) * (noise / (data * q - noise * p)) ** 2 if of_x0 else level
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_times_and_noise_of_validation_are_independent_of_each_other_and_from_item_to_item():
+    class Asked(Callback):
+        """What the network is asked; of data that are zero, the noise and its level."""
+
+        order, seen = 98, []
+
+        def before_batch(self):
+            self.seen.append(self.xb)
+
+    asked, n, times = Asked(), 20_000, LogNormal(-1.0, 1.3)
+    dls, network = toy()
+    dls.valid.x = torch.zeros(n, 2)
+    diffusion_learner(dls, network, EDM(), Karras(0.5), times=times, progress=False, callbacks=[asked]).validate()
+    x, level = (torch.cat(parts).double() for parts in zip(*asked.seen))
+    noise = x * (1 + (0.5 * torch.exp(level[:, None])) ** 2).sqrt()
+    u = torch.special.ndtr((-level - times.mean) / times.std)  # what is cut off at the ends is a thousandth
+    # functions of mean 0 and variance 1, orthogonal to each other: of the time, of the noise, and the same of the next item
+    a, b = noise.T
+    functions = torch.stack(
+        [*(math.sqrt(2) * torch.cos(k * math.pi * u) for k in range(1, 7)), a, b, (a**2 - 1) / math.sqrt(2), (b**2 - 1) / math.sqrt(2), a * b]
+    )
+    assert functions.mean(1).abs().max() < 5 / math.sqrt(n)
+    products = functions @ torch.cat([functions, functions.roll(1, 1)]).T / n
+    assert (products - torch.eye(11, 22)).abs().max() < 10 / math.sqrt(n)  # their products have a standard deviation of 4 at most
 
 
 def test_the_average_is_the_formula_applied_to_the_weights_of_every_step():

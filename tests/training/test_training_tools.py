@@ -10,10 +10,14 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback
+from diffnb.monitoring import binned
+from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
+from scipy.optimize import brentq
+from scipy.stats import beta
 from torch import nn
 
 from diffnb.data import ImageSet, image_loaders, image_set
@@ -21,12 +25,20 @@ from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, UNet, build_network
 from diffnb.noise import EDM, VP, Epsilon, Karras
 from diffnb.training import (
+    QUANTILES,
+    RATES,
+    Average,
     CheckpointError,
+    ConstantRate,
+    EarlyStopCallback,
     HalfLife,
     HistoryCallback,
+    InverseSqrtRate,
     LevelLossCallback,
+    LogNormal,
     NonFiniteLoss,
     PowerLaw,
+    Rate,
     ResumeCallback,
     Sigmoid,
     TrainingError,
@@ -36,6 +48,8 @@ from diffnb.training import (
     fit,
     load_state,
     log_callbacks,
+    lr_factor,
+    posthoc_coefficients,
 )
 
 IMAGES = torch.randint(0, 256, (48, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -474,3 +488,110 @@ def test_names_stay_importable_from_one_place():
     for name in "Equal MinSNR LogNormal UniformTime stratified EMACallback SampleCallback MetricCallback CheckpointCallback lr_factor fit".split():
         assert name in training.__all__
     assert build_network("tiny", (1, 8, 8), 0) is not None and MLP(2) is not None
+
+
+# --- averages, rates and quantiles against what they are by definition -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.15, 12**-0.5])
+def test_a_power_law_remembers_a_share_of_training(sigma_rel):
+    """Steps that are unit vectors leave the share of each in the average: it grows with a power, and is as wide as it says."""
+    n, batch = 2000, 32
+    average = Average([torch.zeros(n, dtype=torch.float64)], PowerLaw(sigma_rel))
+    for step in torch.eye(n, dtype=torch.float64):
+        average.update([step], batch)
+    (share,), t = average.tensors, (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    mean = (share * t).sum()
+    assert share.sum() == pytest.approx(1)
+    assert (share * (t - mean) ** 2).sum().sqrt() == pytest.approx(sigma_rel, rel=2e-3)
+    slopes = torch.log(share[[200, 400, 800, 1600]]).diff() / math.log(2)  # of a power law one and the same
+    assert (slopes - slopes.mean()).abs().max() < 0.02 * (1 + slopes.mean())
+
+
+def test_saved_averages_are_combined_as_least_squares_has_it():
+    """Profiles as columns of numbers, the wanted one as their combination; and a saved one is itself."""
+    n, times, sigma_rels = 200_000, [400.0, 400.0, 1000.0, 1000.0], [0.05, 0.1, 0.05, 0.1]
+    t = (np.arange(n) + 0.5) / n * 1000
+
+    def profile(end, sigma_rel):  # of the power whose distribution has this width
+        gamma = brentq(lambda g: beta(g + 1, 1).std() - sigma_rel, 0, 1000)
+        return np.where(t <= end, (gamma + 1) * np.minimum(t / end, 1) ** gamma / end, 0)
+
+    columns = np.stack([profile(end, s) for end, s in zip(times, sigma_rels)], 1)
+    for wanted in (0.07, 0.13, 0.2):
+        target = profile(1000.0, wanted)
+        exact, squares = np.linalg.lstsq(columns, target, rcond=None)[:2]
+        found, residual = posthoc_coefficients(times, sigma_rels, 1000.0, wanted)
+        assert found.tolist() == pytest.approx(exact.tolist(), rel=1e-4, abs=1e-6)
+        assert residual == pytest.approx(math.sqrt(squares[0]) / np.linalg.norm(target), rel=1e-3)
+    found, residual = posthoc_coefficients(times, sigma_rels, 1000.0, 0.1)
+    assert found.tolist() == pytest.approx([0, 0, 0, 1], abs=1e-6) and residual < 1e-6
+
+
+def test_rates_by_hand():
+    thirds = [0, 1 / 3, 1 / 2, 2 / 3, 1]
+    for name, values in {"cosine": [1, 0.75, 0.5, 0.25, 0], "linear": [1, 2 / 3, 0.5, 1 / 3, 0], "constant": [1] * 5}.items():
+        assert [RATES.resolve(name, Rate)(1000, progress) for progress in thirds] == pytest.approx(values)
+    assert [InverseSqrtRate(100)(step, 0.9) for step in (0, 100, 400, 900)] == pytest.approx([1, 1, 1 / 2, 1 / 3])
+    # warm-up: by steps in a long training, by a twentieth of a short one
+    assert [lr_factor(step, 0.0, 10, rate=ConstantRate()) for step in (0, 4, 9, 99)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [lr_factor(0, progress, 300, rate=ConstantRate()) for progress in (0.01, 0.025, 0.05, 0.5)] == pytest.approx([0.2, 0.5, 1, 1])
+    assert lr_factor(4, 0.5, 10, 1.0) == pytest.approx(0.5 * 0.5)
+
+
+@pytest.mark.parametrize("is_lower_better", [True, False])
+def test_training_ends_when_nothing_has_improved_by_as_much_as_was_asked_for(is_lower_better):
+    losses, sign = [5.0, 3.0, 2.9, 2.85, 2.4, 2.6, 2.35, 2.3], 1 if is_lower_better else -1
+    stop, stopped = EarlyStopCallback(3, is_lower_better=is_lower_better, min_delta=0.2), None
+    stop.learn = types.SimpleNamespace(recorder=types.SimpleNamespace(metric_names=["epoch", "train_loss", "valid_loss", "time"], values=[]))
+    for epoch, loss in enumerate(losses):
+        stop.learn.recorder.values.append([0.0, sign * loss])
+        try:
+            stop.after_epoch()
+        except CancelFitException:
+            stopped = epoch
+            break
+    assert stopped == 7 and stop.best == 2.4  # 2.9 and 2.85 are no gain on 3.0, nor is what follows on 2.4
+
+
+@pytest.mark.parametrize("name, even, apart", [("stratified", 1, None), ("shifted", 1, 1 / 16), ("independent", 16, None)])
+def test_quantiles_are_uniform_and_as_even_as_they_say(name, even, apart):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([QUANTILES[name](16, generator) for _ in range(4000)]).double()
+    counts = torch.stack([torch.bincount((row * 16).long(), minlength=16) for row in drawn])
+    assert int(counts.max()) <= even and (even == 1 or int(counts.max()) > 3)
+    if apart is not None:
+        torch.testing.assert_close(drawn.sort(1).values.diff(dim=1), torch.full((4000, 15), apart, dtype=torch.float64), rtol=0, atol=1e-6)
+    within = (drawn[:, 0] * 16) % 1  # where the first lies in its interval
+    for values in (drawn[:, 0] if apart is None else within, within):
+        assert (values.sort().values - (torch.arange(4000) + 0.5) / 4000).abs().max() < 1.63 / math.sqrt(4000)  # Kolmogorov and Smirnov, at 1%
+
+
+def test_the_losses_that_are_shown_are_means_of_the_losses_that_there_were():
+    class Look(Callback):
+        order = 99
+
+        def __init__(self):
+            self.losses, self.sizes, self.shown = {True: [], False: []}, [], []
+
+        def after_batch(self):
+            self.losses[self.training].append(float(self.loss))
+            if not self.training:
+                self.sizes.append(len(self.yb[0]))
+
+        def after_epoch(self):
+            self.shown.append(float(self.recorder.smooth_loss.value))
+
+    look, levels = Look(), LevelLossCallback(4)
+    loaders = image_loaders(pictures(), pictures(20), batch_size=16, device="cpu")
+    result = train(loaders, epochs=2, times=LogNormal(-2.0, 0.1), lr=0.01, callbacks=[look, levels])
+    assert look.sizes == [16, 4] * 2
+    last = look.losses[False][2:]
+    assert result.record["valid_loss"][-1] == pytest.approx((16 * last[0] + 4 * last[1]) / 20, rel=1e-5)
+    # an exponential average with the weights of 0.98, as if it had begun long ago
+    weights = 0.98 ** np.arange(6)[::-1]
+    assert look.shown[-1] == pytest.approx(np.dot(weights, look.losses[True]) / weights.sum(), rel=1e-4)
+    for bins in levels.level_history:
+        assert bins["log_sigma"] == pytest.approx([-2.0] * 4, abs=0.3) and sorted(bins["log_sigma"]) == bins["log_sigma"]
+    found = binned(torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]), torch.tensor([30.0, 10.0, 20.0, 50.0, 40.0]), 2)
+    assert found == {"log_sigma": [2.0, 4.5], "loss": [20.0, 45.0]}
