@@ -1,6 +1,6 @@
 """Check what is in the wheel and the source distribution of a folder: all of the package, what building needs, licences, and nothing else.
 
-    python .ci/contents.py DIST
+python .ci/contents.py DIST
 """
 
 import argparse

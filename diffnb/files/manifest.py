@@ -35,7 +35,7 @@ from diffnb.files.errors import (
     RecipeLimit,
     UnknownComponent,
 )
-from .recipe_components import RecipeGraph, RecipeComponent
+from .recipe_components import RecipeComponent, RecipeGraph
 from .recipe_host import Budget
 from .recipes import lower
 from .sources import kind_of, settings_of, source_of
