@@ -342,7 +342,7 @@ def test_reading_is_light():
 
 
 def test_whoever_registers_a_set_may_return_anything(monkeypatch):
-    registry = diffnb.data.Registry("data set")
+    registry = diffnb.core.Registry("data set")
     monkeypatch.setattr(diffnb.data.loaders, "DATA_SETS", registry)
 
     @registry.register("noise")
@@ -365,7 +365,7 @@ def test_the_samples_of_the_colour_model_come_with_the_package():
 
     from PIL import Image
 
-    from diffnb.model import GenerativeModel, digest_of
+    from diffnb.model import GenerativeModel, digest_of_model
 
     place = importlib.resources.files("diffnb") / "assets" / "cifar10_samples.png"
     samples = image_set("cifar10_samples", verbose=False)
@@ -376,7 +376,7 @@ def test_the_samples_of_the_colour_model_come_with_the_package():
     pixels = torch.frombuffer(bytearray(box.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
     assert torch.equal(samples.images[23], pixels)  # the fourth of the third row
     model = GenerativeModel.pretrained("cifar10", device="cpu", verbose=False)
-    assert facts["model"] == digest_of(model), "the packaged model has changed: python benchmarks/colour_samples.py"
+    assert facts["model"] == digest_of_model(model), "the packaged model has changed: python benchmarks/colour_samples.py"
     assert samples.names == facts["names"] == model.label_names
     again = model.generate(10, facts["n_steps"], facts["seed"], list(model.labels), batch_size=10)
     assert (again * 255 - samples.images[:10]).abs().max() < 4  # the same but for the rounding of another machine

@@ -320,7 +320,7 @@ def test_pictures():
         (lambda m, x: m.upscale(x), "as large as this model makes them"),
         (lambda m, x: m.restore(torch.zeros(1, 1, 3, 3), Downsample(4)), "y must have the shape"),
         (lambda m, x: m.imputation(x, HOLE, method="magic"), "unknown restoration method"),
-        (lambda m, x: m.imputation(x, HOLE, guidance_scale=2.0), "give class_labels too"),
+        (lambda m, x: m.imputation(x, HOLE, guidance_scale=2.0), "needs a model with classes"),
         (lambda m, x: m.imputation(x, HOLE, class_labels=3), "trained without labels"),
         (lambda m, x: m.imputation(x, HOLE, variants=0), "variants must be a whole number"),
         (lambda m, x: m.reconstruct(x, 0.0), "t must lie in"),
