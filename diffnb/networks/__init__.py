@@ -2,4 +2,5 @@
 
 from .base import *
 from .mlp import *
+from .text import *
 from .unet import *

@@ -1,0 +1,260 @@
+"""Train a model that draws emoji from text, on one core of a CPU, in as many sittings as it takes.
+
+    python benchmarks/make_emoji.py --npm node_modules --out DATA --styles noto blob fluent flat --effort 2
+    python benchmarks/train_emoji.py --data DATA --out RUN [--time-limit 8] [--resume]
+
+--time-limit is in hours of computing: CPU time of training steps, of all sittings together. The learning rate falls over the last quarter of them.
+RUN gets
+
+    train.safetensors    all that the next step depends on, every 100 seconds and when SIGTERM or SIGINT end the run; --resume goes on from there
+    progress.jsonl       a line every 100 steps
+    grid_STEP.png        pictures for PROMPTS, guided, the same noise each time; and the loss on withheld pictures, in progress.jsonl
+
+Every step draws its pictures, captions, times and noise from generators seeded with the number of the step. A run that was killed and resumed is
+the run that was not, up to the last quarter, where the rate follows the clock. A longer --time-limit can be given to a run that has not yet reached
+it.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import math
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffnb.core import NoiseSource, expand, to_unit
+from diffnb.denoise import BaseDenoiser, Denoiser
+from diffnb.networks.text import TextUNet, Vocabulary, split_words, word_vectors
+from diffnb.noise import EDM, Karras
+from diffnb.samplers import DPMSolverPP2M
+from diffnb.training.averages import Average, HalfLife
+from diffnb.training.checkpoints import load_state, optimizer_state, save_state, set_optimizer_state
+from diffnb.training.losses import Equal, LogNormal, stratified, weighted_mse
+from diffnb.training.steps import training_dtype
+
+NETWORK = dict(widths=(32, 64, 96, 96), blocks=1, attention_levels=(2, 3), unshuffle=2, embedding_width=128, text_width=128, text_depth=2, length=24)
+BATCH, LR, WARMUP, DECAY = 32, 1e-3, 500, 0.25  # images, peak rate, steps until it is reached, part of the training over which it falls
+TIMES = LogNormal(mean=-0.4, std=1.4)  # emoji are smooth and of high contrast: what they show is decided at more noise than in photographs
+TEXT_DROPOUT = 0.1
+STYLE_WORDS = {"en": ("{}, {} style", "{} in {} style", "{}, {}"), "es": ("{}, estilo {}", "{} estilo {}"), "zh": ("{}，{}风格", "{} {}")}
+STYLES = ("noto", "blob", "fluent", "flat")
+PROMPTS = [f"{what}, {style} style" for what in ("green heart", "red apple", "blue heart", "grinning face") for style in STYLES]
+PROMPTS += ["a blue square", "green square, flat style", "yellow circle, noto style", "cat"]
+PROMPTS += ["corazón azul", "红苹果", "puppy, noto style", "purple car, fluent style"]
+
+
+class Emoji:
+    """The pictures of a folder that make_emoji.py has made, and captions for them."""
+
+    def __init__(self, folder: Path):
+        packed = (folder / "emoji.jsonl.gz").read_bytes()
+        self.digest = hashlib.sha256(packed).hexdigest()
+        self.records = [json.loads(line) for line in gzip.decompress(packed).decode().splitlines()]
+        sheets = {}
+        for style in {style for record in self.records for style in record["styles"]}:
+            sheet = np.asarray(Image.open(folder / f"emoji_{style}.webp").convert("RGB"))
+            side = sheet.shape[1] // 32
+            sheets[style] = torch.from_numpy(sheet.reshape(-1, side, 32, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side).copy())
+        pairs = [(place, style) for place, record in enumerate(self.records) for style in record["styles"]]
+        self.train = [(place, style) for place, style in pairs if style not in self.records[place]["withheld"]]
+        self.withheld = [(place, style) for place, style in pairs if style in self.records[place]["withheld"]]
+        self.sheets = sheets
+
+    def pictures(self, pairs: list[tuple[int, str]]) -> torch.Tensor:  # (n, 3, side, side) in [-1, 1]
+        """Look pictures up."""
+        return torch.stack([self.sheets[style][place] for place, style in pairs]).float() / 127.5 - 1
+
+    def vocabulary(self, length: int) -> Vocabulary:
+        """Collect the words of all captions."""
+        texts = [text for r in self.records for k in STYLE_WORDS for text in (r[k] or "", *r[f"{k}_keywords"])]
+        texts += [record["name"].replace("-", " ") for record in self.records]
+        texts += [shape.format("", style) for shapes in STYLE_WORDS.values() for shape in shapes for style in self.sheets]
+        return Vocabulary.of(texts, length)
+
+    def caption(self, pair: tuple[int, str], rng: random.Random, longest: int) -> str:
+        """Say what a picture shows, in one of many ways."""
+        record, style = self.records[pair[0]], pair[1]
+        language = rng.choices(list(STYLE_WORDS), (0.7, 0.15, 0.15))[0]
+        language = language if record[language] else "en"
+        names, keywords = [record[language]] + [record["name"].replace("-", " ")] * (language == "en"), record[f"{language}_keywords"]
+        name, kind = rng.choice(names), rng.random()
+        if not keywords or kind < 0.65:
+            text = rng.choices(("", "a ", "the "), (0.7, 0.2, 0.1))[0] + name if language == "en" else name
+        else:
+            some = rng.sample(keywords, min(len(keywords), rng.randint(1, 3)))
+            text = ", ".join([name, *some] if kind < 0.85 else some)
+        if rng.random() < 0.75:
+            said = rng.choice(STYLE_WORDS[language]).format(text, style)
+            text = said if len(split_words(said)) <= longest else text
+        return text if len(split_words(text)) <= longest else name
+
+
+class Guided(BaseDenoiser):
+    """Classifier-free guidance by text."""
+
+    def __init__(self, denoiser: Denoiser, scale: float):
+        self.denoiser, self.scale, self.sde = denoiser, scale, denoiser.sde
+
+    def x0(self, x, t, condition):
+        """Go from what nothing suggests beyond what the text suggests."""
+        null = {"text": self.denoiser.network.null("text").expand_as(condition["text"])}
+        plain, told = self.denoiser.x0(torch.cat([x, x]), t, {"text": torch.cat([null["text"], condition["text"]])}).chunk(2)
+        return plain + self.scale * (told - plain)
+
+
+class Training:
+    """All that one step after another changes, and where it is kept."""
+
+    def __init__(self, emoji: Emoji, out: Path):
+        self.emoji, self.out, self.file = emoji, out, out / "train.safetensors"
+        torch.manual_seed(0)
+        self.network = TextUNet(3, **NETWORK, further=emoji.vocabulary(NETWORK["length"]).further).to(memory_format=torch.channels_last)
+        sigma_data = round(emoji.pictures(emoji.train).square().mean().sqrt().item(), 3)
+        self.sde, self.parametrization, self.weight = EDM(), Karras(sigma_data=sigma_data), Equal()
+        self.opt = torch.optim.AdamW(self.network.parameters(), LR, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.average = Average(list(self.network.parameters()), HalfLife(60_000))
+        self.dtype = training_dtype(self.network, "cpu")
+        self.step, self.seconds, self.losses = 0, 0.0, []
+        words = hashlib.sha256(word_vectors().vectors.numpy().tobytes()).hexdigest()
+        self.facts = {"data": emoji.digest, "words": words, "network": repr(self.network.config)}
+        self.facts |= {"sigma_data": sigma_data, "batch": BATCH, "times": repr(TIMES)}
+
+    def write(self):
+        """Keep the state."""
+        state = {"network": self.network.state_dict(), "optimizer": optimizer_state(self.opt), "average": self.average.state_dict()}
+        save_state(self.file, state | {"step": self.step, "seconds": self.seconds, "facts": self.facts})
+
+    def read(self):
+        """Go on from the state that was kept."""
+        state = load_state(self.file)
+        if different := [key for key in self.facts if state["facts"].get(key) != self.facts[key]]:
+            raise SystemExit(f"{self.file} belongs to another training: {', '.join(different)} differ")
+        self.network.load_state_dict(state["network"])
+        set_optimizer_state(self.opt, state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def loss(self, pairs, captions, generator) -> torch.Tensor:
+        """The denoising loss of a batch, as `diffnb.training` poses it."""
+        x0 = self.emoji.pictures(pairs)
+        t = self.sde.snap(TIMES(self.sde, stratified(len(x0), generator)))
+        epsilon = torch.randn(x0.shape, generator=generator)
+        x = self.sde.perturb(x0, t, epsilon)
+        p, q = self.parametrization.network_target(self.sde, t)
+        x_in = (expand(self.parametrization.input_scale(self.sde, t), x) * x).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            out = self.network(x_in, self.sde.half_log_snr(t), text=captions)
+        return weighted_mse(out, expand(p, x0) * x0 + expand(q, x0) * epsilon, self.weight(self.parametrization, self.sde, t))
+
+    def train_step(self, progress: float):
+        """One step, whose random numbers are those of its number."""
+        generator, rng = torch.Generator().manual_seed(2**32 + self.step), random.Random(self.step)
+        n = len(self.emoji.train)
+        order = [self._pair(self.step * BATCH + i, n) for i in range(BATCH)]
+        text = self.network.vocabulary.encode([self.emoji.caption(pair, rng, NETWORK["length"] - 1) for pair in order])
+        hidden = torch.rand(BATCH, generator=generator) < TEXT_DROPOUT
+        text = torch.where(hidden[:, None], self.network.null("text"), text)
+        for group in self.opt.param_groups:
+            group["lr"] = LR * min(1.0, (self.step + 1) / WARMUP, (1 - progress) / DECAY)
+        loss = self.loss(order, text, generator)
+        if not math.isfinite(loss.item()):
+            raise SystemExit(f"the loss is {loss.item()} at step {self.step}; {self.file} is from before")
+        self.opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.opt.step()
+        self.average.update(list(self.network.parameters()), BATCH)
+        self.step += 1
+        self.losses.append(loss.item())
+
+    def _pair(self, i, n):
+        """The i-th picture of an endless series of shuffled epochs."""
+        epoch, place = divmod(i, n)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch, self._order = epoch, torch.randperm(n, generator=torch.Generator().manual_seed(epoch)).tolist()
+        return self.emoji.train[self._order[place]]
+
+    @torch.no_grad()
+    def look(self, n_steps: int = 16, scale: float = 3.0) -> float:
+        """Draw the prompts and measure the loss on withheld pictures, with the averaged weights."""
+        weights, raw = list(self.network.parameters()), [p.clone() for p in self.network.parameters()]
+        torch._foreach_copy_(weights, self.average.tensors)
+        self.network.eval()
+        generator, losses = torch.Generator().manual_seed(0), []
+        pairs = self.emoji.withheld[:: max(1, len(self.emoji.withheld) // 256)]
+        for i in range(0, len(pairs), BATCH):
+            part = pairs[i : i + BATCH]
+            captions = [f"{self.emoji.records[place]['en']}, {style} style" for place, style in part]
+            losses.append(self.loss(part, self.network.vocabulary.encode(captions), generator).item() * len(part))
+        denoiser = Guided(Denoiser(self.network, self.sde, self.parametrization, self.dtype), scale)
+        text = self.network.vocabulary.encode(PROMPTS)
+        shape = len(text), *self.emoji.pictures(pairs[:1]).shape[1:]
+        images = DPMSolverPP2M()(denoiser, shape=shape, n_steps=n_steps, seeds=NoiseSource.of(0, len(text)), condition={"text": text}).x
+        rows = (to_unit(images) * 255).round().byte().unflatten(0, (-1, 8)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+        Image.fromarray(rows.numpy()).save(self.out / f"grid_{self.step:07d}.png")
+        torch._foreach_copy_(weights, raw)
+        self.network.train()
+        return sum(losses) / len(pairs)
+
+
+def main():
+    """Train until the time is used up or somebody says stop."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that make_emoji.py has made")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the state, progress and pictures")
+    parser.add_argument("--time-limit", type=float, default=8.0, help="hours of computing, of all sittings together")
+    parser.add_argument("--resume", action="store_true", help="go on from the state in --out, if there is one")
+    parser.add_argument("--steps", type=int, help="stop after so many steps in all")
+    parser.add_argument("--grid-every", type=float, default=20.0, help="minutes of computing between two looks")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    training = Training(Emoji(args.data), args.out)
+    if training.file.exists():
+        if not args.resume:
+            raise SystemExit(f"{training.file} holds a training already; go on with --resume, or give another folder")
+        training.read()
+    stop = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.append(True))
+
+    def say(**facts):
+        epoch = training.step * BATCH / len(training.emoji.train)
+        line = json.dumps({"step": training.step, "hours": round(training.seconds / 3600, 4), "epoch": round(epoch, 2)} | facts)
+        print(line, flush=True)
+        with open(args.out / "progress.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    limit, written, looked, start, begun = args.time_limit * 3600, time.monotonic(), training.seconds, training.step, training.seconds
+    n_parameters, emoji = sum(p.numel() for p in training.network.parameters()), training.emoji
+    say(parameters=n_parameters, pictures=len(emoji.train), withheld=len(emoji.withheld), precision=str(training.dtype or torch.float32))
+    while training.seconds < limit and not stop and (args.steps is None or training.step < args.steps):
+        before = time.process_time()
+        training.train_step(training.seconds / limit)
+        training.seconds += time.process_time() - before
+        if training.step % 100 == 0:
+            speed = (training.step - start) * BATCH / (training.seconds - begun)
+            rate = training.opt.param_groups[0]["lr"]
+            say(loss=round(sum(training.losses) / len(training.losses), 5), lr=round(rate, 6), images_a_second=round(speed, 2))
+            training.losses.clear()
+        if time.monotonic() - written > 100:
+            training.write()
+            written = time.monotonic()
+        if training.seconds - looked > args.grid_every * 60 and not stop:
+            say(withheld_loss=round(training.look(), 5))
+            looked = training.seconds
+    training.write()
+    if training.seconds >= limit:
+        say(withheld_loss=round(training.look(), 5))
+    say(stopped=True)
+
+
+if __name__ == "__main__":
+    main()
