@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import diffnb
 from diffnb.apps import grid
-from diffnb.model import GenerativeModel, digest_of
+from diffnb.model import GenerativeModel, digest_of_model
 
 PLACE = Path(diffnb.__file__).parent / "assets" / "cifar10_samples.png"
 LARGEST = 100_000  # bytes
@@ -35,7 +35,7 @@ def main():
     model = GenerativeModel.pretrained("cifar10", device="cpu", verbose=False)
     classes = model.num_classes
     images = model.generate(args.rows * classes, args.steps, args.seed, list(model.labels) * args.rows, batch_size=classes)
-    facts = {"names": model.label_names, "rows": args.rows, "model": digest_of(model), "sampler": repr(model.sampler)}
+    facts = {"names": model.label_names, "rows": args.rows, "model": digest_of_model(model), "sampler": repr(model.sampler)}
     facts |= {"n_steps": args.steps, "seed": args.seed, "torch": torch.__version__, "licence": "MIT, as diffnb; generated, no image of CIFAR-10"}
     text = PngInfo()
     text.add_text("diffnb.samples", json.dumps(facts))

@@ -21,10 +21,11 @@ from ..core import Registry, check_counts
 from ..data.image_sets import ImageSet
 from ..data.loaders import image_loaders, image_set
 from ..data.readers import data_root
+from ..model.trained import resolve_process
 from ..networks.unet import UNet, build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
-from ..noise.schedules import SCHEDULES, NoiseSchedule
-from ..noise.sdes import SDE, SDES, Discrete
+from ..noise.schedules import NoiseSchedule
+from ..noise.sdes import SDE, Discrete
 from ..samplers.base import SAMPLERS  # noqa: F401
 from ..samplers.stochastic import DDPM  # noqa: F401  (registers "ddpm")
 from ..training.averages import PowerLaw
@@ -136,12 +137,7 @@ def recipe_process(
     Raises:
         ValueError: if a name is unknown, or a schedule is given for a process that takes none.
     """
-    if recipe.schedule is None:
-        return SDES.resolve(recipe.process, SDE)
-    cls = SDES[recipe.process] if isinstance(recipe.process, str) else None
-    if cls is None or "schedule" not in getattr(cls, "__dataclass_fields__", ()):
-        raise ValueError(f"process {recipe.process!r} takes no noise schedule; leave schedule out, or take vp or sub-vp")
-    return cls(SCHEDULES.resolve(recipe.schedule, NoiseSchedule))
+    return resolve_process(recipe.process, recipe.schedule)
 
 
 def recipe_network(
