@@ -1,5 +1,6 @@
 """Data: real sets where they are, torchvision's and fastai's own loaders, folders as they are found, whole runs of fastai."""
 
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import diffnb.data.loaders
-from diffnb.data import DATA_SETS, ImageLoader, ImageSet, image_loaders, image_set
+from diffnb.data import DATA_SETS, ImageLoader, ImageSet, image_loaders, image_set, resize_images
 
 ROOT = Path(os.environ.get("DIFFNB_DATA", "nowhere"))
 PACKAGED = ("packaged", "cifar10_samples")  # sets that come with the package
@@ -155,6 +156,30 @@ def test_splits_of_a_folder(tmp_path):
     assert read(tmp_path, split="test").images[:, 0, 0, 0].tolist() == [10, 11]
     with pytest.raises(ValueError, match="no subfolder 'valid'"):
         read(tmp_path, split="valid")
+
+
+def test_sizes_and_scales_of_what_is_read_by_hand():
+    ramp = (torch.arange(4)[:, None] * 16 + torch.arange(12)).to(torch.uint8)[None, None]  # 4 x 12
+    assert torch.equal(resize_images(ramp, 4), ramp[..., 4:8])  # the centre
+    assert torch.equal(resize_images(ramp.mT, 4), ramp.mT[..., 4:8, :])
+    assert torch.equal(resize_images(ramp, (4, 7)), ramp[..., 2:9])
+    assert torch.equal(
+        resize_images(ramp.repeat_interleave(2, 2).repeat_interleave(2, 3), (4, 4)).float().mean((2, 3)), ramp[..., 4:8].float().mean((2, 3))
+    )
+    images = torch.tensor([[0, 255], [64, 191]], dtype=torch.uint8).view(2, 1, 1, 2)
+    assert ImageSet(images).rms == pytest.approx(math.sqrt((1 + 1 + (64 / 127.5 - 1) ** 2 + (191 / 127.5 - 1) ** 2) / 4))
+    assert ImageSet(images).unit(1).flatten().tolist() == pytest.approx([64 / 255, 191 / 255])
+    given = torch.tensor([0.0, 0.0019, 0.00197, 0.5, 0.9979, 1.0]).view(1, 1, 2, 3)
+    assert read(given).images.flatten().tolist() == [0, 0, 1, 128, 254, 255]  # to the nearest
+    few, rest = ImageSet(torch.zeros(55, 1, 2, 2, dtype=torch.uint8)).split(0.2)[::-1]
+    assert (len(few), len(rest)) == (11, 44)
+
+
+def test_a_limit_takes_from_everywhere_and_keeps_the_order():
+    images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1)
+    taken = read(images, limit=20).images.flatten().tolist()
+    assert taken == sorted(set(taken)) == read(images, limit=20).images.flatten().tolist() and len(taken) == 20
+    assert all(min(abs(place - one) for one in taken) < 30 for place in range(200))
 
 
 def test_broken_files_are_named_and_counted(tmp_path):

@@ -95,6 +95,9 @@ def test_fashion_classifier_does_not_care_for_batches_colour_or_the_generator():
     assert features.shape == (601, classifier.n_features) and features.dtype == torch.float32
     assert torch.allclose(features[[0, 300, 600]], classifier(x[[0, 300, 600]]), atol=1e-5)
     assert torch.allclose(features[:4], classifier(x[:4].expand(-1, 3, -1, -1)), atol=1e-4)
+    colour = noise(4, 3, 28, 28)
+    grey = 0.299 * colour[:, 0] + 0.587 * colour[:, 1] + 0.114 * colour[:, 2]  # the luminance of Rec. 601
+    assert torch.allclose(classifier(colour), classifier(grey[:, None]), atol=1e-4)
     assert torch.allclose(classifier.logits(features).softmax(1), classifier.probabilities(x), atol=1e-6)
     assert torch.equal(before, torch.get_rng_state())
     assert not any(p.requires_grad or p.is_meta for p in classifier.parameters())

@@ -51,8 +51,9 @@ def test_kernel_distance_pair_by_pair(kernel):
         assert kernel_distance(x, y, kernel, block)[0] == pytest.approx(want.item(), rel=1e-12)
 
 
-def test_kernel_distance_error_is_the_jackknife():
-    x, y = draws(12, 3, 2, torch.float64), draws(15, 3, 3, torch.float64)
+@pytest.mark.parametrize("n, m", [(12, 15), (12, 60), (60, 12)])
+def test_kernel_distance_error_is_the_jackknife(n, m):
+    x, y = draws(n, 3, 2, torch.float64), draws(m, 3, 3, torch.float64)
     left_out = [
         torch.stack(
             [torch.tensor(kernel_distance(*(s if t is not other else torch.cat([s[:i], s[i + 1 :]]) for t, s in pair))[0]) for i in range(len(other))]

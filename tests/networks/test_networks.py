@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffnb.denoise import Denoiser
-from diffnb.networks import MLP, NETWORKS, SIZES, UNet, attend, build_network, check_network, network_settings
+from diffnb.networks import MLP, NETWORKS, SIZES, HalfLogSNREmbedding, UNet, attend, build_network, check_network, network_settings
 from diffnb.noise import EDM
 
 SMALL = dict(widths=(16, 32), blocks=1, groups=8, num_classes=3, unshuffle=2, zero_init=False)
@@ -47,6 +47,18 @@ def test_config_rebuilds_the_network(network):
     twin = cls(**json.loads(json.dumps(network.config)))
     twin.load_state_dict(network.state_dict(), strict=True)
     assert twin.config == network.config and twin.condition_names == network.condition_names
+
+
+def test_the_embedding_turns_from_once_in_64_to_once_in_1():
+    """Of each frequency a cosine and a sine, the frequencies in geometric progression."""
+    embed, level = HalfLogSNREmbedding(14), torch.linspace(-9, 9, 50)
+    points = torch.complex(*embed(level).double().chunk(2, 1))
+    torch.testing.assert_close(points.abs(), torch.ones(50, 7, dtype=torch.float64), rtol=0, atol=1e-5)
+    for k in range(7):
+        turn = 64 ** (1 - k / 6)
+        for part, factor in {1.0: 1, 0.5: -1, 0.25: 1j, -0.25: -1j}.items():
+            moved = torch.complex(*embed(level + part * turn).double().chunk(2, 1))[:, k]
+            torch.testing.assert_close(moved, points[:, k] * factor, rtol=0, atol=1e-4)
 
 
 def test_memory_format_and_inference_mode_change_nothing():

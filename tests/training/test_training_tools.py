@@ -297,8 +297,8 @@ class Fixed(Callback):
         diffusion._draw = lambda x0: diffusion._fixed(x0, self.yb[-1] if self.yb else self.xb[-1])
 
 
-@pytest.mark.parametrize("batch_size, accumulate", [(24, 2), (16, 3), (20, 3), (8, 100)])
-def test_accumulated_parts_have_the_gradient_of_one_large_batch(batch_size, accumulate):
+@pytest.mark.parametrize("batch_size, accumulate, max_norm", [(24, 2, 0.05), (16, 3, 0.05), (20, 3, 0.05), (20, 3, math.inf), (8, 100, 0.05)])
+def test_accumulated_parts_have_the_gradient_of_one_large_batch(batch_size, accumulate, max_norm):
     def gradient(batch_size, accumulate):
         loaders = image_loaders(pictures(), pictures(16), batch_size=batch_size, device="cpu")
         loaders.train.drop_last, seen = False, []  # batches of 20, 20 and 8
@@ -310,13 +310,13 @@ def test_accumulated_parts_have_the_gradient_of_one_large_batch(batch_size, accu
                 seen.append(torch.cat([p.grad.flatten() for p in self.model.parameters()]))
 
         network = tiny(classes=0, zero_init=False)
-        result = train(loaders, network, callbacks=[Fixed(), Look()], accumulate=accumulate, max_norm=0.05, precision="float32")
+        result = train(loaders, network, callbacks=[Fixed(), Look()], accumulate=accumulate, max_norm=max_norm, precision="float32")
         assert len(seen) == 1 == result.record["steps"] and result.record["images_seen"] == 48
         return seen[0]
 
     whole, parts = gradient(48, 1), gradient(batch_size, accumulate)
-    assert whole.norm() == pytest.approx(0.05, rel=1e-4)
-    assert (whole - parts).abs().max() < 1e-6
+    assert whole.norm() == pytest.approx(0.05, rel=1e-4) if max_norm < math.inf else whole.norm() > 0.1
+    assert (whole - parts).abs().max() < 1e-5 * whole.norm() + 1e-6
 
 
 def test_a_loss_that_is_not_finite_ends_training_at_the_next_look_and_not_only_at_the_end_of_the_epoch():
