@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import diffnb
@@ -417,9 +418,14 @@ def checkpoint_writer(
     return write
 
 # %% ../../nbs/11_model/00_trained.ipynb #811f5cad
+def _is_model(path):
+    """Whether a file says that it holds a model: classifiers and word vectors lie in the same folder."""
+    with safe_open(path, framework="pt") as file:
+        return "diffnb.version" in (file.metadata() or {})
+
+
 def packaged_models() -> dict[str, str]:  # file of each model, by name
     """Find the models that come with the package."""
     folder = importlib.resources.files("diffnb") / "assets"
-    files = [path for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".safetensors")]
-    # classifiers lie there too, for `diffnb.metrics.extractors`
-    return {path.name.removesuffix(".safetensors"): str(path) for path in files if not path.name.endswith("_classifier.safetensors")}
+    files = [path for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".safetensors") and _is_model(path)]
+    return {path.name.removesuffix(".safetensors"): str(path) for path in files}
