@@ -449,7 +449,7 @@ def read_tensors(
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # where in memory numbers lie can change the last bit of a sum
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from None
     if (stated := texts.pop("sha256", None)) is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffnb.monitoring import binned
+from diffnb.training import binned
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from scipy.optimize import brentq
