@@ -52,7 +52,7 @@ def test_frechet_distance_equals_the_matrix_square_root():
 
 def test_frechet_distance_in_thirty_digits():
     mpmath = pytest.importorskip("mpmath")
-    (mean_a, cov_a), (mean_b, cov_b) = moments(draws(200, 64, 3)), moments(draws(250, 64, 4))
+    (mean_a, cov_a), (mean_b, cov_b) = moments(draws(100, 24, 3)), moments(draws(120, 24, 4))
     with mpmath.workdps(30):
         values, vectors = mpmath.eigsy(mpmath.matrix(cov_a.tolist()))
         half = vectors * mpmath.diag([mpmath.sqrt(v) for v in values]) * vectors.T
