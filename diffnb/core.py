@@ -268,7 +268,7 @@ class NoiseSource:
         return cls([seed] * n, range(first, first + n), device)
 
     def __len__(self):
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.seeds)
 
     def uniform(
@@ -382,7 +382,7 @@ def write_atomically(
 
 
 def _machine():
-    """This machine, in the names of unfinished files."""
+    """The name of this machine in the names of unfinished files."""
     return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
@@ -410,7 +410,7 @@ def _is_gone(process):
 
 
 def _sync_folder(folder):
-    """Bring a rename to the disk, where folders can be synced."""
+    """Write a rename to the disk, on systems where folders can be synced."""
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -80,7 +80,7 @@ def total(
 def agreed(
     value: float,  # a number that may differ between processes, such as a time
 ) -> float:  # that of rank 0, on all
-    """Let rank 0 decide."""
+    """Return the value of rank 0 on all computer processes of a group."""
     return collected(value)[0]
 
 

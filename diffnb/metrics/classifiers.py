@@ -103,7 +103,7 @@ class ResNet20(Classifier):
         return ((to_square(images, 32) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> Tensor:
-        """Means of the last channels over the image."""
+        """Compute the mean of each of the last channels over the image."""
         part = self.network
         return part.layer3(part.layer2(part.layer1(F.relu(part.bn1(part.conv1(x)))))).mean((2, 3))
 
@@ -175,7 +175,7 @@ class TorchvisionClassifier(Classifier):
         self.eval().requires_grad_(False)
 
     def config(self) -> dict[str, Any]:
-        """Name, resize and weights."""
+        """Return name, resize and weights."""
         return super().config() | {"weights": self.weights}
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class TorchvisionClassifier(Classifier):
         return self.network(x)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Apply that layer."""
+        """Apply the last linear layer."""
         return self.head(features)
 
 # %% ../../nbs/08_metrics/03_classifiers.ipynb #df59c718

@@ -148,7 +148,7 @@ def floor_sets(
 
 
 def _floor(metric, rest, part):
-    """A metric of real images."""
+    """Evaluate a metric on real images in both places."""
     if getattr(metric, "splits", 1) > max(1, part.n // 50):
         metric = replace(metric, splits=max(1, part.n // 50))
     with warnings.catch_warnings():  # the table shows that n is small
@@ -191,7 +191,7 @@ class _Floors:
 
 
 def _scores(metrics, real, generated, floors):
-    """All metrics with their floors."""
+    """Evaluate all metrics, and find their floors."""
     rows = {}
     for metric in metrics:
         if metric.name in rows:
@@ -259,7 +259,7 @@ class Scores:
         return found[0]
 
     def __getitem__(self, name):
-        """Result by name."""
+        """Return a result by its name."""
         return self.row(name).result
 
     def to_dict(self) -> dict[str, Any]:

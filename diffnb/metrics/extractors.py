@@ -99,7 +99,7 @@ class Classifier(Extractor):
         self,
         images: Tensor,  # (n, c, h, w), floats in [0, 1], c = 1 or 3
     ) -> Tensor:  # (n, k), rows sum to 1
-        """Probabilities of the classes: the softmax of the logits."""
+        """Compute the probabilities of the classes: the softmax of the logits."""
         return self.logits(self(images)).softmax(1)
 
 
@@ -114,7 +114,7 @@ def user_cache() -> Path:  # the folder diffnb in XDG_CACHE_HOME, else in ~/.cac
 def sha256_of(
     path: str | Path,  # a file
 ) -> str:  # 64 hexadecimal digits
-    """Compute the digest by which files of weights are known."""
+    """Compute the SHA-256 digest by which files of weights are recognised."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -157,7 +157,7 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(c_out, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the three in turn."""
+        """Apply convolution, normalisation and ReLU."""
         return F.relu(self.bn(self.conv(x)))
 
     def fold(self) -> None:
@@ -243,7 +243,7 @@ class FashionClassifier(Classifier):
         self.weights = hashlib.sha256(data).hexdigest()[:8]
 
     def config(self) -> dict[str, Any]:
-        """Name, resize, and the first digits of the weights' sha256."""
+        """Return name, resize, and the first digits of the SHA-256 of the weights."""
         return super().config() | {"weights": self.weights}
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class FashionClassifier(Classifier):
         return to_square(_to_grey(images), 28).contiguous(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> Tensor:
-        """Mean of each of the last channels over the image."""
+        """Compute the mean of each of the last channels over the image."""
         return self.body(x)
 
     def logits(self, features: Tensor) -> Tensor:

@@ -151,25 +151,25 @@ class FeatureStatistics:
 
     @property
     def width(self) -> int:
-        """Number of features."""
+        """Return the number of features."""
         self._need(1)
         return self._rows.shape[1] if self.is_low_rank else len(self._mean)
 
     @property
     def mean(self) -> Tensor:
-        """Mean, (d,) float64."""
+        """Return the mean, (d,) float64."""
         self._need(1)
         return self._rows.mean(0) if self.is_low_rank else self._mean
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance, (d, d) float64."""
+        """Return the unbiased covariance, (d, d) float64."""
         self._need(2)
         return self._moments()[1] / (self.n - 1)
 
     @property
     def trace(self) -> Tensor:
-        """Trace of the covariance, () float64."""
+        """Return the trace of the covariance, () float64."""
         self._need(2)
         if self.is_low_rank:
             return (self._rows - self.mean).square().sum() / (self.n - 1)
@@ -184,7 +184,7 @@ class FeatureStatistics:
         return (self._rows - self.mean).mT / (self.n - 1) ** 0.5
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is kept, as tensors that can be saved."""
+        """Return all that is kept, as tensors that can be saved."""
         self._need(1)
         if self.is_low_rank:
             return {"rows": self._rows.contiguous()}

@@ -55,7 +55,7 @@ def _bytes(images, argument):
 # %% ../../nbs/08_metrics/04_gathering.ipynb #34f66055
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Images that are there."""
+    """Images that exist already: a set of images, as a source of batches."""
 
     images: Any  # an `ImageSet`
     facts: dict[str, Any] = field(default_factory=dict)  # what a result tells about them
@@ -66,14 +66,14 @@ class Stored:
 
     @property
     def names(self) -> dict:
-        """Name of each class, by label; empty without labels."""
+        """Return the name of each class, by label; empty without labels."""
         return dict(zip(self.images.values, self.images.names or map(str, self.images.values))) if self.images.num_classes else {}
 
     def batches(
         self,
         size: int,  # images at a time
     ) -> Iterator[tuple[Tensor, list | None]]:  # uint8 (m, c, h, w), and the m labels or None
-        """Hand the images out."""
+        """Yield the images, a batch at a time."""
         for i in range(0, len(self), size):
             labels = None if self.images.labels is None else [self.images.values[k] for k in self.images.labels[i : i + size].tolist()]
             yield self.images.images[i : i + size], labels

@@ -360,7 +360,7 @@ class InceptionFeatures(Classifier):
         return self._resize(images.expand(-1, 3, -1, -1)).contiguous(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> Tensor:
-        """Means of the last channels over the image."""
+        """Compute the mean of each of the last channels over the image."""
         return self.backbone(x).mean((2, 3))
 
     def logits(self, features: Tensor) -> Tensor:

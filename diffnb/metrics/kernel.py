@@ -69,7 +69,7 @@ class PolynomialKernel:
         x: Tensor,  # (n, d)
         y: Tensor,  # (m, d)
     ) -> Tensor:  # (n, m)
-        """Evaluate for all pairs."""
+        """Evaluate the kernel for all pairs."""
         return torch.addmm(x.new_tensor(self.shift), x, y.mT, alpha=self.factor(x.shape[1])).pow_(self.degree)
 
     def factor(

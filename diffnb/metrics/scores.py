@@ -77,7 +77,7 @@ class MetricResult:
     values: dict[str, float] = field(default_factory=dict)  # where a metric has several numbers: each by its name
 
     def __float__(self):
-        """Give just the number."""
+        """Return the value alone."""
         return self.value
 
     def __str__(self):
@@ -105,7 +105,7 @@ class Metric:
         real,  # real images (n, c, h, w), uint8 or floats in [0, 1]
         generated,  # generated images, the same
     ) -> MetricResult:
-        """Evaluate."""
+        """Evaluate the metric on two sets of images."""
         raise TypeError(f"{type(self).__name__} must define __call__(real, generated)")
 
 
@@ -121,7 +121,7 @@ def _unit_images(images, argument):
 
 
 def _same_shape(real, generated):
-    """Refuse to compare images of two sizes."""
+    """Raise a ValueError for images of two sizes."""
     if isinstance(real, Tensor) and isinstance(generated, Tensor) and real.shape[1:] != generated.shape[1:]:
         raise ValueError(f"real images are {tuple(real.shape[1:])}, generated ones {tuple(generated.shape[1:])}; resize one of them first")
 
@@ -198,7 +198,7 @@ class FeatureMetric(Metric):
         self,
         images: Tensor,  # (n, c, h, w), uint8 or floats in [0, 1]
     ) -> Tensor:  # (n, d) on the CPU
-        """Extract in batches."""
+        """Compute features in batches."""
         extract = extractor_of(self.extractor)
         return torch.cat([extract(batch).cpu() for batch in _unit_images(images, "images").split(self.batch_size)])
 
@@ -219,7 +219,7 @@ class FeatureMetric(Metric):
         real: Tensor,  # features of real images (n, d)
         generated: Tensor,  # features of generated images (m, d)
     ) -> MetricResult:
-        """Evaluate on features."""
+        """Evaluate the metric on the features of two sets."""
         raise TypeError(f"{type(self).__name__} must define from_features(real, generated)")
 
     def __call__(

@@ -173,7 +173,7 @@ class Memorisation(FeatureMetric):
     kind: ClassVar[str] = "memorisation"
 
     def config(self) -> dict[str, Any]:
-        """Extractor and threshold."""
+        """Return extractor and threshold."""
         return super().config() | {"ratio": round(self.ratio, 4)}
 
     def from_features(self, real: Tensor, generated: Tensor) -> MetricResult:
