@@ -1,4 +1,4 @@
-"""Shapes, names, value ranges, and random numbers that belong to samples.
+"""Shapes, names and value ranges, and random numbers that belong to samples.
 
 Docs: https://diffnb.github.io/diffnb/core.html.md"""
 
@@ -36,9 +36,9 @@ from torch import Tensor
 
 # %% ../nbs/00_core.ipynb #229d278a
 def expand(
-    a: Tensor,  # one number a sample, (n,), or one for all, ()
+    a: Tensor,  # one number for each sample, (n,), or one for all, ()
     x: Tensor,  # a batch (n, ...)
-) -> Tensor:  # `a` shaped to multiply `x`: () as it came, or (n, 1, ..., 1) in the dtype of `x`
+) -> Tensor:  # `a` shaped to multiply `x`: () unchanged, or (n, 1, ..., 1) in the dtype of `x`
     """Shape a coefficient so that it broadcasts over the samples of a batch.
 
     Raises:
@@ -65,7 +65,7 @@ def to_unit(
     return ((x + 1) / 2).clamp(0, 1)
 
 # %% ../nbs/00_core.ipynb #4312550f
-def best_device() -> torch.device:  # CUDA, MPS or the CPU, the first there is
+def best_device() -> torch.device:  # the first that exists of CUDA, MPS and the CPU
     """Choose where to compute."""
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -73,7 +73,7 @@ def best_device() -> torch.device:  # CUDA, MPS or the CPU, the first there is
 
 # %% ../nbs/00_core.ipynb #counts-code
 def check_counts(
-    **counts: int,  # numbers of things, by the name that the message calls them
+    **counts: int,  # numbers of things, by the names that an error message uses
 ) -> None:
     """Check that numbers of things are whole and at least 1.
 
@@ -86,12 +86,12 @@ def check_counts(
 
 # %% ../nbs/00_core.ipynb #8a187a7a
 def _key(name):
-    """Reduce a spelling to what counts of it."""
+    """Remove from a spelling what does not matter."""
     return re.sub(r"[\s_\-]+", "", name).casefold()
 
 
 def _same_definition(known, entry):
-    """Whether one definition has run twice: a cell again, or once in the notebook and once in the module that it exports."""
+    """Whether one definition was run twice: a cell a second time, or a cell and the module that is exported from it."""
     modules = {known.__module__, entry.__module__}
     return known.__qualname__ == entry.__qualname__ and (len(modules) == 1 or "__main__" in modules)
 
@@ -99,12 +99,12 @@ def _same_definition(known, entry):
 class Registry:
     """Names for the classes of one kind: canonical name, aliases, and errors that list what is known.
 
-    Case, spaces, hyphens and underscores do not count. An unknown name is an error, never a default.
+    Case, spaces, hyphens and underscores do not matter. An unknown name is an error and never becomes a default.
     """
 
     def __init__(
         self,
-        kind: str,  # what the entries are, as error messages call them: "sampler"
+        kind: str,  # what an entry is called in error messages, such as "sampler"
     ):
         self.kind, self._entries, self._names = kind, {}, {}
 
@@ -154,7 +154,7 @@ class Registry:
         """Look an entry up by any of its names.
 
         Raises:
-            ValueError: if the name is unknown; the message lists the known ones and the nearest.
+            ValueError: if the name is unknown; the message lists the known names and suggests the most similar.
         """
         if name in self:
             return self._entries[_key(name)]
@@ -191,7 +191,7 @@ def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor],  # four int64 tensors that hold uint32 values, broadcastable
     key: tuple[Tensor, Tensor],  # two of the same
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # four int64 tensors of uniformly random uint32 values
-    """Encrypt a counter by Philox4x32-10: random numbers as a pure function of their address.
+    """Encrypt a counter by Philox4x32-10, which gives random numbers as a pure function of their address.
 
     References:
         Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
@@ -212,14 +212,14 @@ def _uniforms(
     words: Tensor,  # uint32 values in int64
     dtype: torch.dtype,  # floating point type of at least 24 significant bits
 ) -> Tensor:  # same shape, in the open interval (0, 1)
-    """Make one number from the upper 23 bits of each word."""
+    """Make a uniform number from the upper 23 bits of each word."""
     return ((words >> 9).to(dtype) + 0.5).mul_(2.0**-23)
 
 
 def _normals(
     words: Tensor,  # uint32 values in int64, an even number of them in the last dimension
 ) -> Tensor:  # same shape, float64
-    """Make a pair of numbers from each pair of words, by Box and Muller."""
+    """Make a pair of normal numbers from each pair of words, by the transform of Box and Muller."""
     # contiguous: torch may compute strided elements by another routine, which may round otherwise
     u, v = words[..., 0::2].contiguous(), words[..., 1::2].contiguous()
     radius = ((u.double() + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
@@ -234,11 +234,11 @@ class NoiseSource:
     and the numbers agree to rounding.
     """
 
-    block = 32768  # numbers made at a time where draws are short
+    block = 32768  # numbers that are made at a time if draws are short
 
     def __init__(
         self,
-        seeds: Sequence[int],  # one seed a sample, 0 ... 2^64 - 1
+        seeds: Sequence[int],  # one seed for each sample, 0 ... 2^64 - 1
         indices: Sequence[int] | None = None,  # index of each sample under its seed, 0 ... 2^32 - 1; None: all 0
         device: str | torch.device = "cpu",  # where numbers are wanted
     ):
@@ -263,12 +263,12 @@ class NoiseSource:
         first: int = 0,  # index of the first of them in the set
         device: str | torch.device = "cpu",  # where numbers are wanted
     ) -> "NoiseSource":  # samples (seed, first), ..., (seed, first + n - 1)
-        """Address n consecutive samples of one seed; `first` continues a set."""
+        """Address n consecutive samples of one seed; with `first` a set can be continued."""
         seed = secrets.randbits(63) if seed is None else seed
         return cls([seed] * n, range(first, first + n), device)
 
     def __len__(self):
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.seeds)
 
     def uniform(
@@ -281,7 +281,7 @@ class NoiseSource:
         """Draw uniform numbers.
 
         Raises:
-            ValueError: if the stream or the draw does not exist, or `dtype` is too short to keep 0 and 1 out.
+            ValueError: if the stream or the draw does not exist, or `dtype` is too short to exclude 0 and 1.
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; shorter types would round to 0 and 1")
@@ -382,7 +382,7 @@ def write_atomically(
 
 
 def _machine():
-    """This machine, in the names of unfinished files."""
+    """The name of this machine in the names of unfinished files."""
     return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
@@ -410,7 +410,7 @@ def _is_gone(process):
 
 
 def _sync_folder(folder):
-    """Bring a rename to the disk, where folders can be synced."""
+    """Write a rename to the disk, on systems where folders can be synced."""
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -432,24 +432,24 @@ def tensors_to_bytes(
     tensors: Mapping[str, Tensor],  # by name, of any shape and device
     texts: Mapping[str, str],  # by name
 ) -> bytes:  # a safetensors file with a checksum, for `write_atomically`
-    """Lay out tensors and texts as the contents of one file."""
+    """Make the contents of a file from tensors and texts."""
     tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     return save(tensors, {**texts, "sha256": _checksum(tensors, texts)})
 
 
 def read_tensors(
-    path: str | os.PathLike,  # a file of what `tensors_to_bytes` gave
+    path: str | os.PathLike,  # a file with what `tensors_to_bytes` returned
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # the tensors, on the CPU, and the texts
     """Read tensors and texts. Nothing in the file is executed.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is something else, damaged or cut short.
+        ValueError: if the file is of another kind, damaged or cut short.
     """
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # where in memory numbers lie can change the last bit of a sum
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # the place of numbers in memory can change the last bit of a sum
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from None
     if (stated := texts.pop("sha256", None)) is None:
@@ -463,14 +463,14 @@ EXTRAS = {"accelerate": "distributed", "tensorboard": "tensorboard", "wandb": "w
 
 
 def import_extra(
-    module: str,  # to import, as "fastai.distributed"
-    package: str,  # a key of `EXTRAS`: what this module needs beside the core requirements
-    purpose: str,  # what wants it; the error begins with this, as "training in several processes"
+    module: str,  # module to import, such as "fastai.distributed"
+    package: str,  # a key of `EXTRAS`: the package that this module needs beside the core requirements
+    purpose: str,  # the use that needs it, with which the error begins, such as "training in several processes"
 ) -> ModuleType:
     """Import a module that needs more than the core requirements.
 
     Raises:
-        ImportError: if the package is not installed; says what wants it, and the command that installs it.
+        ImportError: if the package is not installed; the message says what needs it, and which command installs it.
     """
     try:
         importlib.import_module(package)
@@ -484,7 +484,7 @@ def import_extra(
 def lazily(
     package: str,  # `__name__` of the package whose `__init__.py` calls this
 ) -> tuple[Callable, Callable, list[str]]:  # its __getattr__, __dir__ and __all__
-    """Hand on the public names of a package's modules, and import a module when one of its names is first asked for.
+    """Make the public names of a package's modules available, and import a module when one of its names is first used.
 
     References:
         PEP 562, "Module __getattr__ and __dir__".

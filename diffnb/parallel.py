@@ -1,4 +1,4 @@
-"""Several computer processes do one thing together: who am I, what is my share, and what do the others say?
+"""Several computer processes work on one task: the rank of a process, its share of the work, and communication between processes.
 
 Docs: https://diffnb.github.io/diffnb/parallel.html.md"""
 
@@ -26,10 +26,10 @@ from .core import best_device
 
 # %% ../nbs/00_parallel.ipynb #2b69b5aa
 def launched() -> tuple[int, int]:  # rank and number of processes
-    """Read from the environment how this computer process was started: by torchrun or accelerate launch, or alone.
+    """Read rank and number of computer processes from the environment, as torchrun or accelerate launch set them; (0, 1) if neither did.
 
     Raises:
-        ValueError: if the environment holds no such pair of numbers.
+        ValueError: if the environment has no valid pair of numbers.
     """
     found = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if found == (None, None):
@@ -49,17 +49,17 @@ def in_group() -> bool:
 
 
 def rank() -> int:
-    """Number of this computer process in its group; 0 without one."""
+    """Return the number of this computer process in its group; 0 without a group."""
     return dist.get_rank() if in_group() else 0
 
 
 def world_size() -> int:
-    """Number of computer processes in the group; 1 without one."""
+    """Return the number of computer processes in the group; 1 without a group."""
     return dist.get_world_size() if in_group() else 1
 
 
 def own_device() -> torch.device:
-    """Where this computer process computes: a GPU of its own if there are several processes and GPUs, else what `best_device` says."""
+    """Choose the device of this computer process: a GPU of its own if there are several processes and GPUs, else `best_device`."""
     best, local = best_device(), os.environ.get("LOCAL_RANK")
     if local is None or best.type != "cuda":
         return best
@@ -80,14 +80,14 @@ def total(
 def agreed(
     value: float,  # a number that may differ between processes, such as a time
 ) -> float:  # that of rank 0, on all
-    """Let rank 0 decide."""
+    """Return the value of rank 0 on all computer processes of a group."""
     return collected(value)[0]
 
 
 def collected(
     part: Any,  # what this process has; anything that can be pickled
 ) -> list:  # what all processes have, in the order of ranks
-    """Show every computer process of a group what all have."""
+    """Give every computer process of a group the parts of all."""
     if not in_group():
         return [part]
     parts = [None] * world_size()
@@ -98,7 +98,7 @@ def collected(
 def unwrapped(
     network: nn.Module,  # a network, or one inside DistributedDataParallel or torch.compile
 ) -> nn.Module:  # the network itself, with its attributes and the names of its weights
-    """Take off what was put around a network."""
+    """Return a network without the wrappers around it."""
     while True:
         inner = getattr(network, "module", None) or getattr(network, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
@@ -107,26 +107,26 @@ def unwrapped(
 
 # %% ../nbs/00_parallel.ipynb #ce7d6b24
 def _member(number, n, folder, timeout, work, args):
-    """One of the processes: join, work, write down the result."""
-    torch.set_num_threads(1)  # this is a copy of its parent, whose threads have not come along
+    """Run in one of the processes: join the group, work, store the result."""
+    torch.set_num_threads(1)  # this process is a copy of its parent, but without the parent's threads
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=n, timeout=timedelta(seconds=timeout))
     (Path(folder) / f"{number}").write_bytes(pickle.dumps(work(*args)))
-    dist.barrier()  # who leaves early would look to the others like one that has died
+    dist.barrier()  # a process that ended early would look to the others as if it had died
     dist.destroy_process_group()
 
 
 def run_together(
-    work: Callable,  # run in each process; knows its own by `rank()`
+    work: Callable,  # function that is run in each process; `rank()` is the number of the process
     n: int = 2,  # number of processes
-    args: Sequence = (),  # what it is called with
+    args: Sequence = (),  # arguments of the function
     timeout: float = 300.0,  # seconds after which all are ended
 ) -> list:  # what each process returned, in the order of ranks
     """Run a function in several computer processes of this machine that form a group (gloo, on the CPU).
 
     Raises:
-        torch.multiprocessing.ProcessRaisedException: if one of them fails; shows where. All are ended then.
+        torch.multiprocessing.ProcessRaisedException: if one of them fails; the message shows where. All are ended then.
         torch.multiprocessing.ProcessExitedException: if one of them dies. All are ended then.
         TimeoutError: if they do not end.
     """

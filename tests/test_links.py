@@ -34,6 +34,13 @@ def test_links_of_the_readme():
     assert len(found) > 50 and [target for target in found if not (ROOT / target).exists()] == []
 
 
+def test_cited_works_are_in_the_bibliography():
+    """A key that the bibliography lacks would stand on the page as it is written."""
+    known = set(re.findall(r"^@\w+\{(\w+),$", (ROOT / "nbs" / "references.bib").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    cited = {path.name: set(re.findall(r"@(\w+)", " ".join(re.findall(r"\[@[^]]*\]", prose(path))))) for path in NOTEBOOKS}
+    assert len(set().union(*cited.values())) > 20 and {name: keys - known for name, keys in cited.items() if keys - known} == {}
+
+
 def test_the_index_leads_to_every_notebook():
     """None is to be found only by search."""
     index = ROOT / "nbs" / "index.ipynb"

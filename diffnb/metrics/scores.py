@@ -1,4 +1,4 @@
-"""Three numbers for how good generated images are, with what each of them means and what it depends on.
+"""Three measures of the quality of generated images: what each of them means, and what it depends on.
 
 Docs: https://diffnb.github.io/diffnb/08_metrics/scores.html.md"""
 
@@ -30,7 +30,7 @@ from .inception import InceptionFeatures
 # %% ../../nbs/08_metrics/05_scores.ipynb #ebf51134
 def inception_score(
     probabilities: Tensor,  # class probabilities of each image, (n, k), rows sum to 1
-    splits: int = 10,  # parts that are scored on their own
+    splits: int = 10,  # number of parts, each of which is scored
     seed: int | None = 0,  # of the shuffle before cutting; None: in the order given
 ) -> tuple[float, float]:  # mean and standard deviation of the score over the parts
     """Score generated images by the class probabilities that a classifier gives them.
@@ -65,7 +65,7 @@ METRICS = Registry("metric")
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A value, and what it is the value of."""
+    """A value of a metric, and all that it depends on."""
 
     name: str  # "fid", "frechet[pixels]", "bpd", ...
     value: float  # the number
@@ -73,15 +73,15 @@ class MetricResult:
     n_real: int = 0  # real images used
     n_generated: int = 0  # generated images used
     is_lower_better: bool = True  # direction
-    config: dict[str, Any] = field(default_factory=dict)  # all else that the number depends on
+    config: dict[str, Any] = field(default_factory=dict)  # everything else that the number depends on
     values: dict[str, float] = field(default_factory=dict)  # where a metric has several numbers: each by its name
 
     def __float__(self):
-        """Give just the number."""
+        """Return the value alone."""
         return self.value
 
     def __str__(self):
-        """Give the number, its error, and what it was computed from."""
+        """Write the number, its error, and what it was computed from."""
         error = "" if self.error is None else f" +- {self.error:.2g}"
         counts = " ".join(f"n_{k}={n}" for k, n in (("real", self.n_real), ("generated", self.n_generated)) if n)
         settings = "".join(f", {k}={v}" for k, v in self.config.items())
@@ -97,7 +97,7 @@ class Metric:
     needs: ClassVar[str] = "images"  # what it is computed from: "images", "real" images only, "features", "probabilities" or "labels"
 
     def config(self) -> dict[str, Any]:
-        """What the numbers depend on besides the images, as plain values."""
+        """Return what the numbers depend on besides the images, as plain values."""
         raise TypeError(f"{type(self).__name__} must define config()")
 
     def __call__(
@@ -105,12 +105,12 @@ class Metric:
         real,  # real images (n, c, h, w), uint8 or floats in [0, 1]
         generated,  # generated images, the same
     ) -> MetricResult:
-        """Evaluate."""
+        """Evaluate the metric on two sets of images."""
         raise TypeError(f"{type(self).__name__} must define __call__(real, generated)")
 
 
 def _unit_images(images, argument):
-    """Images as floats in [0, 1], or a clear error."""
+    """Images as floats in [0, 1]; raise a ValueError where they are something else."""
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
         raise ValueError(f"{argument} must be a tensor of images (n, c, h, w), got {getattr(images, 'shape', type(images).__name__)}")
     if images.dtype == torch.uint8:
@@ -121,7 +121,7 @@ def _unit_images(images, argument):
 
 
 def _same_shape(real, generated):
-    """Refuse to compare images of two sizes."""
+    """Raise a ValueError for images of two sizes."""
     if isinstance(real, Tensor) and isinstance(generated, Tensor) and real.shape[1:] != generated.shape[1:]:
         raise ValueError(f"real images are {tuple(real.shape[1:])}, generated ones {tuple(generated.shape[1:])}; resize one of them first")
 
@@ -130,7 +130,7 @@ def _same_shape(real, generated):
 def extractor_of(
     spec,  # a name, a function of images, an extractor; None: the FID's own Inception
 ):  # images (n, c, h, w) in [0, 1] to features (n, d)
-    """Make the extractor that a metric was given; one with weights is read from disk once."""
+    """Make the extractor that a metric was given; weights are read from disk only once."""
     return InceptionFeatures() if spec is None else as_extractor(spec)
 
 
@@ -149,20 +149,20 @@ class FeatureMetric(Metric):
     extractor: Callable[[Tensor], Tensor] | str | None = None  # a name or images (n, c, h, w) in [0, 1] to (n, d); None: the FID's Inception
     batch_size: int = 50  # images at a time
 
-    kind: ClassVar[str]  # with the extractor's name the name of the metric: "frechet" in "frechet[pixels]"
+    kind: ClassVar[str]  # the part of the metric's name before that of the extractor: "frechet" in "frechet[pixels]"
     inception_name: ClassVar[str | None] = None  # the name that is reserved for the FID's own Inception
     needs: ClassVar[str] = "features"
 
     @property
     def is_inception(self) -> bool:
-        """Whether features are those of the FID's own network; it is not loaded to find out."""
+        """Whether features are those of the FID's own network, which is not loaded to find out."""
         known = self.extractor.partition(":")[0] if isinstance(self.extractor, str) else self.extractor
         known = EXTRACTORS[known] if isinstance(known, str) and known in EXTRACTORS else known
         return known is None or known is InceptionFeatures or isinstance(known, InceptionFeatures)
 
     @property
     def name(self) -> str:
-        """With FID's own network the reserved name, with any other extractor the kind and its name."""
+        """The reserved name with the FID's own network; with any other extractor the kind and the name of the extractor."""
         if self.is_inception and self.inception_name:
             return self.inception_name
         return f"{self.kind}[{self._extractor_config()['extractor']}]"
@@ -174,7 +174,7 @@ class FeatureMetric(Metric):
         return {key: value for key, value in extractor_of(self.extractor).config().items() if value is not None}
 
     def config(self) -> dict[str, Any]:
-        """Extractor, and the resize that belongs to it."""
+        """Return the extractor, and the resize that belongs to it."""
         return self._extractor_config()
 
     def result(
@@ -185,20 +185,20 @@ class FeatureMetric(Metric):
         n_generated: int,  # generated images
         values: dict[str, float] | None = None,  # further numbers
     ) -> MetricResult:
-        """Put a value together with all that it depends on.
+        """Combine a value with all that it depends on.
 
         Raises:
             ValueError: if the value is not finite.
         """
         if not math.isfinite(value):
-            raise ValueError(f"{self.name} came out as {value}; the features are too large or too few to give a number")
+            raise ValueError(f"{self.name} is {value}, which is not a finite number; the features are too large or too few")
         return MetricResult(self.name, value, error, n_real, n_generated, self.is_lower_better, self.config(), values or {})
 
     def features(
         self,
         images: Tensor,  # (n, c, h, w), uint8 or floats in [0, 1]
     ) -> Tensor:  # (n, d) on the CPU
-        """Extract in batches."""
+        """Compute features in batches."""
         extract = extractor_of(self.extractor)
         return torch.cat([extract(batch).cpu() for batch in _unit_images(images, "images").split(self.batch_size)])
 
@@ -206,7 +206,7 @@ class FeatureMetric(Metric):
         self,
         images: Tensor,  # (n, c, h, w), uint8 or floats in [0, 1]
     ) -> Tensor:  # class probabilities (n, k)
-        """Classify in batches.
+        """Compute class probabilities in batches.
 
         Raises:
             ValueError: if the extractor has no classes.
@@ -219,7 +219,7 @@ class FeatureMetric(Metric):
         real: Tensor,  # features of real images (n, d)
         generated: Tensor,  # features of generated images (m, d)
     ) -> MetricResult:
-        """Evaluate on features."""
+        """Evaluate the metric on the features of two sets."""
         raise TypeError(f"{type(self).__name__} must define from_features(real, generated)")
 
     def __call__(
@@ -248,7 +248,7 @@ class FrechetDistance(FeatureMetric):
         self,
         images: Tensor,  # (n, c, h, w), uint8 or floats in [0, 1]
     ) -> FeatureStatistics:
-        """Mean and covariance of the features of a set, which need not be kept."""
+        """Compute mean and covariance of the features of a set, without keeping the features."""
         out, extract = FeatureStatistics(), extractor_of(self.extractor)
         for batch in _unit_images(images, "images").split(self.batch_size):
             out.update(extract(batch))
@@ -259,13 +259,13 @@ class FrechetDistance(FeatureMetric):
         real: Tensor | FeatureStatistics,  # features of real images (n, d), or their statistics
         generated: Tensor | FeatureStatistics,  # of generated images, the same
     ) -> MetricResult:
-        """Distance between the two sets; warns where a set has fewer images than features."""
+        """Compute the distance between the two sets; warn where a set has fewer images than features."""
         a, b = as_statistics(real), as_statistics(generated)
         value = frechet_of_features(a, b)
         if min(a.n, b.n) <= a.width:
             warnings.warn(
                 f"{self.name} of {min(a.n, b.n)} images with {a.width} features is far above its value for many images; compare it only with "
-                "values for as many, and with that of two real sets, or use the kernel distance",
+                "values for as many images, and with the value for two real sets, or use the kernel distance",
                 stacklevel=2,
             )
         return self.result(value, None, a.n, b.n)
@@ -275,7 +275,7 @@ class FrechetDistance(FeatureMetric):
         real: Tensor | FeatureStatistics,  # real images (n, c, h, w), or their statistics
         generated: Tensor | FeatureStatistics,  # generated images, or their statistics
     ) -> MetricResult:
-        """Distance between the two sets."""
+        """Compute the distance between the two sets."""
         _same_shape(real, generated)
         return self.from_features(*(s if isinstance(s, FeatureStatistics) else self.statistics(s) for s in (real, generated)))
 
@@ -296,11 +296,11 @@ class FrechetInfinity(FeatureMetric):
     inception_name: ClassVar[str | None] = "fid-infinity"
 
     def config(self) -> dict[str, Any]:
-        """Extractor, levels and seed."""
+        """Return extractor, levels and seed."""
         return super().config() | {"levels": self.levels, "seed": self.seed}
 
     def from_features(self, real: Tensor, generated: Tensor) -> MetricResult:
-        """Extrapolate; warns where parts have no more images than features, for which the line bends."""
+        """Extrapolate; warn where parts have no more images than features, because the bias is no straight line in 1/n then."""
         value, error = frechet_infinity(real, generated, self.levels, self.seed)
         part, d = min(len(real), len(generated)) // self.levels, real.shape[1]
         if part <= d:
@@ -338,29 +338,27 @@ class InceptionScore(FeatureMetric):
         return {key: value for key, value in classifier_of(self.extractor).config().items() if value is not None}
 
     def config(self) -> dict[str, Any]:
-        """Classifier, splits and seed."""
+        """Return classifier, splits and seed."""
         return super().config() | {"splits": self.splits, "seed": self.seed}
 
     def from_probabilities(
         self,
         probabilities: Tensor,  # class probabilities of generated images (n, k)
     ) -> MetricResult:
-        """Score, with the deviation over splits; warns what its classes are: ImageNet's, which other images do not have, or others."""
+        """Compute the score, with the deviation over splits; a warning says whose classes were used."""
         value, deviation = inception_score(probabilities, self.splits, self.seed)
         warnings.warn(self._about_classes(), stacklevel=3)
         return self.result(value, deviation, 0, len(probabilities))
 
     def _about_classes(self):
-        """What the classes mean for the score."""
+        """Warning about the classes that the score was computed with."""
         if self.is_inception:
-            return (
-                "the Inception Score is about ImageNet's classes and says little about other images; give a classifier of their classes as extractor"
-            )
+            return "the Inception Score uses ImageNet's classes and says little about other images; give a classifier of their classes as extractor"
         because = "there are no weights with Inception's last layer, and " if self.extractor is None else ""
         packaged = " (the packaged classifier of clothes)" if self.extractor is None else ""
         return (
             f"{because}{self.name} is the score by {self._extractor_config()['extractor']}{packaged}: its classes are not those of Inception, and it "
-            "compares with scores of this classifier only"
+            "can be compared with scores of this classifier only"
         )
 
     def from_features(
@@ -368,7 +366,7 @@ class InceptionScore(FeatureMetric):
         real: Tensor | None,  # not used: the score does not look at real images
         generated: Tensor,  # class probabilities of generated images (n, k)
     ) -> MetricResult:
-        """Score class probabilities, in the place of features."""
+        """Compute the score of class probabilities, which take the place of features."""
         return self.from_probabilities(generated)
 
     def __call__(
@@ -376,7 +374,7 @@ class InceptionScore(FeatureMetric):
         real: Tensor | None,  # not used
         generated: Tensor,  # generated images (n, c, h, w)
     ) -> MetricResult:
-        """Classify generated images, and score."""
+        """Classify generated images, and compute the score."""
         return self.from_probabilities(self.probabilities(generated))
 
 # %% ../../nbs/08_metrics/05_scores.ipynb #135c9b0a
@@ -387,16 +385,16 @@ class BitsPerDim(Metric):
 
     denoiser: BaseDenoiser  # the model
     n_steps: int = 16  # Runge-Kutta steps, of six evaluations each
-    probes: int = 1  # random directions an image for the divergence
+    probes: int = 1  # random directions for the divergence of each image
     seed: int = 0  # of dequantization and probes
     batch_size: int = 64  # images at a time
-    n: int | None = 256  # real images that are looked at, evenly spaced through the set; None: all
+    n: int | None = 256  # real images that are used, evenly spaced through the set; None: all
 
     name = "bpd"
-    needs: ClassVar[str] = "real"  # it does not look at generated images
+    needs: ClassVar[str] = "real"  # generated images are not used
 
     def config(self) -> dict[str, Any]:
-        """Process, steps, probes, seed, and the kind of dequantization."""
+        """Return process, steps, probes, seed, and the kind of dequantization."""
         return {
             "process": type(self.denoiser.sde).__name__,
             "n_steps": self.n_steps,
@@ -408,9 +406,9 @@ class BitsPerDim(Metric):
     def __call__(
         self,
         real: Tensor,  # real 8-bit images (n, c, h, w), uint8 or floats in [0, 1] that are multiples of 1/255
-        generated: Tensor | None = None,  # not used: a likelihood is of real images
+        generated: Tensor | None = None,  # not used, since the likelihood is that of real images
     ) -> MetricResult:
-        """Mean over the images, with its standard error.
+        """Compute the mean over the images, with its standard error.
 
         Raises:
             ValueError: if there are fewer than two images, or they are not 8-bit values.

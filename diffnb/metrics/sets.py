@@ -1,4 +1,4 @@
-"""Quality and variety apart: precision and recall, the Vendi score, copies of training images, agreement with the requested label.
+"""Metrics that separate quality from variety: precision and recall, the Vendi score, copies of training images, agreement with the label.
 
 Docs: https://diffnb.github.io/diffnb/08_metrics/sets.html.md"""
 
@@ -23,12 +23,12 @@ from .scores import METRICS, FeatureMetric, MetricResult, classifier_of
 def nearest_neighbours(
     queries: Tensor,  # features (n, d)
     references: Tensor | None,  # features (m, d); None: the queries themselves, each without itself
-    k: int = 1,  # how many
-    block: int = 1024,  # queries and references at a time
+    k: int = 1,  # number of neighbours
+    block: int = 1024,  # queries and references that are compared at a time
 ) -> tuple[Tensor, Tensor]:  # distances (n, k), ascending, and indices into the references (n, k)
     """Find the k nearest references of each query by Euclidean distance, in bounded memory.
 
-    Candidates are found with one matrix product a block; their distances are then computed directly, so that a copy is at distance zero.
+    Candidates are found with one matrix product for each block; their distances are then computed directly, so that a copy is at distance zero.
 
     Raises:
         ValueError: if there are fewer than k references, or features are not finite.
@@ -63,9 +63,9 @@ def precision_recall(
     real: Tensor,  # features (n, d)
     generated: Tensor,  # features (m, d)
     k: int = 5,  # neighbours that set the radius of a ball
-    block: int = 1024,  # of each set at a time
+    block: int = 1024,  # samples of each set that are compared at a time
 ) -> dict[str, float]:  # "precision", "recall", "density", "coverage"
-    """Measure quality (precision, density) and variety (recall, coverage) apart, by balls around samples that reach their k-th neighbours.
+    """Measure quality (precision, density) and variety (recall, coverage) separately, by balls that reach to the k-th neighbour.
 
     Raises:
         ValueError: if a set has k members or fewer, or features are not finite.
@@ -80,7 +80,7 @@ def precision_recall(
     radius_real, radius_generated = (nearest_neighbours(s, None, k, block)[0][:, -1] for s in (real, generated))
     centre = real.mean(0)
     real, generated = real - centre, generated - centre
-    hits = torch.zeros(len(generated))  # real balls that hold each generated sample
+    hits = torch.zeros(len(generated))  # number of real balls that contain each generated sample
     found, covered = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
     for j in range(0, len(generated), block):
         theirs = generated[j : j + block]
@@ -102,19 +102,19 @@ def precision_recall(
 @METRICS.register("prdc", "precision recall", "coverage")
 @dataclass(frozen=True)
 class PrecisionRecall(FeatureMetric):
-    """Precision, recall, density and coverage; the value is the coverage, the others stand in `values`."""
+    """Precision, recall, density and coverage; the value is the coverage, and `values` has all four."""
 
-    k: int = 5  # neighbours that set the radius
+    k: int = 5  # number of the neighbour that sets the radius of a ball
 
     kind: ClassVar[str] = "prdc"
     is_lower_better: ClassVar[bool] = False
 
     def config(self) -> dict[str, Any]:
-        """Extractor and k."""
+        """Return extractor and k."""
         return super().config() | {"k": self.k}
 
     def from_features(self, real: Tensor, generated: Tensor) -> MetricResult:
-        """All four numbers."""
+        """Compute all four numbers."""
         values = precision_recall(real, generated, self.k)
         return self.result(values["coverage"], None, len(real), len(generated), values)
 
@@ -122,7 +122,7 @@ class PrecisionRecall(FeatureMetric):
 def vendi_score(
     features: Tensor,  # (n, d)
 ) -> float:  # between 1 and n
-    """Count the images that are effectively different: exponential of the entropy of the eigenvalues of the cosine similarities over n.
+    """Estimate how many images are effectively different: the exponential of the entropy of the eigenvalues of similarities.
 
     Raises:
         ValueError: if features are not finite, or a vector is zero.
@@ -133,9 +133,9 @@ def vendi_score(
     x = as_features(features, "features", 1).double()
     norms = x.norm(dim=1, keepdim=True)
     if not bool((norms > 0).all()):
-        raise ValueError(f"{int((norms == 0).sum())} of {len(x)} feature vectors are zero and have no direction")
+        raise ValueError(f"{int((norms == 0).sum())} of {len(x)} feature vectors are zero and have no direction; use another extractor")
     x = x / norms
-    gram = x @ x.mT if len(x) <= x.shape[1] else x.mT @ x  # the same eigenvalues but for zeros
+    gram = x @ x.mT if len(x) <= x.shape[1] else x.mT @ x  # both have the same eigenvalues, except for zeros
     values = torch.linalg.eigvalsh(gram / len(x)).clamp(min=0)
     return torch.special.entr(values).sum().exp().item()
 
@@ -149,11 +149,11 @@ class Vendi(FeatureMetric):
     is_lower_better: ClassVar[bool] = False
 
     def config(self) -> dict[str, Any]:
-        """Extractor and similarity."""
+        """Return extractor and similarity."""
         return super().config() | {"similarity": "cosine"}
 
     def from_features(self, real: Tensor | None, generated: Tensor) -> MetricResult:
-        """Score; real features may be None."""
+        """Compute the score; real features may be None."""
         values = {"generated": vendi_score(generated)} | ({} if real is None else {"real": vendi_score(real)})
         return self.result(values["generated"], None, 0 if real is None else len(real), len(generated), values)
 
@@ -161,7 +161,7 @@ class Vendi(FeatureMetric):
 @METRICS.register("memorisation", "memorization", "nearest neighbours")
 @dataclass(frozen=True)
 class Memorisation(FeatureMetric):
-    """Share of generated images that are copies of real ones: much nearer to one training image than to any other.
+    """Share of generated images that are copies: much nearer to one training image than to any other.
 
     References:
         Yoon et al. (2023), "Diffusion probabilistic models generalize when they fail to memorize"; Alaa et al. (2022), "How faithful is your
@@ -173,11 +173,11 @@ class Memorisation(FeatureMetric):
     kind: ClassVar[str] = "memorisation"
 
     def config(self) -> dict[str, Any]:
-        """Extractor and threshold."""
+        """Return extractor and threshold."""
         return super().config() | {"ratio": round(self.ratio, 4)}
 
     def from_features(self, real: Tensor, generated: Tensor) -> MetricResult:
-        """Share of copies with its standard error, and in `values` the authenticity."""
+        """Compute the share of copies with its standard error, and the authenticity in `values`."""
         real, generated = feature_pair(real, generated)
         distances, indices = nearest_neighbours(generated, real, 2)
         copies = (distances[:, 0] < self.ratio * distances[:, 1]).double().mean().item()
@@ -192,7 +192,7 @@ def plot_pairs(
     real: Tensor,  # real images (m, c, h, w)
     distances: Tensor,  # of each generated image to its nearest real one, (n,)
     indices: Tensor,  # which real image that is, (n,)
-    n: int = 8,  # pairs to show
+    n: int = 8,  # number of pairs to show
 ):  # a matplotlib Figure: generated above, its nearest real image below
     """Show the n generated images that are nearest to a real one, each above that real image.
 
@@ -222,7 +222,7 @@ def label_agreement(
     probabilities: Tensor,  # class probabilities of each generated image, (n, k)
     labels: Tensor,  # index of the class that was asked for, (n,) int64 in 0..k-1
 ) -> tuple[float, float, dict[int, float]]:  # share that agrees, its standard error, and the share for each class that was asked for
-    """How often a classifier sees in a generated image the class that was asked for.
+    """Measure how often a classifier recognises in a generated image the class that was asked for.
 
     Raises:
         ValueError: if labels and probabilities do not fit each other.
@@ -243,7 +243,7 @@ def label_agreement(
 @METRICS.register("agreement", "label agreement", "accuracy")
 @dataclass(frozen=True)
 class LabelAgreement(FeatureMetric):
-    """Share of generated images in which a classifier sees the class that was asked for."""
+    """Share of generated images in which a classifier recognises the class that was asked for."""
 
     kind: ClassVar[str] = "agreement"
     needs: ClassVar[str] = "labels"
@@ -257,7 +257,7 @@ class LabelAgreement(FeatureMetric):
         labels: Tensor,  # class that was asked for, (n,) indices
         probabilities: Tensor,  # of each generated image (n, k)
     ) -> MetricResult:
-        """Share that agrees, and that of each class in `values`."""
+        """Compute the share of images that agree, and that of each class in `values`."""
         share, error, classes = label_agreement(probabilities, labels)
         names = classifier_of(self.extractor).classes or []
         values = {names[c] if c < len(names) else str(c): v for c, v in classes.items()}
@@ -268,5 +268,5 @@ class LabelAgreement(FeatureMetric):
         labels: Tensor,  # class that was asked for, (n,) indices in the classifier's order
         generated: Tensor,  # generated images (n, c, h, w)
     ) -> MetricResult:
-        """Classify the images and compare."""
+        """Classify the images, and compare with the labels."""
         return self.from_probabilities(labels, self.probabilities(generated))

@@ -1,4 +1,4 @@
-"""What a network is asked for, how it is told the noise level and the class, and a check of any network of your own.
+"""The call that every network answers, how it receives the noise level and the class, and a check for a network of your own.
 
 Docs: https://diffnb.github.io/diffnb/06_networks/base.html.md"""
 
@@ -50,13 +50,13 @@ def embed(
     n: int,  # samples
     dtype: torch.dtype,  # of the features
 ) -> Tensor:  # (n, width)
-    """Embed noise level and class: what all networks here have in common.
+    """Embed the noise level and the class, in the way that all networks of this wing share.
 
     Raises:
-        ValueError: if a label comes to a network without classes.
+        ValueError: if a label is given to a network without classes.
     """
     if label is not None and network.embed_label is None:
-        raise ValueError("label was given, but this network has no classes; make it with num_classes=")
+        raise ValueError("label was given, but this network has no classes; make the network with num_classes=")
     emb = network.embed_noise[1:](network.embed_noise[0](half_log_snr.expand(n)).to(dtype))
     if network.embed_label is not None:
         null = network.num_classes
@@ -68,7 +68,7 @@ def embed(
 def zero_start(
     layer: nn.Module,  # with weight and bias
 ) -> nn.Module:  # the same layer
-    """Start a layer at zero, so that it says nothing until it has learned something."""
+    """Set the weights and biases of a layer to zero, so that it contributes nothing until it has been trained."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -81,8 +81,8 @@ def check_network(
     network: nn.Module,  # the network to examine; left as it is
     shape: Sequence[int],  # of one sample: (c, h, w), or (d,)
     num_classes: int = 0,  # classes of the data; 0: unconditional
-) -> dict[str, float]:  # "parameters": how many; "batch": relative difference between samples alone and in a batch
-    """Check that a network can denoise such samples: its call, the shape and numbers it returns, and that samples do not mix.
+) -> dict[str, float]:  # "parameters": their number; "batch": relative difference between a sample alone and in a batch
+    """Check that a network can denoise such samples: that it can be called, what it returns, and that samples do not influence one another.
 
     Raises:
         ValueError: naming the first thing that is wrong and what would do.

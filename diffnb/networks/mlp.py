@@ -1,4 +1,4 @@
-"""A small network for data in one or two dimensions, whose right answer is known.
+"""A small network for data in one or two dimensions, where the right answer is known.
 
 Docs: https://diffnb.github.io/diffnb/06_networks/mlp.html.md"""
 
@@ -16,7 +16,7 @@ from .base import NETWORKS, HalfLogSNREmbedding, embed, zero_start
 # %% ../../nbs/06_networks/02_mlp.ipynb #80ba87ee
 @NETWORKS.register("mlp")
 class MLP(nn.Module):
-    """A residual multilayer perceptron for toys: samples (n, ...) of `dim` elements each."""
+    """A residual multilayer perceptron for low-dimensional data: samples (n, ...) of `dim` elements each."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class MLP(nn.Module):
         """Run the network.
 
         Raises:
-            ValueError: if x has not `dim` elements a sample, or a label comes to a network without classes.
+            ValueError: if a sample has not `dim` elements, or a label is given to a network without classes.
         """
         flat = x.flatten(1)
         if flat.shape[1] != self.channels:
-            raise ValueError(f"x has {flat.shape[1]} elements a sample, this network {self.channels}; make it with dim={flat.shape[1]}")
+            raise ValueError(f"samples of x have {flat.shape[1]} elements, but this network takes {self.channels}; make it with dim={flat.shape[1]}")
         emb = F.silu(embed(self, half_log_snr, label, len(x), x.dtype))
         h = self.stem(flat)
         for layer, modulation in zip(self.layers, self.modulation):

@@ -1,4 +1,4 @@
-"""Words as numbers, an encoder that reads them, and a U-Net whose pixels look at them.
+"""Words as numbers, a text encoder, and a U-Net with cross-attention from pixels to words.
 
 Docs: https://diffnb.github.io/diffnb/06_networks/text.html.md"""
 
@@ -38,7 +38,7 @@ def split_words(
 
 # %% ../../nbs/06_networks/03_text.ipynb #82be8651
 class WordVectors(NamedTuple):
-    """Words, and a vector for each."""
+    """Words, and a vector for each word."""
 
     words: tuple[str, ...]  # as `split_words` returns them
     vectors: Tensor  # float32 (words, width), mean square about 1
@@ -57,30 +57,30 @@ def word_vectors() -> WordVectors:  # 20,000 words, 50 numbers each
 
 # %% ../../nbs/06_networks/03_text.ipynb #d7f9322e
 class Vocabulary:
-    """The words that a network knows, and their numbers: 0 is nothing, 1 the beginning of a text, then further words, then those with vectors."""
+    """The words that a network knows, and their numbers: 0 is the filling, 1 the beginning, then further words, then the words with vectors."""
 
     def __init__(
         self,
         further: Sequence[str] = (),  # words without vectors
-        length: int = 24,  # numbers in an encoded text: the beginning, and one for each word
+        length: int = 24,  # numbers in an encoded text: the beginning, and at most length - 1 words
     ):
         if isinstance(length, bool) or not isinstance(length, int) or length < 2:
-            raise ValueError(f"length must be an integer >= 2, room for the beginning and a word, got {length!r}")
+            raise ValueError(f"length must be an integer >= 2, with room for the beginning and a word, got {length!r}")
         self.further, self.length = tuple(further), length
         self.words = (*self.further, *word_vectors().words)
         self.number = {word: number for number, word in enumerate(self.words, 2)}
         if len(self.number) < len(self.words):
-            raise ValueError("further must be different words without vectors; Vocabulary.of(captions).further are those of captions")
+            raise ValueError("further must be different words without vectors; Vocabulary.of(captions).further finds those of captions")
         if bad := [word for word in self.further if split_words(word) != [word]]:
             raise ValueError(f"further must be words as split_words returns them, got {bad[0]!r}")
 
     @classmethod
     def of(
         cls,
-        captions: Iterable[str],  # all that training will show
+        captions: Iterable[str],  # all captions of the training set
         length: int = 24,  # numbers in an encoded text
     ) -> "Vocabulary":  # knows every word of the captions
-        """Collect the words of captions."""
+        """Make the vocabulary of a set of captions."""
         words = {word for caption in captions for word in split_words(caption)}
         return cls(sorted(words - set(word_vectors().words)), length)
 
@@ -88,8 +88,8 @@ class Vocabulary:
         self,
         word: str,  # any word
         n: int = 3,  # how many at most
-    ) -> list[str]:  # the most alike first
-        """Find known words that are spelt alike."""
+    ) -> list[str]:  # the most similar first
+        """Find the known words with the most similar spelling."""
         return difflib.get_close_matches(word, self.words, n, cutoff=0.7)
 
     def encode(
@@ -99,7 +99,7 @@ class Vocabulary:
         """Turn texts into numbers.
 
         Raises:
-            TypeError: if a text is no string.
+            TypeError: if a text is not a string.
             ValueError: if a text holds a word that is not known, a control character, or too many words.
         """
         return torch.tensor([self._encode(text) for text in ([texts] if isinstance(texts, str) else texts)]).view(-1, self.length)
@@ -122,9 +122,9 @@ def attend_to(
     q: Tensor,  # queries (n, heads, places, width)
     k: Tensor,  # keys (n, heads, words, width)
     v: Tensor,  # values (n, heads, words, width)
-    known: Tensor,  # bool (n, words): what is to be looked at, at least one each
+    known: Tensor,  # bool (n, words): True for the words that count, at least one in each text
 ) -> Tensor:  # (n, heads, places, width)
-    """Attention to those words that are there.
+    """Compute attention to the words of a text, without the filling.
 
     References:
         Vaswani et al. (2017), "Attention is all you need", eq. 1.
@@ -139,12 +139,12 @@ def _heads(x, heads):
 
 
 def _count_heads(channels, head_width):
-    """How many heads of about this width divide the channels."""
+    """Find a number of heads of about this width that divides the channels."""
     return next(heads for heads in range(max(1, channels // head_width), 0, -1) if channels % heads == 0)
 
 
 def _silent(layer, zero_init):
-    """Start a layer at zero, where wanted, so that its branch says nothing until it has learned something."""
+    """Start a layer at zero, where wanted, so that its branch contributes nothing until it has been trained."""
     if zero_init:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -167,7 +167,7 @@ class _TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Word vectors, their order, and self-attention among them."""
+    """Encoder of texts: word vectors, their positions, and layers of self-attention among them."""
 
     def __init__(
         self,
@@ -189,8 +189,8 @@ class TextEncoder(nn.Module):
     def forward(
         self,
         ids: Tensor,  # int64 (n, at most length), as `Vocabulary.encode` returns them
-    ) -> tuple[Tensor, Tensor]:  # (n, words, width), and which of them are there, bool (n, words)
-        """Read texts."""
+    ) -> tuple[Tensor, Tensor]:  # (n, words, width), and which of them are words rather than filling, bool (n, words)
+        """Encode texts."""
         n_learned, known = self.learned.num_embeddings, ids > 0
         learned, frozen = self.learned(ids.clamp(max=n_learned - 1)), self.frozen[(ids - n_learned).clamp(min=0)]
         x = self.read(torch.where((ids < n_learned)[..., None], learned, frozen.to(learned))) + self.position[: ids.shape[1]]
@@ -207,7 +207,7 @@ class CrossAttention(nn.Module):
         channels: int,  # channels in and out
         text_width: int,  # of an encoded word
         groups: int = 32,  # groups of the norm (their greatest common divisor with the channels)
-        head_width: int = 32,  # channels a head, or a little more: the number of heads divides the channels
+        head_width: int = 32,  # channels of a head, or a little more, so that the number of heads divides the channels
         zero_init: bool = True,  # start the branch at zero
     ):
         super().__init__()
@@ -221,7 +221,7 @@ class CrossAttention(nn.Module):
         self,
         x: Tensor,  # (n, channels, h, w)
         tokens: Tensor,  # encoded words (n, words, text_width)
-        known: Tensor,  # which of them are there, bool (n, words)
+        known: Tensor,  # which of them are words rather than filling, bool (n, words)
     ) -> Tensor:  # shape of x
         """Let every pixel look at every word."""
         q = _heads(self.q(self.norm(x)).flatten(2).transpose(1, 2), self.heads)
@@ -232,7 +232,7 @@ class CrossAttention(nn.Module):
 # %% ../../nbs/06_networks/03_text.ipynb #96c7ed25
 @NETWORKS.register("text-unet", "text u-net")
 class TextUNet(UNet):
-    """Residual U-Net for images (n, c, h, w), told half the log-SNR and, optionally, a text.
+    """Residual U-Net for images (n, c, h, w), conditioned on half the log-SNR and, optionally, on a text.
 
     References:
         Rombach et al. (2022), "High-resolution image synthesis with latent diffusion models", section 3.3; Saharia et al. (2022), section 2.
@@ -242,13 +242,13 @@ class TextUNet(UNet):
         self,
         channels: int = 3,  # of the images
         widths: Sequence[int] = (64, 128),  # channels of each level; the resolution halves from one to the next
-        blocks: int = 2,  # residual blocks a level on the way down (one more on the way up)
+        blocks: int = 2,  # residual blocks of each level on the way down; one more on the way up
         attention_levels: Sequence[int] = (1,),  # levels with attention, 0 the finest; the middle always has it
         further: Sequence[str] = (),  # words without vectors: `Vocabulary.of(captions).further`
-        length: int = 24,  # numbers in an encoded text: the beginning, and one for each word
+        length: int = 24,  # numbers in an encoded text: the beginning, and at most length - 1 words
         text_width: int = 128,  # of an encoded word
         text_depth: int = 2,  # layers of the text encoder
-        unshuffle: int = 1,  # fold blocks of so many by so many pixels into channels first
+        unshuffle: int = 1,  # side of the blocks of pixels that are folded into channels first; 1: no folding
         embedding_width: int | None = None,  # width of the embedding, even; None: 4 widths[0]
         groups: int = 32,  # groups of the norms
         head_width: int = 32,  # channels of an attention head
@@ -274,10 +274,10 @@ class TextUNet(UNet):
         self,
         condition: str,  # "text"
     ) -> Tensor:  # int64 (length,)
-        """The text that says nothing.
+        """Encode the empty text, which stands for no condition.
 
         Raises:
-            ValueError: if the network takes no such condition.
+            ValueError: if the network has no such condition.
         """
         if condition not in self.condition_names:
             raise ValueError(f"condition must be one of {', '.join(self.condition_names)}, got {condition!r}")
@@ -287,16 +287,16 @@ class TextUNet(UNet):
         self,
         x: Tensor,  # scaled noisy images (n, channels, h, w)
         half_log_snr: Tensor,  # noise level, (n,) or ()
-        text: Tensor | None = None,  # encoded texts, int64 (n, length); None: nothing is said
+        text: Tensor | None = None,  # encoded texts, int64 (n, length); None: the empty text for all
     ) -> Tensor:  # what the parametrization asks for, shape of x
         """Run the network.
 
         Raises:
-            ValueError: if x has not the network's channels, or text is not as `Vocabulary.encode` returns it.
+            ValueError: if x has another number of channels than the network, or text is not as `Vocabulary.encode` returns it.
         """
         n, c, h, w = x.shape
         if c != self.channels:
-            raise ValueError(f"x has {c} channels, this network {self.channels}; make it with channels={c}")
+            raise ValueError(f"x has {c} channels, but this network takes {self.channels}; make the network with channels={c}")
         text = self.null("text").to(x.device).expand(n, -1) if text is None else text
         self._check(text, n)
         tokens, known = self.text(text)
@@ -306,10 +306,10 @@ class TextUNet(UNet):
     def _check(self, text, n):
         if text.ndim != 2 or len(text) != n or not 0 < text.shape[1] <= self.vocabulary.length or text.dtype != torch.int64:
             wanted, got = f"int64 ({n}, {self.vocabulary.length})", f"{text.dtype} {tuple(text.shape)}"
-            raise ValueError(f"text must be {wanted}, as network.vocabulary.encode returns it, got {got}")
+            raise ValueError(f"text must be {wanted}, as network.vocabulary.encode returns it, but is {got}")
 
     def _run(self, x, emb, cross, tokens, known):
-        """The U-Net, looking at the words after each self-attention."""
+        """Run the U-Net with cross-attention to the words after each self-attention."""
 
         def look(attention, x):
             return next(cross)(attention(x), tokens, known) if isinstance(attention, SelfAttention) else x

@@ -1,4 +1,4 @@
-"""A residual U-Net with attention that knows how noisy its input is, and its sizes by name.
+"""A residual U-Net with attention, conditioned on the noise level and the class, in four named sizes.
 
 Docs: https://diffnb.github.io/diffnb/06_networks/unet.html.md"""
 
@@ -62,14 +62,14 @@ class ResBlock(nn.Module):
         x: Tensor,  # (n, c_in, h, w)
         emb: Tensor,  # (n, c_emb)
     ) -> Tensor:  # (n, c_out, h, w)
-        """Add the branch to the input."""
+        """Add the output of the branch to the input."""
         h = self.conv1(self.act(self.norm1(x)))
         scale, shift = self.modulation(emb)[:, :, None, None].chunk(2, 1)
         h = self.norm2(h) * (1 + scale) + shift
         return self.skip(x) + self.conv2(self.dropout(self.act(h)))
 
 # %% ../../nbs/06_networks/01_unet.ipynb #eb7f7140
-FEW_TOKENS = {torch.float32: 64, torch.bfloat16: 256}  # up to so many, plain matrix products are the faster attention on a CPU
+FEW_TOKENS = {torch.float32: 64, torch.bfloat16: 256}  # up to this many tokens, plain matrix products are the faster attention on a CPU
 
 
 def attend(
@@ -77,7 +77,7 @@ def attend(
     k: Tensor,  # keys, same shape
     v: Tensor,  # values, same shape
 ) -> Tensor:  # (n, heads, tokens, width)
-    """Attention softmax(q k^T / sqrt(width)) v.
+    """Compute the attention softmax(q k^T / sqrt(width)) v.
 
     References:
         Vaswani et al. (2017), "Attention is all you need", eq. 1.
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
         self,
         channels: int,  # channels in and out
         groups: int = 32,  # groups of the norm
-        head_width: int = 32,  # channels a head, or a little more: the number of heads divides the channels
+        head_width: int = 32,  # channels of a head, or a little more, so that the number of heads divides the channels
         zero_init: bool = True,  # start the branch at zero
     ):
         super().__init__()
@@ -126,7 +126,7 @@ def pad_to_multiple(
 
 # %% ../../nbs/06_networks/01_unet.ipynb #150291e0
 class _Layers(NamedTuple):
-    """How the blocks of one network are made."""
+    """The settings by which the blocks of one network are made."""
 
     c_emb: int
     groups: int
@@ -194,10 +194,10 @@ def _up_stages(layers, widths, blocks, attention_levels, skips):
 
 # %% ../../nbs/06_networks/01_unet.ipynb #a29af2c5
 def _check_unet(config):
-    """Raise a ValueError that names the first argument of `UNet` that cannot be."""
+    """Raise a ValueError that names the first argument of `UNet` with an impossible value."""
     levels = len(config["widths"])
     if not levels:
-        raise ValueError("widths must give the channels of at least one level, got none")
+        raise ValueError("widths must give the number of channels of at least one level, got none")
     positive = {name: config[name] for name in ("channels", "blocks", "unshuffle", "embedding_width", "groups", "head_width")}
     positive |= {f"widths[{level}]": width for level, width in enumerate(config["widths"])}
     for name, value in positive.items():
@@ -217,7 +217,7 @@ def _check_unet(config):
 # %% ../../nbs/06_networks/01_unet.ipynb #79e2d92f
 @NETWORKS.register("unet", "u-net")
 class UNet(nn.Module):
-    """Residual U-Net for images (n, c, h, w) of any h and w, told half the log-SNR and, optionally, a class.
+    """Residual U-Net for images (n, c, h, w) of any h and w, conditioned on half the log-SNR and, optionally, on a class.
 
     References:
         Ho et al. (2020), "Denoising diffusion probabilistic models", appendix B; Dhariwal and Nichol (2021), section 3.
@@ -227,10 +227,10 @@ class UNet(nn.Module):
         self,
         channels: int = 1,  # of the images
         widths: Sequence[int] = (64, 128),  # channels of each level; the resolution halves from one to the next
-        blocks: int = 2,  # residual blocks a level on the way down (one more on the way up)
+        blocks: int = 2,  # residual blocks of each level on the way down; one more on the way up
         attention_levels: Sequence[int] = (1,),  # levels with self-attention, 0 the finest; the middle always has it
         num_classes: int = 0,  # classes; 0: unconditional
-        unshuffle: int = 1,  # fold blocks of so many by so many pixels into channels first
+        unshuffle: int = 1,  # side of the blocks of pixels that are folded into channels first; 1: no folding
         embedding_width: int | None = None,  # width of the embedding, even; None: 4 widths[0]
         groups: int = 32,  # groups of the norms
         head_width: int = 32,  # channels of an attention head
@@ -271,11 +271,11 @@ class UNet(nn.Module):
         """Run the network.
 
         Raises:
-            ValueError: if x has not the network's channels, or a label comes to a network without classes.
+            ValueError: if x has another number of channels than the network, or a label is given to a network without classes.
         """
         n, c, h, w = x.shape
         if c != self.channels:
-            raise ValueError(f"x has {c} channels, this network {self.channels}; make it with channels={c}")
+            raise ValueError(f"x has {c} channels, but this network takes {self.channels}; make the network with channels={c}")
         emb = self.act(embed(self, half_log_snr, label, n, x.dtype))
         x = self.stem(F.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.unshuffle))
         skips = [x]
@@ -328,7 +328,7 @@ def build_network(
     num_classes: int = 0,  # classes; 0: unconditional
     seed: int = 0,  # of the first weights of a named size
 ) -> nn.Module:  # a network for such samples
-    """Make a network of a named size, or check one that is given.
+    """Make a network of a named size, or check a network that is given.
 
     Raises:
         ValueError: if the size is unknown, or the network does not suit the samples.

@@ -60,7 +60,8 @@ def test_a_folder_of_class_folders_becomes_a_model_that_knows_them(tmp_path):
             Image.new("L", (20, 16), level + i).save(tmp_path / "data" / label / f"{i}.png")
     (tmp_path / "data" / "7" / "broken.png").write_bytes(b"no image")
     run = tmp_path / "run"
-    arguments = "--size 12 --epochs 12 --batch-size 8 --lr 3e-3 --network tiny --diffusion vp --noise-schedule cosine --sampler ddim --seed 1 --sample-every 12".split()
+    arguments = "--size 12 --epochs 12 --batch-size 8 --lr 3e-3 --network tiny --diffusion vp --noise-schedule cosine".split()
+    arguments += "--sampler ddim --seed 1 --sample-every 12".split()
     code, out, err = diffnb("train", tmp_path / "data", "--out", run, *arguments)
     assert code == 0, err
     assert f"diffnb train --resume {run}" in out

@@ -141,7 +141,7 @@ def test_check_network_says_what_is_wrong():
 
     with pytest.raises(ValueError, match=r"must return a tensor of the shape of its input, \(3, 1, 8, 8\)"):
         check_network(Scalar(), (1, 8, 8))
-    with pytest.raises(ValueError, match="x has 1 channels, this network 3"):
+    with pytest.raises(ValueError, match="x has 1 channels, but this network takes 3"):
         check_network(UNet(channels=3), (1, 8, 8))
     with pytest.raises(TypeError, match="an nn.Module, got <class"):
         build_network(UNet, (1, 8, 8))
