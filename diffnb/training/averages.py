@@ -228,6 +228,8 @@ class EMACallback(Callback):
             self._raw, context = None, self._raw
             context.__exit__(None, None, None)
 
+    settle = after_validate
+
     def state(self) -> dict[str, Tensor]:
         """State dict of the network with the averaged weights, as contiguous copies."""
         return averaged_state(self.model, self.averages)

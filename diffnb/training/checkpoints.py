@@ -6,28 +6,29 @@ Docs: https://diffnb.github.io/diffnb/09_training/checkpoints.html.md"""
 
 # %% auto #0
 __all__ = ['CheckpointError', 'write_file', 'save_state', 'load_state', 'random_state', 'set_random_state', 'loader_state',
-           'set_loader_state', 'optimizer_state', 'set_optimizer_state', 'stateful', 'identity', 'differences',
-           'ResumableLearner', 'ResumeCallback', 'CheckpointCallback']
+           'set_loader_state', 'optimizer_state', 'set_optimizer_state', 'stateful', 'drawing_states', 'identity',
+           'differences', 'ResumeCallback', 'CheckpointCallback']
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #3
 import json
+import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from torch import Tensor
 
 from ..core import read_tensors, tensors_to_bytes, write_atomically
-from .steps import OwnWords, TrainingError, column_value, is_in_fit
+from .steps import NonFiniteLoss, OwnWords, TrainingError, column_value, is_in_fit
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #6
 class CheckpointError(OwnWords, OSError):
@@ -188,6 +189,13 @@ def stateful(
     return found
 
 
+def drawing_states(
+    learn: Learner,  # a learner
+) -> dict[str, dict]:  # by name; states that say so themselves, by an attribute `draws`
+    """Read the states of the callbacks that draw random numbers for a batch, before it is known whether the batch ends in a step."""
+    return {name: cb.state_dict() for name, cb in stateful(learn).items() if getattr(type(cb), "draws", False)}
+
+
 def identity(
     learn: Learner,  # a learner
 ) -> dict[str, str]:  # what a checkpoint must agree with
@@ -212,59 +220,6 @@ def differences(
     keys = [*there, *(key for key in here if key not in there)]
     return [f"{k} is {there.get(k, 'absent')} there and {here.get(k, 'absent')} here" for k in keys if there.get(k) != here.get(k)]
 
-# %% ../../nbs/09_training/04_checkpoints.ipynb #21
-def _skip(loader, n) -> Iterator:
-    """The batches of the coming epoch from number n on."""
-    if n and hasattr(type(loader), "batches"):
-        return loader.batches(n)
-    rest = iter(loader)
-    next(islice(rest, n, n), None)
-    return rest
-
-
-class ResumableLearner(Learner):
-    """A Learner whose next training may begin at any epoch and batch."""
-
-    begin_at = (0, 0)  # epoch and batch at which the next training begins
-    is_validating = False  # whether `validate` runs: callbacks of a training stay away then
-    at_start = staticmethod(lambda: None)  # called when the batches before that have been passed over
-
-    def _do_fit(self):
-        """Train, from the first epoch that is asked for."""
-        for epoch in range(self.begin_at[0], self.n_epoch):
-            self.epoch = epoch
-            self._with_events(self._do_epoch, "epoch", CancelEpochException)
-        self.begin_at = (0, 0)
-
-    def all_batches(self):
-        """Go through an epoch, from the first batch that is asked for."""
-        self.n_iter, first = len(self.dl), 0
-        if self.training and self.begin_at[1]:
-            first, self.begin_at = self.begin_at[1], (self.begin_at[0], 0)
-        batches = _skip(self.dl, first)
-        if self.training:
-            self.at_start()
-            self.at_start = type(self).at_start
-        for i, batch in enumerate(batches, first):
-            self.one_batch(i, batch)
-
-    def validate(
-        self,
-        ds_idx: int = 1,  # number of the loader: that of validation
-        dl=None,  # another loader in its place
-        cbs=None,  # more callbacks
-    ):  # the validation loss, and the metrics
-        """Look at a loader without training; nothing is saved, scored or counted as an epoch."""
-        self.is_validating = True
-        try:
-            return super().validate(ds_idx, dl, cbs)
-        finally:
-            self.is_validating = False
-
-    def gather_args(self) -> dict:
-        """What fastai's W&B callback notes of a learner: nothing, since newer versions of fastcore refuse what it looks at."""
-        return {}
-
 # %% ../../nbs/09_training/04_checkpoints.ipynb #23
 class ResumeCallback(Callback):
     """Keep the whole state of training in a file, and go on from there."""
@@ -274,27 +229,36 @@ class ResumeCallback(Callback):
     def __init__(
         self,
         path: str | os.PathLike,  # the file, such as out/training.safetensors
-        every: int = 1000,  # optimizer steps between two writes; the end of training besides
-        resume: bool = False,  # go on from the file if it is there; if not, a file that is there is an error
+        every: int | None = None,  # optimizer steps between two writes, at most; None: as many as there are
+        resume: bool | str = False,  # True: go on from the file; "if there": begin where there is none; False: a file that is there is an error
+        seconds: float = 120.0,  # of work between two writes, at most; the end of training, and better models, besides
     ):
-        if every < 1:
+        if every is not None and every < 1:
             raise ValueError(f"every must be at least one step, got {every}")
-        self.file, self.every, self.is_asked = Path(path), every, resume
+        if not seconds > 0:
+            raise ValueError(f"seconds must be a positive number of seconds, got {seconds}")
+        if resume not in (True, False, "if there"):
+            raise ValueError(f"resume must be True, False or 'if there', got {resume!r}")
+        self.file, self.every, self.seconds, self.is_asked = Path(path), every, seconds, resume
         self.since, self.stepped, self.epoch_start = 0, False, None
 
     def before_fit(self):
         """Read the state, if asked to.
 
         Raises:
-            TrainingError: if the state belongs to another training, or there is one that nobody asked for.
+            TrainingError: if the state belongs to another training, or there is one that nobody asked for, or none where one was asked for.
             CheckpointError: if the file cannot be read.
         """
         self.run, self.since, self.trained = is_in_fit(self.learn), 0, False
-        if not self.run or not self.file.exists():
+        self.written, self.cost, self.settled = time.perf_counter(), 0.0, None
+        if not self.run:
             return
-        if not self.is_asked:
-            raise TrainingError(f"{self.file} holds a training already; go on with resume=True, or remove the file to start anew")
-        self.restore(load_state(self.file))
+        if self.file.exists():
+            if not self.is_asked:
+                raise TrainingError(f"{self.file} holds a training already; go on with resume=True, or remove the file to start anew")
+            return self.restore(load_state(self.file))
+        if self.is_asked is True:
+            raise TrainingError(f"there is no {self.file} to go on from; leave resume out to begin, or give resume='if there' for either")
 
     def before_train(self):
         """Note what the order of this epoch depends on."""
@@ -306,24 +270,38 @@ class ResumeCallback(Callback):
             set_loader_state(self.dls.train, self.epoch_start["loader"])
 
     def after_step(self):
-        """Count."""
+        """Count, and note where the last whole step ended."""
         self.since, self.stepped = self.since + 1, True
+        self.settled = {"at": (self.epoch, self.iter + 1), "random": random_state(), "callbacks": drawing_states(self.learn)}
 
     def after_batch(self):
         """Write, where it is time to."""
-        if self.training and self.stepped and self.since >= self.every:
+        is_due = self.since >= (self.every or math.inf) or time.perf_counter() - self.written >= self.seconds
+        if self.training and self.stepped and is_due:
             self.write(self.epoch, self.iter + 1)
         self.stepped = False
 
-    def after_fit(self):
-        """Write the end."""
-        if self.trained:
+    def after_epoch(self):
+        """Write where a better model has been found, unless that took too much of the time."""
+        better = any(vars(cb).get("improved") for cb in self.learn.cbs)
+        if better and self.cost <= 0.05 * (time.perf_counter() - self.written):
             self.write(self.epoch + 1, 0)
+
+    def after_fit(self):
+        """Write the end, whatever it is, if it is one from which it can go on."""
+        ended_by = getattr(self.learn, "ended_by", None)
+        if not self.trained or isinstance(ended_by, NonFiniteLoss) or not getattr(self.learn, "is_whole", True):
+            return
+        if ended_by is None or self.learn.is_epoch_over:
+            self.write(self.epoch + 1, 0)
+        elif self.settled is not None:
+            self.write(*self.settled["at"], self.settled)
 
     def write(
         self,
         epoch: int,  # epochs done
         batch: int,  # batches done in the one under way
+        settled: Mapping | None = None,  # what `after_step` noted, in place of the random generators as they are
     ) -> None:
         """Write the state.
 
@@ -332,9 +310,14 @@ class ResumeCallback(Callback):
             CheckpointError: if the file cannot be written.
         """
         self.learn.gradient.check()
-        self.since = 0
+        self.since, start = 0, time.perf_counter()
         if rank_distrib() == 0:
-            save_state(self.file, self.state(epoch, batch))
+            state = self.state(epoch, batch)
+            if settled is not None:
+                state |= {"random": settled["random"], "callbacks": state["callbacks"] | settled["callbacks"]}
+            save_state(self.file, state)
+        self.written = time.perf_counter()
+        self.cost = self.written - start
 
     def state(
         self,
@@ -398,11 +381,11 @@ class CheckpointCallback(Callback):
         last: str | None = "last",  # the name under which the last are handed out; None: they are not
     ):
         self.keep, self.monitor, self.is_lower_better = save, monitor, is_lower_better
-        self.names, self.best, self.best_epoch = (best, last), None, None
+        self.names, self.best, self.best_epoch, self.improved = (best, last), None, None, False
 
     def before_fit(self):
         """Stay away from `lr_find`."""
-        self.run = is_in_fit(self.learn)
+        self.run, self.improved = is_in_fit(self.learn), False
 
     def after_epoch(self):
         """Compare, and hand out.
@@ -411,12 +394,12 @@ class CheckpointCallback(Callback):
             TrainingError: if there is no such column.
         """
         value = column_value(self.recorder, self.monitor)
-        improved = self.best is None or (value < self.best if self.is_lower_better else value > self.best)
-        if improved:
+        self.improved = self.best is None or (value < self.best if self.is_lower_better else value > self.best)
+        if self.improved:
             self.best, self.best_epoch = value, self.epoch
         best, last = self.names
-        if (improved or last is not None) and rank_distrib() == 0:
-            self._hand_out([last] * (last is not None) + [best] * improved)
+        if (self.improved or last is not None) and rank_distrib() == 0:
+            self._hand_out([last] * (last is not None) + [best] * self.improved)
 
     def _hand_out(self, names):
         state = self.learn.ema.state()

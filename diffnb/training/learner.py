@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import fastai.callback.schedule  # noqa: F401  (gives Learner its lr_find and fit_one_cycle)
 import numpy as np
@@ -23,21 +24,24 @@ from fastcore.basics import noop
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import NoiseSource, expand
+from ..core import NoiseSource, check_counts, expand
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.sdes import SDE
+from ..parallel import launched
 from .averages import EMACallback, EMAProfile
-from .checkpoints import ResumableLearner
+from .interruptions import ResumableLearner
 from .distributed import sharing, together
 from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, weighted_mse
 from .monitoring import LossProgress, LossRecorder
-from .steps import ForwardCallback, GradientCallback, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
+from .plans import ForecastCallback
+from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
 class DiffusionCallback(Callback):
     """Turn a batch (x_0, label, index) into a denoising problem, on the device: the network's inputs, its target, the weight."""
 
     order = 0
+    draws = True  # its state is that of random generators, and is noted after every step
 
     def __init__(
         self,
@@ -226,7 +230,7 @@ def diffusion_learner(
         default_cbs=False,
         cbs=[TrainEvalCallback(), LossRecorder(), *([LossProgress()] if progress else []), *own, *callbacks],
     )
-    learn.settings = settings
+    learn.settings, learn.own = settings, own
     if not progress:
         learn.logger = noop
     return learn
@@ -256,8 +260,11 @@ def fit(
     sde: SDE,  # the process
     parametrization: Parametrization | str = "karras",  # what the network predicts
     *,
-    epochs: int = 100,  # passes over the training set, at most
+    epochs: int | None = None,  # passes over the training set, at most; None: 100, or as many as `steps` take
+    steps: int | None = None,  # optimizer steps after which to stop, with the decay of lr laid over them; None: no limit
     time_limit: float | None = None,  # seconds after which to stop, with the decay of lr laid over them; None: no limit
+    of_epochs: tuple[int, int] | None = None,  # (epochs of earlier trainings, epochs in all) that the decay is laid over; None: those of this one
+    keep: Callable[["TrainingResult"], Any] | None = None,  # called with the result as soon as training ends, also where it is interrupted
     settings: TrainingSettings = TrainingSettings(),  # what the keywords change
     progress: bool = True,  # show a progress bar and a table of losses
     callbacks: Sequence[Callback] = (),  # more callbacks; `ResumeCallback` makes a training that can be killed
@@ -267,19 +274,41 @@ def fit(
 
     The global random state is the same before and after.
 
+    Ctrl-C, SIGTERM or an error of a callback end training with a whole step. If there has been one, `keep` gets what there is, whose record says
+    that training stopped as "interrupted"; then the interrupt goes on.
+
     Raises:
         NonFiniteLoss: if loss or gradient stop being finite; says when.
         ValueError: if a setting is out of range, or the data do not fit.
         TypeError: if there is no such setting.
+        KeyboardInterrupt: if training is interrupted.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}")
     settings = replace(settings, **kwargs)
-    schedule = ScheduleCallback(settings.lr, time_limit, settings.rate, settings.warmup)
-    learn = diffusion_learner(dls, network, sde, parametrization, settings=settings, progress=progress, callbacks=callbacks)
+    epochs = _epochs(dls, epochs, steps, settings.accumulate)
+    schedule = ScheduleCallback(settings.lr, time_limit, settings.rate, settings.warmup, steps, of_epochs)
+    told = [ForecastCallback()] if progress and not any(isinstance(cb, ForecastCallback) for cb in callbacks) else []
+    learn = diffusion_learner(dls, network, sde, parametrization, settings=settings, progress=progress, callbacks=[*callbacks, *told])
     with _own_random_state(settings.seed), together(learn):  # alone, or with those that torchrun has started
-        learn.fit(epochs, cbs=schedule)
-    return TrainingResult(_record(learn, schedule), learn.ema.state())
+        try:
+            learn.fit(epochs, cbs=schedule)
+        except BaseException as error:
+            if not isinstance(error, NonFiniteLoss) and learn.is_whole and learn.ema.steps and keep is not None:
+                schedule.stopped = "interrupted"
+                keep(TrainingResult(_record(learn, schedule), learn.ema.state()))
+            raise
+        result = TrainingResult(_record(learn, schedule), learn.ema.state())
+        if keep is not None:
+            keep(result)
+    return result
+
+
+def _epochs(dls, epochs, steps, accumulate):
+    """Passes over the training set: those asked for, or those that a number of steps takes."""
+    asked = {name: n for name, n in (("epochs", epochs), ("steps", steps)) if n is not None}
+    check_counts(**asked)
+    if epochs is not None or steps is None:
+        return 100 if epochs is None else epochs
+    return -(-steps // -(-max(1, len(dls.train) // launched()[1]) // accumulate))
 
 
 @contextlib.contextmanager
@@ -302,8 +331,8 @@ def _record(learn, schedule):
         "train_loss": [row[0] for row in losses],
         "valid_loss": [row[1] for row in losses],
         "epochs": len(losses),
-        "steps": learn.ema.steps,
-        "images_seen": learn.diffusion.images_seen,
+        "steps": learn.ema.steps - learn.seen_before[0],
+        "images_seen": learn.diffusion.images_seen - learn.seen_before[1],
         "seconds": round(schedule.seconds, 2),
         "stopped": schedule.stopped,
         "lr": settings.lr,
