@@ -94,7 +94,7 @@ class ResumableLearner(Learner):
 
     def fit(self, *args, **kwargs):
         """Train as fastai's Learner does; an interrupt waits for the end of the step, callbacks see the end of training, and it goes on."""
-        self.ended_by, self.is_whole, self.held, self.is_in_validation = None, True, None, False
+        self.ended_by, self.is_whole, self._held, self._in_validation = None, True, None, False
         try:
             with Signals() as self.signals:
                 super().fit(*args, **kwargs)
@@ -132,9 +132,9 @@ class ResumableLearner(Learner):
 
     def one_batch(self, i, b):
         """Go through a batch; after the step of one of training, an interrupt has its turn."""
-        self.has_stepped = False
+        self._stepped = False
         super().one_batch(i, b)
-        if self.has_stepped:
+        if self._stepped:
             self._end_if_asked()
 
     def _end_if_asked(self):
@@ -152,26 +152,26 @@ class ResumableLearner(Learner):
             try:
                 cb(event_name)
             except (*CANCELS, OwnWords):
-                if self.held is None:
+                if self._held is None:
                     raise
                 break
             except BaseException as error:
                 if self.signals.is_at_once:
                     raise
-                self.held = self.held or _original(error)
+                self._held = self._held or _original(error)
         self._let_go(event_name)
 
     def _note(self, event_name):
         """Note where in an epoch training is."""
-        self.has_stepped = getattr(self, "has_stepped", False) or event_name == "after_step"
-        self.is_in_validation = event_name == "after_train" or self.is_in_validation and event_name != "before_epoch"
+        self._stepped = getattr(self, "_stepped", False) or event_name == "after_step"
+        self._in_validation = event_name == "after_train" or self._in_validation and event_name != "before_epoch"
         self.is_epoch_over = self.is_epoch_over or event_name == "after_epoch"
 
     def _let_go(self, event_name):
         """Raise an error that has been held back, once what it came into is whole."""
-        waits = self.is_in_validation or event_name in ("after_step", "after_cancel_step", "after_cancel_batch")
-        if self.held is not None and (event_name == "after_epoch" or not waits):
-            raise self.held
+        waits = self._in_validation or event_name in ("after_step", "after_cancel_step", "after_cancel_batch")
+        if self._held is not None and (event_name == "after_epoch" or not waits):
+            raise self._held
         if event_name == "after_epoch":
             self._end_if_asked()
 

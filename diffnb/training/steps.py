@@ -404,7 +404,7 @@ class ScheduleCallback(Callback):
         self._stop_at(CancelFitException)
 
     @property
-    def progress(self) -> float:
+    def part_done(self) -> float:
         """The part of training that is done, in [0, 1)."""
         done, total = self.of_epochs or (0, self.n_epoch)
         progress = (done + self.epoch + self.iter / self.n_iter) / total
@@ -416,7 +416,7 @@ class ScheduleCallback(Callback):
 
     def before_batch(self):
         """Set the rate of this step."""
-        self.opt.set_hypers(lr=self.peak * lr_factor(self.steps, self.progress, self.warmup, rate=self.rate))
+        self.opt.set_hypers(lr=self.peak * lr_factor(self.steps, self.part_done, self.warmup, rate=self.rate))
 
     def after_step(self):
         """Count."""
