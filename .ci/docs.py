@@ -1,9 +1,10 @@
 """Make the pages of the site as nbdev makes them, without Quarto, and check them.
 
 While nbdev makes a page it runs the exported cells of its notebook, the cells that import, and those that show a symbol's documentation. One worker
-process makes many pages, one after another. The pages are therefore made three times, in clean copies of the project: each in a process that has made
-no other page, all in one process from first to last, and all in one process from last to first. All three must be the same, without an error or a
-warning. Then addresses, links, anchors and names in backticks are looked up in the pages as a reader would follow them.
+process makes many pages, one after another, and what one page leaves behind can change another. The pages are therefore made twice, in clean copies
+of the project: in one process from first to last, and in another from last to first, so that of any two pages each is made before the other. Both
+times they must be the same, without an error or a warning. Then addresses, links, anchors and names in backticks are looked up in the pages as a
+reader would follow them.
 """
 
 import argparse
@@ -27,7 +28,6 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
@@ -36,15 +36,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDERS = ("alone", "forward", "backward")
-HEAVY = [
-    "torchvision",
-    "fastai.learner",
-    "matplotlib.pyplot",
-    "ipywidgets",
-    "execnb.shell",
-    "nbdev.serve",
-]  # what most notebooks import; a worker that makes one page starts with it
+ORDERS = ("forward", "backward")
 FOREIGN = ("torch", "torch.nn", "torch.nn.parallel", "torch.utils.data", "torchvision.datasets", "fastai.learner")  # whose names prose may use
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 MATHS = re.compile(r"\$\$.*?\$\$|(?<![\\$])\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)", re.DOTALL)
@@ -88,13 +80,9 @@ def make_page(job) -> list[str]:
 
 
 def make_in_order(order: str, notebooks: Path, found: list, _, jobs, **__):
-    """Stand in for nbdev's `parallel`: one worker makes the pages in the order asked for, or a new worker each."""
-    jobs = sorted(jobs, reverse=order == "backward")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
-    with context.Pool(1, maxtasksperchild=1 if order == "alone" else None) as pool:
-        for (source, *_), faults in zip(jobs, pool.imap(make_page, jobs, chunksize=1)):
-            found.extend((str(source.relative_to(notebooks)), fault) for fault in faults)
+    """Stand in for nbdev's `parallel`: this process makes the pages in the order asked for."""
+    for job in sorted(jobs, reverse=order == "backward"):
+        found.extend((str(job[0].relative_to(notebooks)), fault) for fault in make_page(job))
 
 
 def make_pages(project: Path, order: str) -> list[tuple[str, str]]:
@@ -125,11 +113,11 @@ def content(path: Path):
     return page
 
 
-def check_order(reference: Path, other: Path, order: str) -> list[tuple[str, str]]:
-    """The pages made in one process are those that were made alone."""
+def check_order(reference: Path, other: Path) -> list[tuple[str, str]]:
+    """The pages do not depend on the order in which they are made."""
     here, there = ({p.relative_to(base) for p in base.rglob("*") if p.is_file()} for base in (reference, other))
     wrong = sorted(here ^ there) + [p for p in sorted(here & there) if content(reference / p) != content(other / p)]
-    return [(str(p), f"is another page when one process makes all, {order}, than when it is made alone") for p in wrong]
+    return [(str(p), "is another page when pages are made from last to first than from first to last") for p in wrong]
 
 
 # reading the pages
@@ -438,18 +426,17 @@ def exported_to(project: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    """Make the pages three times, check them, and say what is wrong."""
+    """Make the pages in both orders, check them, and say what is wrong."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     start, context = time.monotonic(), multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(len(ORDERS), mp_context=context) as processes:
+    with tempfile.TemporaryDirectory() as folder, context.Pool(len(ORDERS), maxtasksperchild=1) as processes:
         projects = {order: Path(folder).resolve() / order for order in ORDERS}
         for project in projects.values():
             copy_project(project)
-        made = [(order, processes.submit(make_pages, project, order)) for order, project in projects.items()]
-        found = [(name, f"{fault} ({order})") for order, result in made for name, fault in result.result()]
-        for order in ORDERS[1:]:
-            found += check_order(projects["alone"] / "_proc", projects[order] / "_proc", order)
-        found += processes.submit(check_pages, projects["alone"]).result()
+        made = [(order, processes.apply_async(make_pages, (project, order))) for order, project in projects.items()]
+        found = [(name, f"{fault} ({order})") for order, result in made for name, fault in result.get()]
+        found += check_order(*(project / "_proc" for project in projects.values()))
+        found += processes.apply(check_pages, (projects["forward"],))
     for name, fault in found:
         print(f"{name}: {fault}")
     print(f"{len(found)} faults in the pages of the site, looked for in {time.monotonic() - start:.0f} s")

@@ -173,16 +173,16 @@ def test_sidebar(site, tmp_path, sidebar, faults):
 )
 def test_order(tmp_path, change, same):
     """What is another page, and what only another making of it."""
-    for folder, more in (("alone", {}), ("forward", change)):
+    for folder, more in (("forward", {}), ("backward", change)):
         (tmp_path / folder).mkdir()
         cell = {"id": "a", "metadata": {"execution": {"total": 1}}, "source": "", "outputs": [], **more}
         (tmp_path / folder / "a.ipynb").write_text(json.dumps({"cells": [cell]}))
-    assert (docs.check_order(tmp_path / "alone", tmp_path / "forward", "forward") == []) is same
+    assert (docs.check_order(tmp_path / "forward", tmp_path / "backward") == []) is same
 
 
 def test_order_misses_no_file(tmp_path):
     """A page that one order lacks."""
-    for folder in ("alone", "forward"):
+    for folder in ("forward", "backward"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "alone" / "a.yml").write_text("")
-    assert [name for name, _ in docs.check_order(tmp_path / "alone", tmp_path / "forward", "forward")] == ["a.yml"]
+    (tmp_path / "forward" / "a.yml").write_text("")
+    assert [name for name, _ in docs.check_order(tmp_path / "forward", tmp_path / "backward")] == ["a.yml"]

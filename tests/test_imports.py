@@ -48,10 +48,10 @@ for name in {names}:
 
 def test_importing_costs_little_more_than_torch():
     # alternating, and the best of several: a busy machine slows all down, now and then
-    best = {"import torch": 1e9, "import diffnb": 1e9, "import diffnb; diffnb.GenerativeModel": 1e9}
-    for _ in range(3):
+    best = {"import torch": 1e9, "import diffnb; diffnb.GenerativeModel": 1e9}
+    for _ in range(2):
         for program in best:
             best[program] = min(best[program], run(program)[1])
-    torch, diffnb, model = best.values()
-    assert diffnb <= 1.3 * torch + 0.3, best
+    torch, model = best.values()
     assert model <= 1.3 * torch + 0.3, best
+    assert run("import diffnb")[1] < 0.3 * torch

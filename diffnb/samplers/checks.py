@@ -306,7 +306,7 @@ def check_sampler(
         ("mean from t = 0.5", mean_half, 0.4, tolerance),
         ("std from t = 0.5", std_half, 0.3, tolerance),
         ("nfe beyond forecast", calls, 0, 0),
-        ("effect of the batch", batch, 0, 1e-12),
+        ("effect of the batch", batch, 0, 1e-9),  # vectorised functions round their last lanes otherwise, which an adaptive step enlarges
         ("same seed again", again, 0, 0),
         ("draws noise", float(other > 0), float(sampler.is_stochastic), 0),
     ]

@@ -9,18 +9,12 @@ import sys
 
 import pytest
 import torch
+from commands import diffnb
 from PIL import Image
 
 from diffnb import GenerativeModel
 from diffnb.apps import app
 from diffnb.training import InverseSqrtRate, LogNormal, MinSNR, PowerLaw, load_state, snapshots
-
-
-def diffnb(*arguments, cwd=None):
-    """Run a command; exit code, output, errors."""
-    command = [sys.executable, "-c", "from diffnb.apps import main; main()", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-    return result.returncode, result.stdout, result.stderr
 
 
 def pixels(path):
@@ -66,7 +60,7 @@ def test_a_folder_of_class_folders_becomes_a_model_that_knows_them(tmp_path):
             Image.new("L", (20, 16), level + i).save(tmp_path / "data" / label / f"{i}.png")
     (tmp_path / "data" / "7" / "broken.png").write_bytes(b"no image")
     run = tmp_path / "run"
-    arguments = "--size 12 --epochs 12 --batch-size 8 --lr 3e-3 --network tiny --diffusion vp --noise-schedule cosine --sampler ddim --seed 1".split()
+    arguments = "--size 12 --epochs 12 --batch-size 8 --lr 3e-3 --network tiny --diffusion vp --noise-schedule cosine --sampler ddim --seed 1 --sample-every 12".split()
     code, out, err = diffnb("train", tmp_path / "data", "--out", run, *arguments)
     assert code == 0, err
     assert f"diffnb train --resume {run}" in out
@@ -129,11 +123,11 @@ def test_a_disk_that_is_full_is_named_in_one_line(tmp_path, monkeypatch, capsys)
 
 
 def test_demo_writes_its_pictures_and_says_where(tmp_path):
-    code, out, err = diffnb("demo", "--out", tmp_path, "--train-seconds", 2, "--rows", 3)
+    code, out, err = diffnb("demo", "--out", tmp_path, "--train-seconds", 2, "--rows", 1)
     assert code == 0, err
     for name in ("packaged.png", "trained.png"):
-        assert Image.open(tmp_path / name).size == (596, 176)
-        assert f"{tmp_path / name}: 30 images" in out
+        assert Image.open(tmp_path / name).size == (596, 56)
+        assert f"{tmp_path / name}: 10 images" in out
     assert "seconds per image" in out
     assert GenerativeModel.load(tmp_path / "trained.safetensors").num_classes == 10
 

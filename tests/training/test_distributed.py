@@ -75,8 +75,13 @@ def test_losses_and_scores_are_those_of_one_process(runs):
             assert abs(ours - theirs) < 1e-4 * abs(theirs) + 1e-6
 
 
-def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(tmp_path):
-    whole = run_together(worker.resumable, 2, args=[tmp_path / "whole", 2])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What each of two processes has at the end of a training that nothing interrupts."""
+    return run_together(worker.resumable, 2, args=[tmp_path_factory.mktemp("whole"), 2])
+
+
+def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(whole, tmp_path):
     result = torchrun(tmp_path, "die")
     assert result.returncode != 0 and "SIGKILL" in result.stderr
     state = load_state(tmp_path / "training.safetensors")
@@ -87,8 +92,7 @@ def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(tmp_pat
         assert torch.equal(weights, expected) and losses == expected_losses and images == n == 160
 
 
-def test_accelerate_launch_starts_them_too(tmp_path):
-    whole = run_together(worker.resumable, 2, args=[tmp_path / "whole", 2])
+def test_accelerate_launch_starts_them_too(whole, tmp_path):
     # "--multi_gpu" is how accelerate starts several processes, with GPUs or without; its "--cpu" starts one, or leaves it to MPI
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", worker.__file__, str(tmp_path), "short"]

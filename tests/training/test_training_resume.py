@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS_AN_EPOCH, EPOCHS = 5, 3
+STEPS_AN_EPOCH, EPOCHS = 3, 3
 
 
 def train(folder, kill_at=None, resume="if there", **settings):
