@@ -347,8 +347,8 @@ class PostHocCallback(Callback):
             self.write()
 
     def after_fit(self):
-        """Write the end."""
-        if self.averages[0].step % self.every:
+        """Write the end, unless training has been interrupted and may go on."""
+        if self.averages[0].step % self.every and getattr(self.learn, "ended_by", None) is None:
             self.write()
 
     def write(self) -> None:

@@ -291,7 +291,12 @@ class ResumeCallback(Callback):
     def after_step(self):
         """Count, and note where the last whole step ended."""
         self.since, self.stepped = self.since + 1, True
-        self.settled = {"at": (self.epoch, self.iter + 1), "random": random_state(), "callbacks": drawing_states(self.learn)}
+        self._settle(self.epoch, self.iter + 1)
+
+    def _settle(self, epoch, batch):
+        """Note what depends on random numbers, where training could go on."""
+        now = {"random": random_state(), "callbacks": drawing_states(self.learn), "loader": loader_state(self.dls.train)}
+        self.settled = {"at": (epoch, batch), **now}
 
     def after_batch(self):
         """Write, where it is time to."""
@@ -302,6 +307,7 @@ class ResumeCallback(Callback):
 
     def after_epoch(self):
         """Write where a better model has been found, unless that took too much of the time."""
+        self._settle(self.epoch + 1, 0)
         better = any(vars(cb).get("improved") for cb in self.learn.cbs)
         if better and self.cost <= 0.05 * (time.perf_counter() - self.written):
             self.write(self.epoch + 1, 0)
@@ -333,7 +339,7 @@ class ResumeCallback(Callback):
         if rank_distrib() == 0:
             state = self.state(epoch, batch)
             if settled is not None:
-                state |= {"random": settled["random"], "callbacks": state["callbacks"] | settled["callbacks"]}
+                state |= {"random": settled["random"], "loader": settled["loader"], "callbacks": state["callbacks"] | settled["callbacks"]}
             save_state(self.file, state)
         self.written = time.perf_counter()
         self.cost = self.written - start

@@ -33,7 +33,7 @@ from .interruptions import ResumableLearner
 from .distributed import sharing, together
 from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, weighted_mse
 from .monitoring import LossProgress, LossRecorder
-from .plans import ForecastCallback
+from .plans import ForecastCallback, say
 from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
@@ -145,11 +145,13 @@ class DiffusionCallback(Callback):
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""
-        return {"generators": [g.get_state() for g in self.generators], "images_seen": self.images_seen, "batch_size": self.batch_size}
+        facts = {"images_seen": self.images_seen, "batch_size": self.batch_size, "sample_shape": self.sample_shape}
+        return {"generators": [g.get_state() for g in self.generators], **facts}
 
     def load_state_dict(self, state: dict):
         """Go on from a checkpoint."""
         self.images_seen, self.batch_size = state["images_seen"], state["batch_size"]
+        self.sample_shape = None if state["sample_shape"] is None else tuple(state["sample_shape"])
         for generator, one in zip(self.generators, state["generators"]):
             generator.set_state(one)
 
@@ -294,12 +296,21 @@ def fit(
         except BaseException as error:
             if not isinstance(error, NonFiniteLoss) and learn.is_whole and learn.ema.steps and keep is not None:
                 schedule.stopped = "interrupted"
-                keep(TrainingResult(_record(learn, schedule), learn.ema.state()))
+                _try_to_keep(keep, TrainingResult(_record(learn, schedule), learn.ema.state()), error)
             raise
         result = TrainingResult(_record(learn, schedule), learn.ema.state())
         if keep is not None:
             keep(result)
     return result
+
+
+def _try_to_keep(keep, result, error):
+    """Hand out what there is; the error that ended training is the one to be told."""
+    try:
+        keep(result)
+    except OSError as failed:
+        if not isinstance(error, OSError):  # else it is the same full disk again
+            say(str(failed))
 
 
 def planned_epochs(
