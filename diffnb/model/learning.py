@@ -56,7 +56,7 @@ def learn(
     def keep(result):
         raw = {key: value.detach() for key, value in network.state_dict().items()}
         trained.network.load_state_dict(result.ema_state)
-        model._install(replace(trained, records=(*trained.records, result.record), raw=raw))
+        model._install(replace(trained, records=(*trained.records, result.record), raw=raw, calibration=None))
         model._again = again.state
         if result.record["stopped"] == "interrupted" and model.verbose:
             how = "train(...)" if checkpoints is None else "train(..., resume=True)"
