@@ -7,6 +7,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .image_commands import *
     from .recipes import *
     from .runs import *
+    from .shell import *
 
 
 def _handed_on():

@@ -6,8 +6,7 @@ Docs: https://diffnb.github.io/diffnb/12_apps/image_commands.html.md"""
 
 # %% auto #0
 __all__ = ['Device', 'OPTIONS', 'SUFFIXES', 'AT_A_TIME', 'COMMANDS', 'Method', 'load_model', 'comma_list', 'sentence',
-           'pictures_in', 'results_of', 'write_picture', 'companion', 'Picture', 'Job', 'Progress', 'carry_out',
-           'image_command']
+           'pictures_in', 'results_of', 'companion', 'Picture', 'Job', 'Progress', 'carry_out', 'image_command']
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #3
 import inspect
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
+
+from .shell import FORMS, check_absent, is_picture, made, reported, tell, write_picture
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #6
 def load_model(
@@ -53,7 +54,7 @@ def comma_list(
 
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; chosen by itself if not given.", show_default=False)]
-OPTIONS = {"resize=True": "--resize", "class_labels": "--labels", "imputation": "impute"}  # what stands for arguments in a shell
+OPTIONS = {"resize=True": "--resize", "overwrite=True": "--overwrite", "class_labels": "--labels", "imputation": "impute"}  # what stands for arguments in a shell
 
 
 def sentence(
@@ -89,8 +90,8 @@ def pictures_in(
 
 def results_of(
     pictures: Sequence[Path],  # files
-    out: Path,  # folder for the results
-    suffix: str,  # ".png" or ".jpg"
+    out: Path,  # folder for the results, or a file for that of one picture
+    suffix: str,  # a key of `FORMS`, for a folder
     variants: int,  # results of each picture
     overwrite: bool,  # whether files that are there may be replaced
 ) -> list[list[Path]]:  # files to write, for each picture
@@ -100,36 +101,19 @@ def results_of(
         ValueError: if two results would get the same name, or a file of that name is there.
     """
     endings = [suffix] if variants == 1 else [f"-{k + 1}{suffix}" for k in range(variants)]
+    if is_picture(out) and len(pictures) > 1:
+        raise ValueError(f"--out {out} is one file, for {len(pictures)} pictures; give a folder")
     places = [[out / (picture.stem + ending) for ending in endings] for picture in pictures]
+    if is_picture(out):
+        places = [[out] if variants == 1 else [out.with_stem(f"{out.stem}-{k + 1}") for k in range(variants)]]
     owners: dict[Path, Path] = {}
     for picture, own in zip(pictures, places):
         for place in own:
             if place in owners:
                 raise ValueError(f"{owners[place]} and {picture} would both become {place}; give them to separate runs, or rename one")
             owners[place] = picture
-    there = [place for place in owners if place.exists()]
-    if there and not overwrite:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise ValueError(f"{there[0]}{more} would be overwritten; give another folder by --out, or --overwrite")
+    check_absent(owners, overwrite)
     return places
-
-
-def write_picture(
-    picture,  # uint8 (height, width, c), c 1 or 3
-    path: str | Path,  # where to write; its ending chooses PNG or JPG
-) -> None:
-    """Write a picture: PNG as it is, JPG with the least loss.
-
-    Raises:
-        ValueError: if the picture has neither 1 nor 3 channels.
-    """
-    from PIL import Image
-
-    if picture.shape[2] not in (1, 3):
-        raise ValueError(f"a picture file holds 1 or 3 channels, not {picture.shape[2]}; save the model and use it from Python")
-    pixels = picture.numpy() if picture.shape[2] == 3 else picture[..., 0].numpy()
-    form = {"format": "JPEG", "quality": 95, "subsampling": 0} if Path(path).suffix == ".jpg" else {"format": "PNG"}
-    Image.fromarray(pixels).save(path, **form)
 
 
 def companion(
@@ -163,7 +147,9 @@ class Job:
     """Which pictures, by which model, and where to."""
 
     files: Annotated[list[Path], typer.Argument(help="Pictures (PNG, JPG, WebP), or folders of them.", metavar="FILES", show_default=False)]
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if it is not there.")] = Path("diffnb-out")
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, made if it is not there; or a file, for one picture.")] = (
+        Path("diffnb-out")
+    )
     model: Annotated[str, typer.Option("--model", "-m", help="A model file, or the name of a packaged model.")] = "cifar10"
     resize: Annotated[bool, typer.Option("--resize", help="Resize pictures (and masks) to the size that the model makes.")] = False
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; the method's own default if not given.", show_default=False)] = None
@@ -173,9 +159,20 @@ class Job:
     )
     guidance_scale: Annotated[float, typer.Option(min=0, help="How much the class is exaggerated; 1: not at all.")] = 1.0
     variants: Annotated[int, typer.Option(min=1, help="Results for each picture, NAME-1, NAME-2, ...")] = 1
-    jpg: Annotated[bool, typer.Option("--jpg/--png", help="What to write; JPG changes pixels a little, known ones too.")] = False
+    form: Annotated[str, typer.Option("--format", help="What to write into a folder: png, jpg (changes pixels a little, known ones too), webp.")] = "png"
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False
     device: Device = None
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the results.
+
+        Raises:
+            ValueError: if there is no such form.
+        """
+        if f".{self.form}" not in FORMS:
+            raise ValueError(f"--format must be one of {', '.join(ending[1:] for ending in FORMS)}, got {self.form!r}")
+        return f".{self.form}"
 
     def each(
         self,
@@ -209,6 +206,7 @@ class Progress:
         # no bar where nobody sees it
         self.bar = tqdm(total=n, disable=None, leave=False, bar_format="{percentage:3.0f}%|{bar}| {elapsed} < {remaining}")
         self.over = self.done = 0
+        self.written: list[Path] = []
 
     def steps(
         self,
@@ -251,6 +249,7 @@ def _write(picture, images, progress):
     try:
         for image, place in zip(images, picture.results):
             write_picture((image * 255).round().byte().permute(1, 2, 0), place)
+            progress.written.append(place)
     except OSError as error:
         return progress.finished(error=error, source=picture.source)
     progress.finished()
@@ -268,17 +267,21 @@ def carry_out(
         ValueError: if an option does not fit.
         typer.Exit: with exit code 2 if a picture failed.
     """
-    import torch
-
     files = pictures_in(job.files)
-    places = results_of(files, job.out, ".jpg" if job.jpg else ".png", job.variants, job.overwrite)
+    places = results_of(files, job.out, job.suffix, job.variants, job.overwrite)
     names = ("class_labels", *more)
     labels = [job.each(text, len(files), name) for name, text in zip(("labels", *(m.replace("_", "-") for m in more)), (job.labels, *more.values()))]
     model, seed = load_model(job.model, job.device), secrets.randbits(32) if job.seed is None else job.seed
     model.verbose = False
-    job.out.mkdir(parents=True, exist_ok=True)
-    progress, start = Progress(len(files)), time.perf_counter()
-    pictures = [Picture(*parts) for parts in zip(files, places, zip(*labels))]
+    with made(job.out.parent if is_picture(job.out) else job.out):
+        _carry_out(job, model, seed, [Picture(*parts) for parts in zip(files, places, zip(*labels))], names, read, restore)
+
+
+def _carry_out(job, model, seed, pictures, names, read, restore):
+    """Do so, once it is known what goes where."""
+    import torch
+
+    files, progress, start = [picture.source for picture in pictures], Progress(len(pictures)), time.perf_counter()
     with progress.bar:
         for first in range(0, len(files), AT_A_TIME):
             for group in _read(read, model, pictures[first : first + AT_A_TIME], progress):
@@ -290,7 +293,9 @@ def carry_out(
                 for picture, images in zip(group, made.split(job.variants)):
                     _write(picture, images, progress)
     if progress.done:
-        print(f"{job.out}: {progress.done} of {len(files)} pictures, seed {seed}, {(time.perf_counter() - start) / progress.done:.2f} s each")
+        each = (time.perf_counter() - start) / progress.done
+        line = f"{job.out}: {progress.done} of {len(files)} pictures, seed {seed}, {each:.2f} s each"
+        tell(line, files=[str(place) for place in progress.written], pictures=len(files), seed=seed, seconds_each=each)
     if progress.done < len(files):
         raise typer.Exit(2)
 
@@ -311,7 +316,7 @@ def image_command(
     # a task has a name with an underscore: it is no function of the library, whose own are called as the commands are
     command.__name__, command.__doc__ = task.__name__.removeprefix("_"), task.__doc__
     command.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])
-    COMMANDS.append(command)
+    COMMANDS.append(reported(command))
     return task
 
 

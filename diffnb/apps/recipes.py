@@ -41,6 +41,7 @@ class Recipe:
     data: str  # name of a known set, or a folder
     split: str = "train"  # of the set: "train", "all", "train+test"
     valid: str | float = 0.1  # split to validate on, or share of the images that is put aside for it
+    split_seed: int = 0  # of what is put aside: its own, so that another seed of the training does not mix the two
     valid_limit: int | None = None  # validate on at most so many images; None: all
     local: str | None = None  # folder under the data root that takes the set's place where it is there
     size: int | tuple[int, int] | None = None  # side, or (height, width), to crop and resize to; None: as they are
@@ -53,8 +54,9 @@ class Recipe:
     schedule: str | NoiseSchedule | None = None  # noise schedule of vp or sub-vp; None: their own
     parametrization: str = "karras"  # what the network predicts
     sampler: str = "dpm-solver++2m"  # how the finished model samples
-    epochs: int = 100  # passes over the images, at most
-    batch_size: int | None = None  # images a step; None: 128, or all of a smaller set
+    epochs: int | None = None  # passes over the images, at most; None: 100, or as many as `steps` take
+    steps: int | None = None  # optimizer steps after which to stop; None: no limit
+    batch_size: int | None = None  # images a step; None: what suits the number of images
     training: TrainingSettings = field(default_factory=TrainingSettings)  # rate, times, weights, average, precision, seed
     metric: str | None = None  # score samples of the averaged weights by this metric; None: not
     metric_every: int = 5  # epochs between two scores
@@ -68,8 +70,9 @@ class Recipe:
 
     def __post_init__(self):
         """Check the numbers."""
-        check_counts(**{name: getattr(self, name) for name in ("epochs", "metric_every", "snapshot_every")})
-        check_counts(sample_every=1 if self.sample_every is None else self.sample_every)
+        check_counts(**{name: getattr(self, name) for name in ("metric_every", "snapshot_every")})
+        optional = {name: getattr(self, name) for name in ("epochs", "steps", "sample_every")}
+        check_counts(**{name: n for name, n in optional.items() if n is not None})
         if not isinstance(self.valid, str) and not 0 < self.valid < 1:
             raise ValueError(f"valid must name a split, or be a share between 0 and 1, got {self.valid!r}")
         for length in self.snapshots:
@@ -87,6 +90,8 @@ class Recipe:
         own, deeper = ({f.name for f in fields(of)} for of in (Recipe, TrainingSettings))
         if unknown := sorted(set(changes) - own - deeper):
             raise TypeError(f"a recipe has no {', '.join(map(repr, unknown))}; it has {', '.join(sorted(own | deeper))}")
+        if "steps" in changes:  # as many epochs as they take, unless a number is given too
+            changes.setdefault("epochs", None)
         training = changes.pop("training", self.training)
         training = replace(training, **{name: value for name, value in changes.items() if name in deeper})
         return replace(self, training=training, **{name: value for name, value in changes.items() if name in own})
@@ -109,7 +114,7 @@ def recipe_images(
     if isinstance(valid, str):
         kept = _labelled(image_set(data, split=valid, limit=recipe.valid_limit, **asked), recipe)
     else:
-        images, kept = images.split(valid, recipe.training.seed)
+        images, kept = images.split(valid, recipe.split_seed)
         kept = kept if recipe.valid_limit is None else kept.select(torch.arange(min(recipe.valid_limit, len(kept))))
     return images, kept
 
@@ -195,6 +200,7 @@ def train_recipe(
         sde,
         parametrization,
         epochs=recipe.epochs,
+        steps=recipe.steps,
         time_limit=time_limit,
         progress=progress,
         callbacks=[*recipe_callbacks(recipe), *callbacks],

@@ -47,6 +47,7 @@ class Contents:
     grid: str | tuple[float, ...] | None = None  # time grid: a name, or the times themselves; None: the sampler's
     n_steps: int | None = None  # steps; None: the sampler's default
     raw: Mapping[str, Tensor] | None = None  # state dict before averaging; None: not kept
+    calibration: Mapping[str, Tensor] | None = None  # lambdas, rotation, scale, spectrum of a `SpectralCovariance`; None: not measured
     guidance: tuple[BaseDenoiser, ...] = ()  # guidance of one's own that belongs to the model
     metrics: tuple[Metric, ...] = ()  # metrics of one's own that belong to the model
     value_range: tuple[float, float] = (-1.0, 1.0)  # values that the network works with
@@ -103,6 +104,7 @@ def save(
     tensors = {f"model.{name}": value for name, value in contents.network.state_dict().items()}
     tensors |= {f"raw.{name}": value for name, value in (contents.raw or {}).items()}
     tensors = tensors if dtype is None else cast(tensors, dtype)
+    tensors |= {f"calibration.{name}": value for name, value in (contents.calibration or {}).items()}
     if bad := [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
         raise ValueError(f"{bad[0]} holds values that are infinite or not a number, which no reader accepts")
     return write_container(path, tensors, {"diffnb.version": VERSION, "diffnb.manifest": text, "diffnb.recipes": recipes, "diffnb.sources": sources})
@@ -129,7 +131,7 @@ def _manifest(contents, parts):
             "labels": list(contents.labels),
             "names": None if contents.names is None else list(contents.names),
         },
-        "weights": ["model", "raw"] if contents.raw is not None else ["model"],
+        "weights": ["model", *(name for name in ("raw", "calibration") if getattr(contents, name) is not None)],
         "guidance": [parts.describe(one, "guidance") for one in contents.guidance],
         "metrics": [parts.describe(one, "metric") for one in contents.metrics],
         "records": list(contents.records),
@@ -215,7 +217,8 @@ class _NetworkMaker:
             with torch.random.fork_rng(devices=[]):  # a class of the user's own that cannot be built without memory
                 expected = self.make().state_dict()
         for prefix in weights:
-            _compare(expected, {k: v for k, v in table.items() if k.startswith(prefix + ".")}, self.name, prefix + ".")
+            if prefix != "calibration":
+                _compare(expected, {k: v for k, v in table.items() if k.startswith(prefix + ".")}, self.name, prefix + ".")
         if stray := [k for k in table if k.split(".")[0] not in weights]:
             raise WeightsMismatch(f"tensors that belong to no set of weights: {', '.join(stray[:3])}")
 
@@ -288,7 +291,21 @@ def _load(file, context, device, keep_sampler):
     states = {w: {k.removeprefix(w + "."): v for k, v in tensors.items() if k.startswith(w + ".")} for w in manifest["weights"]}
     network = maker.build(states["model"], device)
     raw = {key: states["raw"][key].clone().to(device) for key in network.state_dict()} if "raw" in states else None
-    return Contents(network=network, raw=raw, **made)
+    calibration = _calibration(states["calibration"], made["shape"], device) if "calibration" in states else None
+    return Contents(network=network, raw=raw, calibration=calibration, **made)
+
+
+def _calibration(found, shape, device):
+    """The covariance of a file, if it is one for images of this shape."""
+    levels = len(found["lambdas"]) if found.get("lambdas", torch.zeros(())).ndim == 1 else 0
+    expected = {"lambdas": (levels,), "rotation": (shape[0],) * 2, "scale": (levels, *shape), "spectrum": (levels, *shape)}
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    if shapes != expected or not 2 <= levels <= 64 or len(shape) != 3 or not all(value.is_floating_point() for value in found.values()):
+        raise WeightsMismatch(f"the calibration must have a few levels of images {tuple(shape)}; found {short(shapes)}")
+    found = {name: value.clone().to(device) for name, value in found.items()}
+    if not bool((found["lambdas"].diff() > 0).all()) or not all(bool((found[name] > 0).all()) for name in ("scale", "spectrum")):
+        raise WeightsMismatch("the levels of the calibration must grow, and its scales and spectra be positive")
+    return found
 
 
 def _components(manifest, context, keep_sampler):

@@ -92,8 +92,8 @@ def check_manifest(
     _list(data["labels"], "data.labels", 65_536, _is_label, "whole numbers or texts")
     if data["names"] is not None and len(_list(data["names"], "data.names", 65_536, _is_name, "texts")) != len(data["labels"]):
         fail("data.names", f"must hold one name for each of the {len(data['labels'])} labels; found {len(data['names'])}")
-    if manifest["weights"] not in (["model"], ["model", "raw"]):
-        fail("weights", f"must be ['model'] or ['model', 'raw']; found {short(manifest['weights'])}")
+    if manifest["weights"] not in (["model"], ["model", "raw"], ["model", "calibration"], ["model", "raw", "calibration"]):
+        fail("weights", f"must be 'model', then 'raw' and 'calibration' or what there is of them; found {short(manifest['weights'])}")
     _list(manifest["records"], "records", 10_000, lambda v: isinstance(v, dict), "objects")
     _list(manifest["guidance"], "guidance", 16, lambda v: isinstance(v, dict), "components")
     _list(manifest["metrics"], "metrics", 16, lambda v: isinstance(v, dict), "components")

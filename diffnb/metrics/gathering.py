@@ -235,11 +235,9 @@ def gather(
     Raises:
         ValueError: if images differ in shape or range, or a feature is not finite.
     """
-    from tqdm import tqdm
-
     features, probabilities = {name: [] for name in extractors}, {name: [] for name in with_probabilities}
     labels, kept, n = [], [], 0
-    with tqdm(total=len(images), unit="image", desc=argument, delay=2, leave=False, disable=not progress) as bar:
+    with progress_bar(len(images), "image", f"looking at {argument} images", progress, delay=2) as bar:
         for batch, own in images.batches(batch_size):
             shape = tuple(batch.shape[1:]) if shape is None else tuple(shape)
             if tuple(batch.shape[1:]) != shape:

@@ -26,6 +26,7 @@ from ..files.model_file import Contents, save
 from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
 from .editing import Editing
+from .learning import learn
 from .restoration import Restoration
 from diffnb.model.trained import (
     Labels,
@@ -33,7 +34,6 @@ from diffnb.model.trained import (
     aligned,
     begin,
     checked_grid,
-    checkpoint_writer,
     choose_device,
     contents_of,
     default_batch_size,
@@ -69,6 +69,7 @@ class ModelSettings:
         self._network, self._parametrization = network, parametrization
         self._device, self.verbose = choose_device(device), verbose
         self._trained: Trained | None = None
+        self._again: dict | None = None  # what the next training goes on from, as long as the model is in memory
         self.last_seed: int | None = None  # seed of the images made last
 
     @property
@@ -302,15 +303,19 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
     def train(
         self,
         dataset,  # what `diffnb.data.image_set` takes: name of a known set, folder, tensors, (images, labels), Dataset, DataLoader, ...
-        epochs: int = 100,  # passes over the images, at most
-        batch_size: int | None = None,  # images a step; None: 128, or all of a smaller set
+        epochs: int | None = None,  # passes over the images, at most; None: 100, or as many as `steps` take
+        batch_size: int | None = None,  # images a step; None: what suits the number of images, 16 of a few hundred, 128 of a few thousand
         lr: float = 1e-3,  # highest learning rate
         *,
+        steps: int | None = None,  # steps after which to stop; None: no limit
+        rate: str | Callable = "cosine",  # how the learning rate falls: "cosine", "linear", "inverse-sqrt", "constant", or a `diffnb.training.Rate`
+        total_epochs: int | None = None,  # epochs of all calls together, earlier ones too, that the rate falls over; None: those of this call
         classes: Sequence | None = None,  # labels to keep, by value or name; None: all
         size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to; None: as they are
         valid_fraction: float = 0.1,  # share of the images kept aside for the validation loss
         flip: bool = False,  # mirror images at random; not for digits or writing
         seed: int = 0,  # of weights, order, noise
+        split_seed: int = 0,  # of what is kept aside
         time_limit: float | None = None,  # seconds after which to stop; None: no limit
         precision: str = "auto",  # "auto", "float32" or "bfloat16"
         compile: bool = False,  # run training steps through torch.compile: minutes to start, faster after
@@ -320,16 +325,18 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
     ) -> dict:  # the record: losses by epoch, and how they came about
         """Train on images; called again, go on from where it stands. The averaged weights become the model.
 
+        Called again, weights, optimizer and random numbers go on, so that several calls with `total_epochs` are one training. What is interrupted
+        ends with a whole step: the model has what was learned until then, `record["stopped"]` is "interrupted", and the interrupt goes on.
+
         With `checkpoints`, a run that is cut short leaves its last model and the one of lowest validation loss as files, and can go on
         with `resume=True` from the step at which it last saved: same data, same settings, same losses.
 
         Raises:
             ValueError: if the data or an argument does not fit.
             NonFiniteLoss: if the loss stops being finite; the model stays what it was.
+            KeyboardInterrupt: if training is interrupted.
         """
         from diffnb.data.loaders import image_loaders, image_set
-        from diffnb.training.checkpoints import CheckpointCallback, ResumeCallback
-        from diffnb.training.learner import fit
 
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints=, the folder of the training that is to go on")
@@ -342,27 +349,11 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             raise ValueError(f"this model samples with {self._sde!r}, but learned under {trained.sde!r}; train the model that under() was called on")
         # a copy is trained, so that a run that fails leaves the model as it was
         network = copy.deepcopy(trained.network).to(self.device).requires_grad_(True)
-        loaders = image_loaders(images, batch_size=batch_size, flip=flip, valid_fraction=valid_fraction, seed=seed, device=self.device)
-        if checkpoints is not None:
-            going_on = ResumeCallback(os.path.join(checkpoints, "training.safetensors"), resume=resume)
-            callbacks = [*callbacks, CheckpointCallback(checkpoint_writer(checkpoints, trained, self._sampler)), going_on]
-        result = fit(
-            loaders,
-            network,
-            trained.sde,
-            trained.parametrization,
-            epochs=epochs,
-            lr=lr,
-            seed=seed,
-            time_limit=time_limit,
-            precision=precision,
-            compile=compile,
-            progress=self.verbose,
-            callbacks=callbacks,
-        )
-        raw = {key: value.detach() for key, value in network.state_dict().items()}
-        trained.network.load_state_dict(result.ema_state)
-        self._install(replace(trained, records=(*trained.records, result.record), raw=raw))
+        how = {"batch_size": batch_size, "flip": flip, "valid_fraction": valid_fraction, "seed": seed, "split_seed": split_seed}
+        loaders = image_loaders(images, **how, device=self.device)
+        settings = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
+        plan = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "total_epochs": total_epochs}
+        learn(self, trained, network, loaders, callbacks, checkpoints, resume, **plan, **settings)
         return self.record
 
     def score(

@@ -9,22 +9,26 @@ __all__ = ['METHODS', 'QUANTUM', 'calibrated', 'conditioned_mean', 'mmps', 'pigd
            'How', 'fitting', 'greyed', 'masked', 'enlargement', 'in_chunks', 'Restoration']
 
 # %% ../../nbs/11_model/01_restoration.ipynb #3
+import contextlib
 import secrets
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import NoiseSource, Registry, check_counts, to_model, to_unit
+from ..core import NoiseSource, Registry, check_counts, progress_bar, read_tensors, tensors_to_bytes, to_model, to_unit, write_atomically
 from ..data.pictures import as_images, as_mask, opaque, paste, resized, with_averages, with_channels, with_luminance
 from ..denoise.denoisers import BaseDenoiser
 from ..guidance.guidance import ClassifierFree
 from ..guidance.inverse import DDNM, DPS, MMPS, Hooked, PiGDM, Replacement, Resampled
 from ..guidance.operators import REC601, Blur, Downsample, Grayscale, Identity, LinearOperator, Mask, Observation, Stacked, gaussian_kernel
-from ..guidance.posterior import CalibratedPosterior, Conditioned, calibrate
+from ..guidance.posterior import CalibratedPosterior, Conditioned, SpectralCovariance, calibrate
+from ..metrics.extractors import user_cache
+from .shards import digest_of_model
+from ..networks.unet import UNet
 from ..samplers.multistep import DPMSolverPP2M
 
 # %% ../../nbs/11_model/01_restoration.ipynb #6
@@ -233,15 +237,13 @@ def in_chunks(
     run: Callable[[Tensor, dict, NoiseSource, Callable], Tensor],  # (numbers of pictures, condition, noise, callback) -> (k, c, h, w)
 ) -> Tensor:  # (n x variants, c, h, w) in [0, 1], on the CPU
     """Run over pictures and variants in chunks of bounded memory."""
-    from tqdm import tqdm
-
     model.last_seed = secrets.randbits(32) if how.seed is None else how.seed
     if how.seed is None and model.verbose:
         print(f"seed {model.last_seed}")
     condition, (seeds, indices) = how.condition(model, n), how.identities(n, model.last_seed)
     size = how.batch_size or max(1, 2**16 // (model.shape[1] * model.shape[2]))
     parts = []
-    with tqdm(unit="step", disable=not model.verbose, leave=False) as bar:
+    with progress_bar(None, "step", "restoring", model.verbose) as bar:
         for own in torch.arange(n * how.variants).split(size):
             noise = NoiseSource([seeds[k] for k in own.tolist()], [indices[k] for k in own.tolist()], model.device)
             labels = {key: value[own].to(model.device) for key, value in condition.items()}
@@ -249,7 +251,25 @@ def in_chunks(
     return torch.cat(parts)
 
 # %% ../../nbs/11_model/01_restoration.ipynb #10
-_CALIBRATED: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()  # of each network: (number of its training runs, covariance)
+_PARTS = {"lambdas": torch.float64, "rotation": torch.float32, "scale": torch.float32, "spectrum": torch.float32}  # of a covariance
+_SHARED: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()  # of each network: (number of its training runs, covariance)
+
+
+def _spectral(parts, device):
+    """The covariance of its parts."""
+    return SpectralCovariance(tuple(parts["lambdas"].tolist()), *(parts[name].to(device) for name in list(_PARTS)[1:]))
+
+
+class _Watched(BaseDenoiser):
+    """A denoiser that moves a bar."""
+
+    def __init__(self, denoiser, bar):
+        self.sde, self.denoiser, self.bar = denoiser.sde, denoiser, bar
+
+    def x0(self, x, t, condition):
+        """Ask the denoiser."""
+        self.bar.update(len(x))
+        return self.denoiser.x0(x, t, condition)
 
 
 class _Posteriors:
@@ -259,27 +279,54 @@ class _Posteriors:
         self,
         images: Any = None,  # pictures like those that it was trained on; None: it makes its own
         n: int = 64,  # how many to make
+        progress: bool = False,  # show a bar
     ):  # this model
-        """Measure the covariance that the default method draws with, for this model, once."""
-        trained, denoiser = self.trained, self.denoiser()
+        """Measure the covariance that the default method draws with, for this model; `save` keeps it with the weights."""
+        trained, denoiser = self.trained, self.trained.denoiser()
         condition = trained.condition(n=1)
-        if images is None:
-            labels = {key: value.expand(n).to(self.device) for key, value in condition.items()}
-            sampler = DPMSolverPP2M()
-            clean = sampler(denoiser, shape=(n, *trained.shape), n_steps=12, seeds=0, condition=labels, device=self.device).x.clamp(-1, 1)
-        else:
+        if images is not None:
             images = with_channels(as_images(images, "images")[0], trained.shape[0], "images")
             clean = to_model(resized(images, trained.shape[1:], False, "images")).to(self.device)
-        labels = {key: value.expand(len(clean)).to(self.device) for key, value in condition.items()}
-        _CALIBRATED[trained.network] = len(trained.records), calibrate(denoiser, clean, condition=labels)
+            n = len(clean)
+        with progress_bar(n * (12 if images is not None else 24), "image", "calibrating, once for this model", progress) as bar:
+            watched = _Watched(denoiser, bar)
+            if images is None:
+                labels = {key: value.expand(n).to(self.device) for key, value in condition.items()}
+                sampler = DPMSolverPP2M()
+                clean = sampler(watched, shape=(n, *trained.shape), n_steps=12, seeds=0, condition=labels, device=self.device).x.clamp(-1, 1)
+            labels = {key: value.expand(len(clean)).to(self.device) for key, value in condition.items()}
+            self._keep_calibration(calibrate(watched, clean, condition=labels))
         return self
 
+    def _keep_calibration(self, covariance):
+        """Keep a covariance with the model, and with those that share its network."""
+        parts = {name: torch.as_tensor(getattr(covariance, name), dtype=dtype) for name, dtype in _PARTS.items()}
+        self._trained = replace(self.trained, calibration=parts)
+        _SHARED[self.trained.network] = len(self.trained.records), covariance
+
     def _covariance(self):
-        """The calibrated covariance; measured now if it has not been."""
-        network, runs = self.trained.network, len(self.trained.records)
-        if _CALIBRATED.get(network, (None,))[0] != runs:
-            self.calibrate()
-        return _CALIBRATED[network][1]
+        """The calibrated covariance: that of the model file, of an earlier program, or measured now."""
+        trained, runs = self.trained, len(self.trained.records)
+        known = _SHARED.get(trained.network)
+        if known is None and trained.calibration is not None:
+            self._keep_calibration(_spectral(trained.calibration, self.device))
+        elif known is None or known[0] != runs:
+            self._calibrate_once()
+        elif trained.calibration is None:
+            self._keep_calibration(known[1])
+        return _SHARED[trained.network][1]
+
+    def _calibrate_once(self):
+        """Calibrate, and keep the result in the user's cache, where a model file has none."""
+        if not isinstance(self.trained.network, UNet):  # what another network knows may not be in its weights alone
+            return self.calibrate(progress=True)
+        path = user_cache() / "calibrations" / f"{digest_of_model(self)}.safetensors"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return self._keep_calibration(_spectral(read_tensors(path)[0], self.device))
+        self.calibrate(progress=True)
+        with contextlib.suppress(OSError):  # without room for it, it is measured again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, tensors_to_bytes(self.trained.calibration, {}))
 
     def _sampled(self, observation, how):
         """Samples from p(x | y), the observation being of n pictures in the model's range."""

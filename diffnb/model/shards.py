@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Registry, check_counts, write_atomically
+from ..core import Registry, check_counts, progress_bar, write_atomically
 from ..data.readers import load_shards  # noqa: F401  (what is written here is read there)
 from .trained import default_batch_size
 from ..parallel import launched
@@ -243,8 +243,6 @@ def generate_shards(
         ValueError: if the folder holds a set with other settings (says which), or an argument does not fit.
         OSError: if a shard cannot be written; those before it are whole.
     """
-    from tqdm import tqdm
-
     folder, writer, share = Path(folder), WRITERS.resolve(kind, ShardWriter), launched() if share is None else share
     check_counts(n=n)
     labels = _labels_in_turn(model, class_labels)
@@ -269,7 +267,7 @@ def generate_shards(
     quiet.verbose = False
     own = cut(n, shard_size, share)
     missing = [shard for shard in own if not writer.is_done(folder, shard)]
-    with tqdm(total=sum(shard.n for shard in own), unit="image", disable=not progress, leave=False) as bar:
+    with progress_bar(sum(shard.n for shard in own), "image", "making images", progress) as bar:
         bar.update(bar.total - sum(shard.n for shard in missing))
         for shard in missing:
             own_labels = _turns(labels, shard)

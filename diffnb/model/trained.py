@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import diffnb
-from ..core import NoiseSource, best_device, to_unit
+from ..core import NoiseSource, best_device, progress_bar, to_unit
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
@@ -157,6 +157,7 @@ class Trained:
     raw: Mapping[str, Tensor] | None = None  # state dict of the network before averaging; None: not kept
     guidance: tuple[BaseDenoiser, ...] = ()  # guidance of one's own that belongs to the model
     metrics: tuple = ()  # metrics of one's own that belong to the model
+    calibration: Mapping[str, Tensor] | None = None  # what restoration draws with: see `diffnb.model.restoration`; None: not measured
 
     def denoiser(
         self,
@@ -290,11 +291,9 @@ def sample(
     progress: bool = False,  # show a progress bar
 ) -> Tensor:  # (n, *shape) float32 in [0, 1], on the CPU
     """Sample in chunks of bounded memory."""
-    from tqdm import tqdm
-
     plan = list(chunks(len(noise), batch_size))
     parts = []
-    with tqdm(total=len(plan) * n_steps, unit="step", disable=not progress, leave=False) as bar:
+    with progress_bar(len(plan) * n_steps, "step", "sampling", progress) as bar:
 
         def observe(step, total, x0):
             bar.update()
@@ -371,6 +370,7 @@ def contents_of(
         raw=trained.raw,
         guidance=tuple(trained.guidance),
         metrics=tuple(trained.metrics),
+        calibration=trained.calibration,
     )
 
 
@@ -397,7 +397,7 @@ def from_file(
         labels, grid = Labels(found.labels, found.names), checked_grid(found.sampling_sde, found.grid)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
-    own = {"raw": found.raw, "guidance": found.guidance, "metrics": found.metrics}
+    own = {"raw": found.raw, "guidance": found.guidance, "metrics": found.metrics, "calibration": found.calibration}
     trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version, **own)
     return trained, found.sampling_sde, found.sampler or SAMPLERS["euler-maruyama"](), grid, found.n_steps
 
@@ -413,7 +413,7 @@ def checkpoint_writer(
 
     def write(name, state):
         network.load_state_dict(state)
-        to_file(os.path.join(folder, f"{name}.safetensors"), replace(trained, network=network, raw=None), trained.sde, sampler)
+        to_file(os.path.join(folder, f"{name}.safetensors"), replace(trained, network=network, raw=None, calibration=None), trained.sde, sampler)
 
     return write
 

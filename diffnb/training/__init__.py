@@ -10,12 +10,15 @@ with warnings.catch_warnings():  # fastai scripts functions when it is imported,
     import fastai.learner  # noqa: F401  (here once, so that the modules of this wing import from fastai without a word)
 
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
+    from .again import *
     from .averages import *
     from .checkpoints import *
     from .distributed import *
+    from .interruptions import *
     from .learner import *
     from .losses import *
     from .monitoring import *
+    from .plans import *
     from .reports import *
     from .steps import *
 

@@ -228,6 +228,8 @@ class EMACallback(Callback):
             self._raw, context = None, self._raw
             context.__exit__(None, None, None)
 
+    settle = after_validate
+
     def state(self) -> dict[str, Tensor]:
         """State dict of the network with the averaged weights, as contiguous copies."""
         return averaged_state(self.model, self.averages)
@@ -345,8 +347,8 @@ class PostHocCallback(Callback):
             self.write()
 
     def after_fit(self):
-        """Write the end."""
-        if self.averages[0].step % self.every:
+        """Write the end, unless training has been interrupted and may go on."""
+        if self.averages[0].step % self.every and getattr(self.learn, "ended_by", None) is None:
             self.write()
 
     def write(self) -> None:

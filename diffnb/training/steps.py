@@ -20,7 +20,7 @@ from fastai.callback.core import Callback, CancelBatchException, CancelFitExcept
 from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
 
-from ..core import Registry
+from ..core import Registry, check_counts
 from ..parallel import agreed
 
 # %% ../../nbs/09_training/03_steps.ipynb #6
@@ -126,6 +126,8 @@ class ForwardCallback(Callback):
     def after_cancel_batch(self):
         """Give way where the batch ended early."""
         self.learn.model = self.network
+
+    settle = after_cancel_batch
 
     def answer(self, x: Tensor, *conditions: Tensor) -> Tensor:
         """Give way, then run the network."""
@@ -345,9 +347,9 @@ def lr_factor(
 
 # %% ../../nbs/09_training/03_steps.ipynb #13h_rate-12
 class ScheduleCallback(Callback):
-    """Set the learning rate before each step, over all epochs or over a time limit, whichever is nearer its end.
+    """Set the learning rate before each step, over all epochs, a number of steps or a time limit, whichever is nearer its end.
 
-    A training that runs out of time ends its epoch early, validates, and stops.
+    A training that runs out of time or steps ends its epoch early, validates, and stops. A step is made in any case.
     """
 
     order, run_valid = 70, False  # after the recorder and the progress bar
@@ -355,9 +357,11 @@ class ScheduleCallback(Callback):
     def __init__(
         self,
         peak: float,  # highest learning rate, > 0
-        time_limit: float | None = None,  # seconds; None: no limit
+        time_limit: float | None = None,  # seconds from this start on, whatever earlier ones took; None: no limit
         rate: Rate | str = "cosine",  # how it falls
         warmup: int = 300,  # steps of warm-up, or a twentieth of a training that is shorter
+        max_steps: int | None = None,  # optimizer steps after which to stop; None: no limit
+        of_epochs: tuple[int, int] | None = None,  # (epochs of earlier trainings, epochs in all) that the rate falls over; None: those of this one
     ):
         if not peak > 0:
             raise ValueError(f"lr must be positive, got {peak}")
@@ -365,13 +369,16 @@ class ScheduleCallback(Callback):
             raise ValueError(f"time_limit must be a positive number of seconds, got {time_limit}")
         if warmup < 0:
             raise ValueError(f"warmup must be a number of steps, at least 0, got {warmup}")
+        if max_steps is not None:
+            check_counts(steps=max_steps)
         self.peak, self.time_limit, self.rate, self.warmup = peak, time_limit, RATES.resolve(rate, Rate), warmup
-        self.stopped, self.steps, self.used = "epochs", 0, 0.0
+        self.max_steps, self.of_epochs = max_steps, of_epochs
+        self.stopped, self.steps, self.used, self.has_stepped = "epochs", 0, 0.0, False
 
     def before_fit(self):
         """Start the clock."""
         self.run = is_in_fit(self.learn)
-        self.started, self.stopped = time.perf_counter(), "epochs"
+        self.started, self.stopped, self.has_stepped = time.perf_counter(), "epochs", False
 
     @property
     def seconds(self) -> float:
@@ -379,36 +386,49 @@ class ScheduleCallback(Callback):
         return self.used + time.perf_counter() - self.started
 
     @property
-    def time_is_up(self) -> bool:
-        """Whether there is a time limit, and it is over."""
-        return self.time_limit is not None and agreed(self.seconds) >= self.time_limit
+    def limit(self) -> str | None:
+        """The limit that has been reached: "steps", "time" or none."""
+        if self.max_steps is not None and self.steps >= self.max_steps:
+            return "steps"
+        is_over = self.time_limit is not None and agreed(self.seconds - self.used) >= self.time_limit
+        return "time" if is_over and self.has_stepped else None
+
+    def _stop_at(self, end):
+        """End a part of training at a limit."""
+        if limit := self.limit:
+            self.stopped = limit
+            raise end
 
     def before_epoch(self):
-        """Begin no epoch when time is up."""
-        if self.time_is_up:
-            self.stopped = "time"
-            raise CancelFitException
+        """Begin no epoch at a limit."""
+        self._stop_at(CancelFitException)
+
+    @property
+    def part_done(self) -> float:
+        """The part of training that is done, in [0, 1)."""
+        done, total = self.of_epochs or (0, self.n_epoch)
+        progress = (done + self.epoch + self.iter / self.n_iter) / total
+        if self.max_steps is not None:
+            progress = max(progress, self.steps / self.max_steps)
+        if self.time_limit is not None:
+            progress = max(progress, agreed(self.seconds) / (self.used + self.time_limit))
+        return progress
 
     def before_batch(self):
         """Set the rate of this step."""
-        progress = (self.epoch + self.iter / self.n_iter) / self.n_epoch
-        if self.time_limit:
-            progress = max(progress, agreed(self.seconds) / self.time_limit)
-        self.opt.set_hypers(lr=self.peak * lr_factor(self.steps, progress, self.warmup, rate=self.rate))
+        self.opt.set_hypers(lr=self.peak * lr_factor(self.steps, self.part_done, self.warmup, rate=self.rate))
 
     def after_step(self):
         """Count."""
-        self.steps += 1
+        self.steps, self.has_stepped = self.steps + 1, True
 
     def after_batch(self):
-        """End the epoch when time is up."""
-        if self.time_is_up:
-            self.stopped = "time"
-            raise CancelTrainException
+        """End the epoch at a limit."""
+        self._stop_at(CancelTrainException)
 
     def after_epoch(self):
-        """End training when time is up."""
-        if self.stopped == "time" and self.epoch < self.n_epoch - 1:
+        """End training at a limit."""
+        if self.stopped in ("time", "steps") and self.epoch < self.n_epoch - 1:
             raise CancelFitException
 
     def state_dict(self) -> dict:

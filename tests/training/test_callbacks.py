@@ -13,8 +13,10 @@ from diffnb.data import ImageSet, image_loaders
 from diffnb.networks import UNet
 from diffnb.noise import EDM
 from diffnb.training import (
+    AgainCallback,
     CheckpointCallback,
     EarlyStopCallback,
+    ForecastCallback,
     HistoryCallback,
     LevelLossCallback,
     MetricCallback,
@@ -60,6 +62,8 @@ def learner(folder, **settings):
         ResumeCallback(folder / "training.safetensors", every=2),
         SampleCallback(n=3, n_steps=2, folder=folder / "samples"),
         ScheduleCallback(1e-3, time_limit=600),
+        AgainCallback(),
+        ForecastCallback(tell=lambda line: None),
     ]
     loaders = image_loaders(IMAGES, IMAGES.select(torch.arange(16)), batch_size=16, device="cpu")
     return diffusion_learner(loaders, network, EDM(), weight="uncertainty", progress=True, callbacks=callbacks, **settings)

@@ -11,7 +11,7 @@ import pytest
 STEPS_AN_EPOCH, EPOCHS = 3, 3
 
 
-def train(folder, kill_at=None, resume=True, **settings):
+def train(folder, kill_at=None, resume="if there", **settings):
     """Train a small network on images; die at the given event. Returns what a complete training leaves behind."""
     import torch
     from fastai.callback.core import Callback

@@ -220,7 +220,7 @@ def test_a_device_without_space_is_named_and_earlier_files_are_whole(tmp_path, m
     path = tmp_path / name
 
     def write(epochs):
-        train(epochs=epochs, callbacks=[HistoryCallback(tmp_path), ResumeCallback(tmp_path / "training.safetensors", resume=True)])
+        train(epochs=epochs, callbacks=[HistoryCallback(tmp_path), ResumeCallback(tmp_path / "training.safetensors", resume="if there")])
 
     write(1)
     before = path.read_bytes()

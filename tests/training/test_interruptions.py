@@ -1,0 +1,285 @@
+"""Work is never lost: whatever ends a training, what was learned is kept, and a training that goes on ends as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+from diffnb import GenerativeModel
+from diffnb.data import ImageSet, default_batch, image_loaders
+from diffnb.networks import UNet
+from diffnb.noise import EDM
+from diffnb.training import (
+    AgainCallback,
+    HistoryCallback,
+    LevelLossCallback,
+    MetricCallback,
+    NonFiniteLoss,
+    ResumeCallback,
+    ScheduleCallback,
+    Signals,
+    fit,
+    forecast,
+    load_state,
+)
+
+IMAGES = ImageSet(torch.randint(256, (44, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte(), torch.arange(44) % 3)
+VALID = IMAGES.select(torch.arange(12))
+STEPS = 4  # an epoch
+
+
+class Interrupt(Callback):
+    """Do something at the n-th time of an event, in training or in validation."""
+
+    order = 0
+
+    def __init__(self, event, n, action, training=True):
+        self.event, self.left, self.action, self.in_training = event, n, action, training
+
+    def __call__(self, event_name):
+        inner = event_name.endswith(("batch", "pred", "loss", "step", "backward"))
+        if event_name == self.event and (not inner or self.training == self.in_training):
+            self.left -= 1
+            if self.left == 0:
+                self.action()
+
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return UNet(1, widths=(8, 8), blocks=1, attention_levels=(), num_classes=3, groups=4, dropout=0.2, zero_init=False)
+
+
+def pixels(images):
+    """Features of images."""
+    return images.flatten(1)[:, :7]
+
+
+def train(*callbacks, folder=None, resume="if there", fails=False, **settings):
+    """Three epochs of four steps, with random numbers of every kind; weights, averages, record, rows."""
+    history, levels, net, kept = HistoryCallback(), LevelLossCallback(3), network(), []
+    metric = MetricCallback("kernel", every=1, n=6, extractor=pixels, n_steps=2)
+    own = [history, levels, metric, *callbacks]
+    if folder is not None:
+        own.append(ResumeCallback(folder / "training.safetensors", resume=resume))
+    loaders = image_loaders(IMAGES, VALID, batch_size=11, flip=True, device="cpu")
+    settings = {"epochs": 3, "lr": 1e-2, "warmup": 3, "weight": "uncertainty", **settings}
+    try:
+        fit(loaders, net, EDM(), progress=False, callbacks=own, keep=kept.append, **settings)
+    except BaseException as error:
+        if fails:
+            return error, kept
+        raise
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
+    return {"raw": net.state_dict(), "average": kept[0].ema_state, "rows": rows, "levels": levels.level_history, "scores": metric.scores}, kept
+
+
+def same(one, other):
+    assert one["rows"] == other["rows"] and one["levels"] == other["levels"] and one["scores"] == other["scores"]
+    for kind in ("raw", "average"):
+        assert all(torch.equal(one[kind][key], other[kind][key]) for key in one[kind]), kind
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return train()[0]
+
+
+def raising(error):
+    def action():
+        raise error
+
+    return action
+
+
+def sending(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+class OwnError(Exception):
+    """An error of somebody else's."""
+
+
+# what happens, the error that goes on, steps done then
+ENDS = {
+    "Ctrl-C in a step": (Interrupt("after_step", 6, sending(signal.SIGINT)), KeyboardInterrupt, 6),
+    "Ctrl-C before a step": (Interrupt("before_batch", 6, sending(signal.SIGINT)), KeyboardInterrupt, 6),
+    "SIGTERM": (Interrupt("after_backward", 3, sending(signal.SIGTERM)), KeyboardInterrupt, 3),
+    "Ctrl-C while validating": (Interrupt("after_loss", 3, sending(signal.SIGINT), training=False), KeyboardInterrupt, 8),
+    "Ctrl-C in the last step": (Interrupt("after_step", 12, sending(signal.SIGINT)), KeyboardInterrupt, 12),
+    "an interrupt raised in a callback": (Interrupt("after_batch", 7, raising(KeyboardInterrupt())), KeyboardInterrupt, 7),
+    "an error without words": (Interrupt("before_batch", 7, raising(OwnError())), OwnError, 6),
+    "an error after noise was drawn": (Interrupt("after_pred", 6, raising(OwnError("no"))), OwnError, 5),
+    "an error before the step": (Interrupt("before_step", 5, raising(OSError("disk"))), OSError, 4),
+    "an error after the step, before the average moves": (Interrupt("after_step", 5, raising(OwnError("no"))), OwnError, 5),
+    "an error between training and validation": (Interrupt("after_train", 2, raising(OwnError("no"))), OwnError, 8),
+    "an error with averaged weights in": (Interrupt("before_validate", 1, raising(OwnError("no"))), OwnError, 4),
+    "an error in validation": (Interrupt("after_loss", 3, raising(OwnError("no")), training=False), OwnError, 8),
+    "an error at the end of an epoch": (Interrupt("after_epoch", 2, raising(ValueError("no"))), ValueError, 8),
+    "an error at the beginning of one": (Interrupt("before_epoch", 3, raising(ValueError("no"))), ValueError, 8),
+    "the end of the program": (Interrupt("after_step", 2, raising(SystemExit(3))), SystemExit, 2),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_whatever_ends_a_training_it_is_kept_and_goes_on_as_if_nothing_had_been(name, whole, tmp_path, capsys):
+    interrupt, error, steps = ENDS[name]
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    raised, kept = train(interrupt, folder=tmp_path, fails=True)
+    assert type(raised) is error and (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert len(kept) == 1 and kept[0].record["stopped"] == "interrupted" and kept[0].record["steps"] == steps
+    resumed, again = train(folder=tmp_path, resume=True)
+    same(whole, resumed)
+    assert again[0].record["stopped"] == "epochs" and again[0].record["steps"] == 3 * STEPS
+
+
+def test_what_is_no_interruption_keeps_nothing(tmp_path):
+    for interrupt, error in (
+        (Interrupt("after_step", 2, raising(NonFiniteLoss("bad"))), NonFiniteLoss),
+        (Interrupt("before_batch", 1, raising(OwnError("before any step"))), OwnError),
+        (Interrupt("before_fit", 1, raising(OwnError("before training"))), OwnError),
+    ):
+        raised, kept = train(interrupt, folder=tmp_path, fails=True)
+        assert type(raised) is error and kept == [] and not (tmp_path / "training.safetensors").exists()
+
+
+def test_the_second_signal_ends_at_once_and_the_earlier_state_stays(tmp_path, whole):
+    twice = Interrupt("after_pred", 7, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    raised, kept = train(twice, folder=tmp_path, fails=True)
+    assert type(raised) is KeyboardInterrupt and kept == [] and not (tmp_path / "training.safetensors").exists()
+
+
+def test_handlers_of_a_program_and_threads_are_left_alone():
+    def own(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with Signals() as signals:
+            assert signal.getsignal(signal.SIGTERM) is own and list(signals.before) == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = []
+
+    def work():
+        with Signals() as signals:
+            found.append(dict(signals.before))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [{}]
+
+
+class Slow(Callback):
+    """A clock for which each step takes a minute."""
+
+    order, run_valid = -5, False
+
+    def __init__(self, now):
+        self.now = now
+
+    def after_batch(self):
+        self.now[0] += 60.0
+
+
+def test_state_is_saved_by_time_and_when_a_better_model_is(tmp_path, monkeypatch):
+    import diffnb.training.checkpoints as checkpoints
+
+    now, written = [0.0], []
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(checkpoints, "save_state", lambda path, state: written.append((state["position"]["epoch"], state["position"]["batch"])))
+    train(Slow(now), folder=tmp_path)
+    assert written == [(0, 2), (0, 4), (1, 2), (1, 4), (2, 2), (2, 4), (3, 0)]  # every two minutes of work, and at the end
+    written.clear()
+    keep = checkpoints.CheckpointCallback(lambda name, state: None)
+    train(Slow(now), keep, folder=tmp_path)
+    better = [(epoch + 1, 0) for epoch in range(3) if epoch == 0 or epoch <= keep.best_epoch]
+    assert set(better) <= set(written)
+
+
+def test_a_time_limit_counts_this_start_and_makes_a_step_in_any_case(tmp_path):
+    tiny = {"time_limit": 1e-6, "epochs": 50}
+    steps = []
+    for resume in ("if there", True, True):
+        _, kept = train(folder=tmp_path, resume=resume, **tiny)
+        assert kept[0].record["stopped"] == "time"
+        steps.append(kept[0].record["steps"])
+    assert steps == [1, 2, 3]
+    schedule = ScheduleCallback(1e-3, time_limit=5)
+    schedule.load_state_dict({"steps": 4, "seconds": 1000.0})
+    schedule.has_stepped = True
+    assert schedule.limit is None
+
+
+@pytest.mark.parametrize("split", [(1, 1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("settings", [{}, {"rate": "constant"}, {"ema": "power-law"}, {"accumulate": 2}, {"rate": "linear", "warmup": 6}])
+def test_several_trainings_are_one(whole, split, settings):
+    def pieces(epochs):
+        seen, done, state = (0, 0), 0, None
+        for n in epochs:
+            again, kept = AgainCallback(seen, done, state), []
+            torch.manual_seed(99)  # which nobody may notice
+            net = network()
+            loaders = image_loaders(IMAGES, VALID, batch_size=11, flip=True, device="cpu")
+            how = {"lr": 1e-2, "warmup": 3, "of_epochs": (done, 3), **settings}
+            fit(loaders, net, EDM(), epochs=n, progress=False, callbacks=[again], keep=kept.append, **how)
+            seen = seen[0] + kept[0].record["steps"], seen[1] + kept[0].record["images_seen"]
+            done, state = done + n, again.state
+        return {**{f"raw {k}": v for k, v in net.state_dict().items()}, **kept[0].ema_state}
+
+    one, other = pieces((3,)), pieces(split)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_split_has_a_seed_of_its_own():
+    sets = [image_loaders(IMAGES, batch_size=4, seed=seed, device="cpu").valid.dataset.images for seed in (0, 1, 2)]
+    assert torch.equal(sets[0], sets[1]) and torch.equal(sets[0], sets[2])
+    assert not torch.equal(image_loaders(IMAGES, batch_size=4, split_seed=1, device="cpu").valid.dataset.images, sets[0])
+
+
+@pytest.mark.parametrize("n, batch", [(1, 1), (9, 9), (40, 16), (400, 16), (800, 32), (1600, 64), (3200, 128), (60_000, 128)])
+def test_the_batch_heeds_the_number_of_images(n, batch):
+    assert default_batch(n) == batch
+
+
+@pytest.mark.parametrize(
+    "plan, words",
+    [
+        ({"planned": 300, "an_epoch": 3, "each": 1.0}, "300 steps (epochs of 3), in about 5.0 min. So few"),
+        ({"planned": 300, "an_epoch": 3, "each": 1.0, "before": 700}, "300 steps (epochs of 3), in about 5.0 min"),
+        ({"planned": 2500, "an_epoch": 25, "each": 0.01}, "2,500 steps (epochs of 25), in about 25 s"),
+        ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 50}, "about 500 steps within the time limit of 50 s"),
+        ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 50}, "time_limit=200"),
+        ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 500}, "2,500 steps (epochs of 25), in about 4.2 min"),
+    ],
+)
+def test_training_says_how_long_it_takes_and_what_would_do(plan, words):
+    said = forecast(epochs=100, **plan)
+    assert words in said and ("So few" in said) == (plan["planned"] < 1000 and not plan.get("before") or plan.get("limit") == 50)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_terminal_gets_exit_code_130_and_a_line_that_says_how_to_go_on(tmp_path, number):
+    line = f"train packaged --limit 60 --classes Bag,Trouser --network tiny --epochs 400 --out {tmp_path / 'run'}"
+    program = f"import sys; sys.argv = ['diffnb', *{line.split()!r}]; from diffnb.apps import main; main()"
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        start = time.monotonic()
+        while not (tmp_path / "run" / "history.csv").exists() and time.monotonic() - start < 200:
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 130, err
+    assert f"Go on by: diffnb train --resume {tmp_path / 'run'}" in err and "Traceback" not in err
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["stopped"] == "interrupted" and GenerativeModel.load(tmp_path / "run" / "model.safetensors", verbose=False).record == record
+    position = load_state(tmp_path / "run" / "training.safetensors")["position"]
+    assert position["train_iter"] == record["steps"] and "`model.safetensors`" in Path(tmp_path / "run" / "README.md").read_text()
