@@ -56,7 +56,7 @@ def whole_number(
     value: Any,  # a whole number of Python, NumPy or torch
     name: str,  # what error messages call it
     low: int | None = None,  # least value; None: no bound
-    high: int | None = None,  # greatest value; None: no bound
+    high: int | None = None,  # greatest value, where there is a least one; None: no bound
 ) -> int:  # the same as Python has it
     """Read a whole number.
 
@@ -64,13 +64,11 @@ def whole_number(
         ValueError: if it is something else, or outside the bounds.
     """
     plain = _scalar(value)
-    if isinstance(plain, bool) or getattr(plain, "ndim", 0) or not hasattr(plain, "__index__"):
-        raise ValueError(f"{name} must be a whole number, got {value!r:.80}")
-    plain = operator.index(plain)
-    if (low is not None and plain < low) or (high is not None and plain > high):
-        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} must be a whole number {bounds}, got {plain}")
-    return plain
+    is_whole = not isinstance(plain, bool) and not getattr(plain, "ndim", 0) and hasattr(plain, "__index__")
+    if not is_whole or (low is not None and plain < low) or (high is not None and plain > high):
+        bounds = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+        raise ValueError(f"{name} must be a whole number{bounds}, got {value!r:.80}")
+    return operator.index(plain)
 
 
 def real_number(
@@ -118,9 +116,10 @@ def _members(annotation):
 
 def _element(member):
     """The kind of number of which an annotation asks for several; None where it is no sequence of numbers."""
+    if typing.get_origin(member) not in (tuple, list, collections.abc.Sequence):
+        return None
     kinds = {one for one in typing.get_args(member) if one is not Ellipsis}
-    is_sequence = typing.get_origin(member) in (tuple, list, collections.abc.Sequence)
-    return next(iter(kinds)) if is_sequence and len(kinds) == 1 and kinds <= set(_SCALARS) else None
+    return kinds.pop() if len(kinds) == 1 and kinds <= set(_SCALARS) else None
 
 
 def _read_scalar(value, name, kinds):

@@ -34,6 +34,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .arguments import whole_number
+
 # %% ../nbs/00_core.ipynb #229d278a
 def expand(
     a: Tensor,  # one number a sample, (n,), or one for all, ()
@@ -81,8 +83,7 @@ def check_counts(
         ValueError: if one is not.
     """
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        whole_number(value, name, 1)
 
 # %% ../nbs/00_core.ipynb #8a187a7a
 def _key(name):
@@ -264,7 +265,7 @@ class NoiseSource:
         device: str | torch.device = "cpu",  # where numbers are wanted
     ) -> "NoiseSource":  # samples (seed, first), ..., (seed, first + n - 1)
         """Address n consecutive samples of one seed; `first` continues a set."""
-        seed = secrets.randbits(63) if seed is None else seed
+        seed = secrets.randbits(63) if seed is None else whole_number(seed, "seed", 0, 2**64 - 1)
         return cls([seed] * n, range(first, first + n), device)
 
     def __len__(self):

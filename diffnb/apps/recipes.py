@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core import Registry, check_counts
 from ..data.image_sets import ImageSet
-from ..data.loaders import image_loaders, image_set
+from ..data.loaders import image_loaders, image_set, put_aside
 from ..data.readers import data_root
 from ..model.trained import resolve_process
 from ..networks.unet import UNet, build_network
@@ -40,7 +40,7 @@ class Recipe:
 
     data: str  # name of a known set, or a folder
     split: str = "train"  # of the set: "train", "all", "train+test"
-    valid: str | float = 0.1  # split to validate on, or share of the images that is put aside for it
+    valid: str | float = 0.1  # split to validate on, or share of the images that is put aside for it; 0: all, and none put aside
     valid_limit: int | None = None  # validate on at most so many images; None: all
     local: str | None = None  # folder under the data root that takes the set's place where it is there
     size: int | tuple[int, int] | None = None  # side, or (height, width), to crop and resize to; None: as they are
@@ -70,8 +70,8 @@ class Recipe:
         """Check the numbers."""
         check_counts(**{name: getattr(self, name) for name in ("epochs", "metric_every", "snapshot_every")})
         check_counts(sample_every=1 if self.sample_every is None else self.sample_every)
-        if not isinstance(self.valid, str) and not 0 < self.valid < 1:
-            raise ValueError(f"valid must name a split, or be a share between 0 and 1, got {self.valid!r}")
+        if not isinstance(self.valid, str) and not 0 <= self.valid < 1:
+            raise ValueError(f"valid must name a split, or be a share of at least 0 and less than 1, got {self.valid!r}")
         for length in self.snapshots:
             PowerLaw(length)  # which says what a length may be
 
@@ -109,7 +109,7 @@ def recipe_images(
     if isinstance(valid, str):
         kept = _labelled(image_set(data, split=valid, limit=recipe.valid_limit, **asked), recipe)
     else:
-        images, kept = images.split(valid, recipe.training.seed)
+        images, kept = put_aside(images, valid, recipe.training.seed)
         kept = kept if recipe.valid_limit is None else kept.select(torch.arange(min(recipe.valid_limit, len(kept))))
     return images, kept
 

@@ -17,18 +17,20 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from ..core import Registry
-from .image_sets import ImageSet, class_indices, from_arrays, read_picture, resize_images, to_bytes
+from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
 from .picture_files import open_picture, plain_name, told, walk_pictures
 
 # %% ../../nbs/07_data/01_readers.ipynb #6
@@ -204,17 +206,30 @@ def _account(folder, broken, n, others, classes):
     if classes:
         parts.append(f"subfolders without a picture are left out: {', '.join(map(plain_name, classes))}")
     if parts:
-        warnings.warn(f"in folder {plain_name(folder.name)}, {'; '.join(parts)}", stacklevel=5)
+        warnings.warn(f"in folder {plain_name(folder.name)}, {'; '.join(parts)}", stacklevel=6)
 
 # %% ../../nbs/07_data/01_readers.ipynb #14
+_IMAGE_KEYS, _LABEL_KEYS = "image images img pixel_values x".split(), "label labels class target y fine_label".split()
+
+
+def _parts(item):
+    """What stands for the image, and for the label (None without), in an item or a batch."""
+    if isinstance(item, Mapping):
+        image, label = (next((key for key in keys if key in item), None) for keys in (_IMAGE_KEYS, _LABEL_KEYS))
+        if image is None:
+            raise ValueError(f"an item with the entries {', '.join(map(str, item))} has no image by a name that is known: {', '.join(_IMAGE_KEYS)}")
+        return item[image], None if label is None else item[label]
+    return (item[0], item[1] if len(item) > 1 else None) if isinstance(item, (tuple, list)) else (item, None)
+
+
 def _read_item(item, size):
     """The uint8 image and the label (None without) of an item of a torch Dataset."""
-    x, y = (item[0], item[1] if len(item) > 1 else None) if isinstance(item, (tuple, list)) else (item, None)
+    x, y = _parts(item)
     if hasattr(x, "getbands"):  # a PIL image, recognised without importing PIL
         return read_picture(x, size), y
     if not is_array(x):
         raise ValueError(f"items must be images or (image, label), an image a tensor, an array or a PIL image; got {type(x).__name__}")
-    x = to_bytes(x)
+    x = to_bytes(channels_second(x, [3]))
     x = x[None] if x.ndim == 2 else x
     if x.ndim != 3:
         raise ValueError(f"items must be images (c, h, w) or (h, w), got shape {tuple(x.shape)}")
@@ -238,13 +253,28 @@ def from_datasets(
     Raises:
         ValueError: if an item is no image, or sizes are mixed.
     """
-    where = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
-    # with classes, which are only seen when all is read, the limit counts what remains of them
-    rows = request.rows(len(where)) if request.classes is None else torch.arange(len(where))
-    items = [_read_item(dataset[i], request.size) for dataset, i in (where[row] for row in rows.tolist())]
+    items = [_read_item(item, request.size) for item in _items(datasets, request)]
     labels = [y for _, y in items]
     labels = None if any(y is None for y in labels) else labels
     return from_arrays(_stack([x for x, _ in items]), labels, source, None if labels is None else getattr(datasets[0], "classes", None))
+
+
+_MOST_ITEMS = 10**6  # of a set that cannot be asked for its length
+
+
+def _items(datasets, request):
+    """The items of data sets that are to be read, one after the other."""
+    # with classes, which are only seen when all is read, the limit counts what remains of them
+    limit = request.limit if request.classes is None else None
+    if any(isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) for dataset in datasets):
+        for number, item in enumerate(islice(chain(*datasets), limit)):
+            if number == _MOST_ITEMS:
+                raise ValueError(f"a set that has no length has given {_MOST_ITEMS:,} items and goes on; limit= says how many to take")
+            yield item
+        return
+    where = [(dataset, i) for dataset in datasets for i in range(len(dataset))]
+    for row in (request._replace(limit=limit).rows(len(where))).tolist():
+        yield where[row][0][where[row][1]]
 
 
 def from_loader(
@@ -256,11 +286,11 @@ def from_loader(
     Raises:
         ValueError: if it gives none.
     """
-    batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in loader]
+    batches = [_parts(batch) for batch in loader]
     if not batches:
         raise ValueError(f"there is no image: {source} gave no batch")
-    x = torch.cat([to_bytes(batch[0]) for batch in batches])
-    y = None if len(batches[0]) < 2 else [one for batch in batches for one in getattr(batch[1], "tolist", lambda: batch[1])()]
+    x = torch.cat([to_bytes(channels_second(images, [4])) for images, _ in batches])
+    y = None if batches[0][1] is None else [one for _, labels in batches for one in getattr(labels, "tolist", lambda: labels)()]
     vocab = getattr(loader, "vocab", None)
     return from_arrays(x, y, source, None if y is None or vocab is None else list(vocab))
 

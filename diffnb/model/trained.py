@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import diffnb
 from ..core import NoiseSource, best_device, to_unit
+from ..data.image_sets import height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
@@ -201,10 +202,7 @@ class Trained:
         """
         if size is None:
             return self.shape
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
-            raise ValueError(f"size must be a positive whole number or a pair (height, width) of them, got {size!r}")
-        shape = (self.shape[0], *sides)
+        shape = (self.shape[0], *height_and_width(size))
         if shape != self.shape:
             check_network(self.network, shape, len(self.labels))
         return shape
