@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import Registry, check_counts
+from ..core import Registry, check_counts, first_weights
 from ..data.image_sets import ImageSet
 from ..data.loaders import image_loaders, image_set, put_aside
 from ..data.readers import data_root
@@ -152,8 +152,7 @@ def recipe_network(
     seed = recipe.training.seed
     if isinstance(recipe.network, str):
         return build_network(recipe.network, images.shape, images.num_classes, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with first_weights(seed):
         network = UNet(channels=images.shape[0], num_classes=images.num_classes, **recipe.network)
     return build_network(network, images.shape, images.num_classes)
 

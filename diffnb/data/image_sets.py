@@ -54,19 +54,19 @@ def class_indices(
     values: Sequence | None,  # the labels there are; None: none
     names: Sequence[str] | None,  # their names, if they have any
 ) -> list[int]:  # sorted indices into `values`
-    """Find classes by value, or by name in any case; what is both is taken as a value.
+    """Find classes by value, by name in any case, or by a value as text; what is several of these is taken as the first.
 
     Raises:
         ValueError: if there are no labels, or one asked for is unknown.
     """
     if values is None:
         raise ValueError(f"classes={classes!r} was asked for, but the data has no labels")
-    classes = classes.tolist() if isinstance(classes, Tensor) else classes
+    classes = classes.tolist() if hasattr(classes, "tolist") else classes
     wanted = classes if isinstance(classes, (list, tuple, set, range)) else [classes]
     if not wanted:
         raise ValueError("classes is empty; name at least one, or leave it out for all")
     known = {name: i for i, name in enumerate(names or ())} | {value: i for i, value in enumerate(values)}
-    folded = {key.casefold(): i for key, i in known.items() if isinstance(key, str)}
+    folded = {str(value): i for i, value in enumerate(values)} | {key.casefold(): i for key, i in known.items() if isinstance(key, str)}
     found = [known.get(one, folded.get(one.casefold()) if isinstance(one, str) else None) for one in wanted]
     for one, i in zip(wanted, found):
         if i is None:

@@ -106,6 +106,7 @@ def is_hidden(
 
 def walk_pictures(
     folder: str | os.PathLike,  # where to look
+    deep: bool = True,  # also in its subfolders
 ) -> dict[str, tuple[list[Path], list[Path]]]:  # (pictures, other files): "" directly in it, and by the name of each subfolder
     """List the files below a folder, sorted, by the subfolder that they belong to. No file is opened."""
     found: dict[str, tuple[list[Path], list[Path]]] = {"": ([], [])}
@@ -123,6 +124,8 @@ def walk_pictures(
             continue
         for entry in entries:
             if is_hidden(entry.name):
+                continue
+            if entry.is_dir() and not deep:
                 continue
             if entry.is_dir():
                 own = part or entry.name

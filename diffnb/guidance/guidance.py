@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..arguments import reading
 from ..core import expand
 from ..denoise.denoisers import BaseDenoiser
 
@@ -56,6 +57,7 @@ def _checked_interval(interval):
     return interval
 
 
+@reading
 class ClassifierFree(BaseDenoiser):
     """Classifier-free guidance: x0_hat = x0_uncond + guidance_scale (x0_cond - x0_uncond).
 
@@ -93,6 +95,7 @@ class ClassifierFree(BaseDenoiser):
         return without + expand(scale, x) * (having - without)
 
 # %% ../../nbs/04_guidance/00_guidance.ipynb #30
+@reading
 class ClassifierGuided(BaseDenoiser):
     """Guidance by the gradient of any log p(y | x_t, t), which automatic differentiation finds.
 
@@ -123,6 +126,7 @@ class ClassifierGuided(BaseDenoiser):
         return self.denoiser.x0(x, t, condition) + expand(factor, x) * gradient
 
 # %% ../../nbs/04_guidance/00_guidance.ipynb #36
+@reading
 class AutoGuided(BaseDenoiser):
     """Guidance by a weaker model of the same data: x0_hat = x0_weak + guidance_scale (x0_strong - x0_weak).
 

@@ -302,6 +302,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             progress=self.verbose,
         )
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def train(
         self,
         dataset,  # what `diffnb.data.image_set` takes: name of a known set, folder, tensors, (images, labels), Dataset, DataLoader, ...

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import diffnb
-from ..core import NoiseSource, best_device, to_unit
+from ..core import NoiseSource, best_device, first_weights, to_unit
 from ..data.image_sets import height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..files.errors import Limits, ModelFileError
@@ -231,9 +231,8 @@ def begin(
     if not isinstance(parametrization, Parametrization):
         cls = PARAMETRIZATIONS[parametrization] if isinstance(parametrization, str) else parametrization
         parametrization = cls(sigma_data=data_scale(images))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed))
+    with first_weights(seed):
+        network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed)).float()
     return Trained(network, sde, parametrization, tuple(images.shape), Labels.of(images))
 
 

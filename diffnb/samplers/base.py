@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import reading
 from ..core import NoiseSource, Registry
 from ..denoise.denoisers import BaseDenoiser
 from ..noise.sdes import SDE, Level
@@ -300,6 +301,7 @@ class Sampler:
         """Lay out the levels of a run by `make_grid`."""
         return make_grid(sde, n_steps, start, self.default_grid if grid is None else grid)
 
+    @reading
     @torch.no_grad()
     def __call__(
         self,

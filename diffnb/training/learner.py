@@ -23,7 +23,7 @@ from fastcore.basics import noop
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import NoiseSource, expand
+from ..core import NoiseSource, expand, float32_by_default
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.sdes import SDE
 from .averages import EMACallback, EMAProfile
@@ -277,17 +277,18 @@ def fit(
     settings = replace(settings, **kwargs)
     schedule = ScheduleCallback(settings.lr, time_limit, settings.rate, settings.warmup)
     learn = diffusion_learner(dls, network, sde, parametrization, settings=settings, progress=progress, callbacks=callbacks)
-    with _own_random_state(settings.seed), together(learn):  # alone, or with those that torchrun has started
+    # alone, or with those that torchrun has started; a caller's no_grad is not meant for what is trained
+    with torch.inference_mode(False), torch.enable_grad(), _own_random_state(settings.seed), together(learn):
         learn.fit(epochs, cbs=schedule)
     return TrainingResult(_record(learn, schedule), learn.ema.state())
 
 
 @contextlib.contextmanager
 def _own_random_state(seed):
-    """Seed torch's global generators, from which dropout draws, and put all global generators back after."""
+    """Seed torch's global generators, from which dropout draws, make float32 the default, and put everything back after."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), float32_by_default():
             torch.manual_seed(seed)
             yield
     finally:
