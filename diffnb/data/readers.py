@@ -206,7 +206,7 @@ def _account(folder, broken, n, others, classes):
     if classes:
         parts.append(f"subfolders without a picture are left out: {', '.join(map(plain_name, classes))}")
     if parts:
-        warnings.warn(f"in folder {plain_name(folder.name)}, {'; '.join(parts)}", stacklevel=6)
+        warnings.warn(f"in folder {plain_name(folder.name)}, {'; '.join(parts)}", stacklevel=7)  # where `image_set` was called
 
 # %% ../../nbs/07_data/01_readers.ipynb #14
 _IMAGE_KEYS, _LABEL_KEYS = "image images img pixel_values x".split(), "label labels class target y fine_label".split()
