@@ -45,8 +45,11 @@ def expand(
     """Shape a coefficient so that it broadcasts over the samples of a batch.
 
     Raises:
+        TypeError: if `a` is no tensor.
         ValueError: if `a` holds neither one number nor one for each sample of `x`.
     """
+    if a is None or isinstance(a, (int, float)):
+        raise TypeError(f"a function of time must return a tensor of the shape of t, got {a!r}; a constant c is c * torch.ones_like(t)")
     if a.ndim == 0:
         return a
     if a.ndim != 1 or a.shape[0] not in (1, x.shape[0]):

@@ -24,7 +24,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..core import NoiseSource, expand, float32_by_default
-from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
+from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
 from ..noise.sdes import SDE
 from .averages import EMACallback, EMAProfile
 from .checkpoints import ResumableLearner
@@ -53,6 +53,7 @@ class DiffusionCallback(Callback):
             raise ValueError(f"label_dropout is a probability, got {label_dropout}")
         self.sde, self.label_dropout, self.seed = sde, label_dropout, seed
         self.parametrization = PARAMETRIZATIONS.resolve(parametrization, Parametrization)
+        check_target(self.parametrization, sde)
         self.times = TIMES.resolve(times, TimeDistribution)
         self.weight = WEIGHTS.resolve(weight, LossWeight)
         self.quantiles = QUANTILES[quantiles] if isinstance(quantiles, str) else quantiles
@@ -155,8 +156,12 @@ def _unpack(batch):
     if len(batch) != 3:
         raise TrainingError(f"a batch must be (x0, label, index), got {len(batch)} parts; image_loaders makes such batches")
     x0, label, index = batch
-    if not x0.is_floating_point():
-        raise TrainingError(f"x0 must be floating point, images in [-1, 1]; got {x0.dtype}")
+    if not isinstance(x0, Tensor) or not x0.is_floating_point():
+        raise TrainingError(f"x0 must be floating point, images in [-1, 1]; got {getattr(x0, 'dtype', type(x0).__name__)}")
+    for name, one in (("label", label), ("index", index)):
+        if not isinstance(one, Tensor) or one.shape != (len(x0),) or one.is_floating_point():
+            got = f"{one.dtype} of shape {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
+            raise TrainingError(f"{name} must hold one whole number for each of the {len(x0)} images of a batch, got {got}; image_loaders makes such batches")
     return x0, label, index
 
 # %% ../../nbs/09_training/00_learner.ipynb #19
