@@ -232,10 +232,10 @@ def _resumed(out, given, root, device, time_limit, save_every):
     """Go on with a run; only how long may be changed."""
     from diffnb.apps.runs import resume_run
 
-    if others := sorted(set(given) - {"epochs"}):
+    if others := sorted(set(given) - {"epochs", "log_to"}):
         names = ", ".join("--" + name.replace("_", "-") for name in others)
-        raise typer.BadParameter(f"--resume goes on with the settings in {out}; leave out {names} (--epochs may be given, and --time-limit)")
-    return resume_run(out, epochs=given.get("epochs"), root=root, device=device, time_limit=time_limit, save_every=save_every)
+        raise typer.BadParameter(f"--resume goes on with the settings in {out}; leave out {names} (--epochs may be given, --log-to and --time-limit)")
+    return resume_run(out, epochs=given.get("epochs"), log_to=given.get("log_to"), root=root, device=device, time_limit=time_limit, save_every=save_every)
 
 
 @app.command("train")

@@ -11,6 +11,7 @@ __all__ = ['REGISTRIES', 'SETTINGS', 'STATE', 'FILES', 'ON_REQUEST', 'to_plain',
 # %% ../../nbs/12_apps/01_runs.ipynb #3
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -22,7 +23,7 @@ import torch
 import diffnb
 from .recipes import Recipe, recipe_callbacks, recipe_images, recipe_loaders, recipe_network, recipe_parametrization, recipe_process
 from ..core import Registry
-from ..data.readers import data_root
+from ..data.readers import DATA_SETS, data_root
 from ..metrics.evaluation import make_metric
 from ..model.generative import GenerativeModel
 from ..model.trained import Labels, Trained, checkpoint_writer, choose_device
@@ -188,6 +189,7 @@ def resume_run(
     save_every: int = 500,  # steps between two states from which to go on
     progress: bool = True,  # show bars, and say what is done
     callbacks=(),  # more fastai callbacks
+    log_to: str | None = None,  # log to "tensorboard" or "wandb" again; a folder cannot ask for that by itself; None: not
 ) -> GenerativeModel:
     """Go on with a run where it stands, to the same end as if it had not been interrupted.
 
@@ -199,8 +201,23 @@ def resume_run(
     if not (out / SETTINGS).is_file():
         raise FileNotFoundError(f"{out} holds no training to go on with: there is no {SETTINGS}")
     found = read_settings(out)
-    recipe = found["recipe"] if epochs is None else found["recipe"].changed(epochs=epochs)
+    _tell_origin(out, found, root, log_to)
+    recipe = found["recipe"].changed(log_to=log_to, **({} if epochs is None else {"epochs": epochs}))
     return _run(recipe, out, found["root"] if root is None else root, device, time_limit, save_every, progress, callbacks, resume=True)
+
+
+def _tell_origin(out, found, root, log_to):
+    """Say on the error stream what a folder asks for outside itself, before anything of it is done: it may be somebody else's."""
+    recipe, root = found["recipe"], Path(found["root"] if root is None else root)
+    if launched()[0] != 0:
+        return
+    place = Path(recipe.data).expanduser()
+    data = f"the set {recipe.data!r} under {root}, fetched if it is not there" if recipe.data in DATA_SETS else f"the folder {place.absolute()}"
+    if recipe.data in DATA_SETS or not place.resolve().is_relative_to(out.resolve()):
+        print(f"diffnb: {out / SETTINGS} names the images to train on: {data}", file=sys.stderr)
+    if recipe.log_to is not None and log_to is None:
+        asked = f"diffnb: {out / SETTINGS} asks to log to {recipe.log_to}, which is not done because a folder asks; "
+        print(asked + f"log_to={recipe.log_to!r} (--log-to {recipe.log_to}) does it", file=sys.stderr)
 
 
 def read_settings(
