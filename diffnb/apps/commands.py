@@ -235,7 +235,9 @@ def _resumed(out, given, root, device, time_limit, save_every):
     if others := sorted(set(given) - {"epochs", "log_to"}):
         names = ", ".join("--" + name.replace("_", "-") for name in others)
         raise typer.BadParameter(f"--resume goes on with the settings in {out}; leave out {names} (--epochs may be given, --log-to and --time-limit)")
-    return resume_run(out, epochs=given.get("epochs"), log_to=given.get("log_to"), root=root, device=device, time_limit=time_limit, save_every=save_every)
+    return resume_run(
+        out, epochs=given.get("epochs"), log_to=given.get("log_to"), root=root, device=device, time_limit=time_limit, save_every=save_every
+    )
 
 
 @app.command("train")

@@ -381,7 +381,8 @@ def _impute(
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="Picture, white where to generate, else black, or painted on transparency; or a folder of them. Else: where pictures are transparent.", show_default=False
+            help="Picture, white where to generate, else black, or painted on transparency; or a folder of them. Else: transparent places.",
+            show_default=False,
         ),
     ] = None,
     method: Method = "calibrated",

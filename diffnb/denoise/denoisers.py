@@ -126,7 +126,9 @@ class BaseDenoiser:
         x0 = self.x0(x, t, condition or {})
         if not isinstance(x0, Tensor) or x0.shape != x.shape:
             got = f"shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-            raise ValueError(f"{_author(self)}.x0 must return an estimate of the clean samples, a tensor of the shape of x, {tuple(x.shape)}, got {got}")
+            raise ValueError(
+                f"{_author(self)}.x0 must return an estimate of the clean samples, a tensor of the shape of x, {tuple(x.shape)}, got {got}"
+            )
         return Prediction(x0, x, t, self.sde)
 
     def under(

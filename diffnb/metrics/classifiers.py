@@ -30,8 +30,8 @@ from diffnb.metrics.extractors import (
     sha256_of,
     to_square,
 )
-from ..pickles import read_pickled_weights
 from .inception import InceptionFeatures, find_fid_weights
+from ..pickles import read_pickled_weights
 
 # %% ../../nbs/08_metrics/03_classifiers.ipynb #8bc1e97b
 class _Residual(nn.Module):

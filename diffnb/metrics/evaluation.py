@@ -134,7 +134,9 @@ def _called(metric, real, generated):
         return result if isinstance(result, MetricResult) else real_number(result, metric.name)
     except ValueError:
         got = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
-        raise ValueError(f"the metric {metric.name} must return a number or a MetricResult, got {got:.80}; {_given(metric, real, generated)}") from None
+        raise ValueError(
+            f"the metric {metric.name} must return a number or a MetricResult, got {got:.80}; {_given(metric, real, generated)}"
+        ) from None
 
 
 def _apply(metric, real, generated):

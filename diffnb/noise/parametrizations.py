@@ -204,8 +204,10 @@ def check_target(
     lost = ~((sde.alpha(t) * q - sde.sigma(t) * p).abs() > 0)
     if bool(lost.any()):
         at = f"at t = {t[lost][0]:.3g}"
-        why = f"p = q = 0 {at}, so that the target p x_0 + q epsilon says nothing" if bool(((p == 0) & (q == 0))[lost][0]) else (
-            f"alpha q - sigma p = 0 {at}, so that the target p x_0 + q epsilon says no more than x_t does"
+        why = (
+            f"p = q = 0 {at}, so that the target p x_0 + q epsilon says nothing"
+            if bool(((p == 0) & (q == 0))[lost][0])
+            else (f"alpha q - sigma p = 0 {at}, so that the target p x_0 + q epsilon says no more than x_t does")
         )
         raise ValueError(f"{name}.coefficients(sde, t) has {why}; the noise, for example, is p = 0 and q = 1")
 

@@ -374,7 +374,9 @@ class Sampler:
                 states.append(state.x)
             if callback is not None and (last or (i + 1) % callback_frequency == 0):
                 if state.x0 is None:
-                    raise TypeError(f"{type(self).__name__}.step must set x0, its prediction, for a callback to see; write replace(state, x=..., x0=...)")
+                    raise TypeError(
+                        f"{type(self).__name__}.step must set x0, its prediction, for a callback to see; write replace(state, x=..., x0=...)"
+                    )
                 callback(i + 1, n_steps, state.x0)
         _raise_if_bad(self, first_bad, levels)
         return Result(state.x, counted.calls, states, noise.seeds, times)

@@ -161,7 +161,9 @@ def _unpack(batch):
     for name, one in (("label", label), ("index", index)):
         if not isinstance(one, Tensor) or one.shape != (len(x0),) or one.is_floating_point():
             got = f"{one.dtype} of shape {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
-            raise TrainingError(f"{name} must hold one whole number for each of the {len(x0)} images of a batch, got {got}; image_loaders makes such batches")
+            raise TrainingError(
+                f"{name} must hold one whole number for each of the {len(x0)} images of a batch, got {got}; image_loaders makes such batches"
+            )
     return x0, label, index
 
 # %% ../../nbs/09_training/00_learner.ipynb #19

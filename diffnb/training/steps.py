@@ -255,7 +255,7 @@ class GradientCallback(Callback):
             return
         epoch, batch, lr = self.rates[first]
         if bool(self.is_data):
-            why = "the images of that batch hold values that are not finite, or the process makes some of them; check the data, and the process by check_sde"
+            why = "the images of that batch hold values that are not finite, or the process makes some; look at the data, and try check_sde"
         elif lr > 0.1:
             why = f"the data are finite, and lr={lr:.3g} is far more than a training takes; 1e-3 is usual"
         else:

@@ -63,7 +63,13 @@ def test_what_is_typed_is_the_class_that_is_meant(text, classes, meant):
     assert Labels(*classes).indices(comma_list(text)).tolist() == meant
 
 
-UNKNOWN = [("03", ((3, 4), ("a", "b"))), ("1.0", ((1, 2), None)), ("red", ((0, 1), ("red, ripe", "green"))), ("+1", ((1, 2), None)), ("1 2", ((1, 2), None))]
+UNKNOWN = [
+    ("03", ((3, 4), ("a", "b"))),
+    ("1.0", ((1, 2), None)),
+    ("red", ((0, 1), ("red, ripe", "green"))),
+    ("+1", ((1, 2), None)),
+    ("1 2", ((1, 2), None)),
+]
 
 
 @pytest.mark.parametrize(("text", "classes"), UNKNOWN)
@@ -75,7 +81,9 @@ def test_what_is_no_class_is_said(text, classes):
 def test_the_commands_draw_the_class_that_is_named(diffnb, tmp_path):
     file = model_of(tmp_path / "m.safetensors", *NUMBERED)
     model = GenerativeModel.load(file, "cpu", verbose=False)
-    code, out, err = diffnb("generate", file, "--labels", "1", "--num", 1, "--steps", 2, "--seed", 3, "--files", "--out", tmp_path / "out", "--device", "cpu")
+    code, out, err = diffnb(
+        "generate", file, "--labels", "1", "--num", 1, "--steps", 2, "--seed", 3, "--files", "--out", tmp_path / "out", "--device", "cpu"
+    )
     assert code == 0, err
     drawn = image_set(tmp_path / "out", verbose=False).images
     expected = [(model.generate(1, n_steps=2, seed=3, class_labels=k) * 255).round().byte() for k in (0, 1)]
@@ -84,7 +92,9 @@ def test_the_commands_draw_the_class_that_is_named(diffnb, tmp_path):
     assert code == 2 and err.startswith("diffnb: unknown label '01'; this model knows 0 (1), 1 (2), 2 (3), 3 (other)")
     picture = tmp_path / "in.png"
     Image.new("L", (8, 8), 90).save(picture)
-    code, out, err = diffnb("edit", picture, "--model", file, "--labels", "1", "--steps", 2, "--seed", 3, "--out", tmp_path / "edited", "--device", "cpu")
+    code, out, err = diffnb(
+        "edit", picture, "--model", file, "--labels", "1", "--steps", 2, "--seed", 3, "--out", tmp_path / "edited", "--device", "cpu"
+    )
     assert code == 0, err
     made = (model.edit(picture, class_labels=0, n_steps=2, seed=[3]) * 255).round().byte()
     assert torch.equal(image_set(tmp_path / "edited", verbose=False).images, made)

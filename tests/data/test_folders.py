@@ -140,7 +140,9 @@ def bomb(path, width, height):
 
     packer, rows = zlib.compressobj(9), b"\0" * (width + 1) * 64
     data = b"".join(packer.compress(rows) for _ in range(height // 64)) + packer.flush()
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
     return path
 
 
@@ -152,7 +154,9 @@ def test_pictures_of_too_many_pixels_are_named_before_they_are_decoded(tmp_path)
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.endswith("1\n"), done.stderr
-    assert "4 of 5 pictures cannot be read" in done.stderr and "bomb0.png (it has 12288 x 12288 pixels; a picture has at most 134,217,728" in done.stderr
+    assert (
+        "4 of 5 pictures cannot be read" in done.stderr and "bomb0.png (it has 12288 x 12288 pixels; a picture has at most 134,217,728" in done.stderr
+    )
     assert time.monotonic() - begin < 60
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_000_000  # kilobytes, most of them torch's own
 
@@ -170,7 +174,14 @@ def test_one_picture_is_opened_by_the_same_rules(tmp_path, what):
         place.write_text("a")
     elif what == "bomb":
         bomb(place, 16384, 16384)
-    messages = {"pipe": "pipe", "device": "device", "folder": "it is a folder, and no file", "text": "no picture", "nothing": "No such file", "bomb": "pixels"}
+    messages = {
+        "pipe": "pipe",
+        "device": "device",
+        "folder": "it is a folder, and no file",
+        "text": "no picture",
+        "nothing": "No such file",
+        "bomb": "pixels",
+    }
     from diffnb.data import as_images, as_mask
 
     for function in (lambda: open_picture(place).__enter__(), lambda: as_images(place), lambda: as_mask(place, (1, 3, 4, 4))):
@@ -179,5 +190,12 @@ def test_one_picture_is_opened_by_the_same_rules(tmp_path, what):
 
 
 def test_names_are_written_so_that_no_terminal_is_misled():
-    for name, shown in (("a b.png", "a b.png"), ("é世.png", "é世.png"), ("\x1b[31m", "\\x1b[31m"), ("a\nb", "a\\nb"), ("\u202e", "\\u202e"), ("\u200b", "\\u200b")):
+    for name, shown in (
+        ("a b.png", "a b.png"),
+        ("é世.png", "é世.png"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a\nb", "a\\nb"),
+        ("\u202e", "\\u202e"),
+        ("\u200b", "\\u200b"),
+    ):
         assert plain_name(Path(name)) == shown

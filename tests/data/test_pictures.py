@@ -74,9 +74,8 @@ def test_a_mask_that_says_nothing_clear_is_refused(kind):
         as_mask(image, (1, 3, 6, 8))
 
 
-TURNS = {2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM], 6: [Image.Transpose.ROTATE_270]} | {
-    5: [Image.Transpose.TRANSPOSE], 7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_90], 1: []
-}  # fmt: skip
+NAMES = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+TURNS = {1: []} | {number: [Image.Transpose[name]] for number, name in NAMES.items()}
 
 
 @pytest.mark.parametrize("orientation", TURNS)

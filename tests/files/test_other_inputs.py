@@ -39,7 +39,10 @@ def circle():
 READ = {
     "a state dict": (nn.Linear(3, 2).state_dict(), ["bias", "weight"]),
     "an ordered one": (OrderedDict(a=torch.ones(2)), ["a"]),
-    "a checkpoint": ({"model": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"step": torch.tensor(1)}}}, "epoch": 3}, ["model.w", "optimizer.state.0.step"]),
+    "a checkpoint": (
+        {"model": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"step": torch.tensor(1)}}}, "epoch": 3},
+        ["model.w", "optimizer.state.0.step"],
+    ),
     "parameters": ({"w": nn.Parameter(torch.ones(2))}, ["w"]),
     "tied weights": ((lambda w: {"a": w, "b": w})(torch.ones(1000)), ["a", "b"]),
     "a view": ({"w": torch.ones(100)[:7]}, ["w"]),
@@ -152,7 +155,8 @@ def sparse_file(path, size, digest=None):
 def test_a_sparse_file_of_gigabytes_is_described_in_no_time(tmp_path):
     sparse_file(tmp_path / "m.safetensors", 6 * 2**30)
     program = (
-        "import resource, sys, time\nfrom diffnb.files import inspect\nbefore, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()\n"
+        "import resource, sys, time\nfrom diffnb.files import inspect\n"
+        "before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()\n"
         "print(inspect(sys.argv[1]))\nprint(time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "m.safetensors")], capture_output=True, text=True, timeout=100, check=True)
@@ -213,7 +217,9 @@ def test_where_the_images_come_from_is_said_before_they_are_read(run, tmp_path, 
     (folder / "own").mkdir()
     (folder / "link").symlink_to(tmp_path)
     order = []
-    monkeypatch.setattr("diffnb.apps.runs.recipe_images", lambda *a, **k: order.append(capsys.readouterr().err) or (_ for _ in ()).throw(OSError("stop")))
+    monkeypatch.setattr(
+        "diffnb.apps.runs.recipe_images", lambda *a, **k: order.append(capsys.readouterr().err) or (_ for _ in ()).throw(OSError("stop"))
+    )
     with pytest.raises(OSError, match="stop"):
         resume_run(folder, device="cpu", progress=False)
     expected = {"a set": "the set 'packaged' under", "home": f"the folder {tmp_path / 'home' / 'photos'}"}.get(place, f"the folder {name}")

@@ -146,7 +146,12 @@ def test_settings_of_a_model_take_numbers_of_other_libraries(model, tmp_path):
     assert model.n_steps == 3
     made, _ = generate_shards(model, tmp_path, np.int64(2), seed=np.int64(0), size=np.int64(8), guidance_scale=np.float64(1), progress=False)
     assert made == 2
-    assert (Heun()(model.denoiser(class_labels=[3]), shape=(1, 1, 8, 8), n_steps=np.int64(3), seeds=np.int64(0), start=np.float64(1)).x).shape == (1, 1, 8, 8)
+    assert (Heun()(model.denoiser(class_labels=[3]), shape=(1, 1, 8, 8), n_steps=np.int64(3), seeds=np.int64(0), start=np.float64(1)).x).shape == (
+        1,
+        1,
+        8,
+        8,
+    )
 
 
 STATES = {
@@ -176,7 +181,9 @@ class _default:
 def test_the_state_of_torch_does_not_matter(state):
     def everything():
         torch.manual_seed(0)
-        model = GenerativeModel("edm", "heun", network=UNet(channels=1, num_classes=2, widths=(32,), blocks=1, attention_levels=()), device="cpu", verbose=False)
+        model = GenerativeModel(
+            "edm", "heun", network=UNet(channels=1, num_classes=2, widths=(32,), blocks=1, attention_levels=()), device="cpu", verbose=False
+        )
         images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         model.train((images, torch.arange(12) % 2), epochs=1, batch_size=4)
         made = model.generate(2, n_steps=3, seed=0, class_labels=[0, 1], guidance_scale=2.0)
@@ -268,7 +275,9 @@ def test_a_limit_ends_a_set_without_end():
     assert len(image_set(Stream(10**9), limit=7, verbose=False)) == 7
 
 
-@pytest.mark.parametrize(("images", "settings"), [(1, {}), (1, {"valid_fraction": 0}), (2, {"valid_fraction": 0.0}), (3, {"valid_fraction": np.float64(0)})])
+@pytest.mark.parametrize(
+    ("images", "settings"), [(1, {}), (1, {"valid_fraction": 0}), (2, {"valid_fraction": 0.0}), (3, {"valid_fraction": np.float64(0)})]
+)
 def test_a_few_images_can_be_trained_on(images, settings):
     network = UNet(channels=1, widths=(32,), blocks=1, attention_levels=())
     model = GenerativeModel("edm", "heun", network=network, device="cpu", verbose=False)
