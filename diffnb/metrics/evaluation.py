@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from ..arguments import real_number
+from ..arguments import reading, real_number
+from ..core import check_counts
 from .classifiers import as_classifier
 from .gathering import Gathered, Stored, gather, reference, shape_text, source
 from .scores import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
@@ -330,6 +331,7 @@ class Scores:
     __repr__ = __str__
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #caab4564
+@reading
 class Evaluator:
     """Real images, metrics, and the floor of each: ready to score any number of generated sets."""
 
@@ -350,8 +352,7 @@ class Evaluator:
         few_images: str | None = "kernel",  # what a Fréchet distance by name becomes with no more images than features; None: stays what it is
         floor_choices: int = 3,  # choices of real images that the floor is a mean over
     ):
-        if isinstance(floor_choices, bool) or not isinstance(floor_choices, int) or floor_choices < 1:
-            raise ValueError(f"floor_choices must be a whole number of at least 1, got {floor_choices!r}")
+        check_counts(floor_choices=floor_choices)
         if few_images is not None and METRICS[few_images].needs != "features":
             raise ValueError(f"few_images must name a metric of features, such as 'kernel' or 'frechet infinity', or be None; got {few_images!r}")
         self._read = lambda data, argument, n=None, split="train": source(data, argument, n=n, split=split, size=size, root=root)
@@ -475,6 +476,7 @@ class Evaluator:
         return {k: self._score(metrics, *sets[:2], floors[k]) for k, sets in own.items()}
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #32dec823
+@reading
 def score(
     real,  # tensor, (images, labels), Dataset, DataLoader, folder, name of a known set, or ImageSet
     generated,  # the same, or a `GenerativeModel`, a `Sampled`, or a function draw(first, m)

@@ -124,7 +124,7 @@ class Editing:
             Meng et al. (2022), "SDEdit"; Su et al. (2023), "Dual diffusion implicit bridges".
         """
         shared = {"variants": variants, "batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
-        if strength == 0:
+        if 0 <= strength <= self.sde.t_min:  # below the first noise there is nothing to take them to
             how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", **shared)
             images = fitting(self, image, resize)
             how.condition(self, len(images))  # which refuses what does not fit, at this strength as at any other
