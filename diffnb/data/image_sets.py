@@ -233,13 +233,16 @@ def read_picture(
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}), of unknown range")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        image, above = Image.new("RGB", image.size, "white"), image if image.mode == "RGBA" else image.convert("RGBA")
+        image.paste(above, mask=above.getchannel("A"))  # in place: a large picture is in memory twice, not five times
+        del above
+    wanted = "L" if image.mode in ("1", "L") else "RGB"
+    image = image if image.mode == wanted else image.convert(wanted)
     if size is not None:
         top, left, h, w = _central_box(image.height, image.width, height_and_width(size))
         # cropped first: resize(box=...) would let pixels outside the box in at its edges
-        image = image.crop((left, top, left + w, top + h)).resize(height_and_width(size)[::-1], Image.Resampling.BICUBIC)
+        image = image if (w, h) == image.size else image.crop((left, top, left + w, top + h))
+        image = image.resize(height_and_width(size)[::-1], Image.Resampling.BICUBIC)
     raw = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return raw.view(image.height, image.width, -1).permute(2, 0, 1)
 

@@ -77,12 +77,14 @@ def open_picture(
         raise ValueError("it is no picture that Pillow reads") from None
     except (SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(str(error)) from None
-    with image:
+    with contextlib.ExitStack() as ends:
         pixels = image.width * image.height
+        if large is not None and LARGE_PICTURE < pixels <= MOST_PIXELS:
+            ends.enter_context(large)
+        ends.callback(image.close)  # which lets go of the pixels, before the next large picture has its turn
         if pixels > MOST_PIXELS:
             raise ValueError(f"it has {image.width} x {image.height} pixels; a picture has at most {MOST_PIXELS:,}, so make it smaller first")
-        with large if large is not None and pixels > LARGE_PICTURE else contextlib.nullcontext():
-            yield image
+        yield image
 
 # %% ../../nbs/07_data/04_picture_files.ipynb #picture-files-12
 def upright(
