@@ -6,14 +6,16 @@ Docs: https://diffnb.github.io/diffnb/parallel.html.md"""
 
 # %% auto #0
 __all__ = ['launched', 'in_group', 'rank', 'world_size', 'own_device', 'total', 'agreed', 'collected', 'unwrapped',
-           'run_together']
+           'among_ourselves', 'run_together']
 
 # %% ../nbs/00_parallel.ipynb #0bc625cd
+import contextlib
 import os
 import pickle
+import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -106,12 +108,37 @@ def unwrapped(
         network = inner
 
 # %% ../nbs/00_parallel.ipynb #ce7d6b24
+def _loopback():
+    """Name of the network interface by which a machine talks to itself; None where it cannot be found."""
+    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    return next((name for name in ("lo", "lo0") if name in names), None)
+
+
+@contextlib.contextmanager
+def among_ourselves() -> Iterator[None]:
+    """Let gloo listen on this machine's loopback alone while a group forms, if all of its computer processes run here.
+
+    Whoever names an interface in GLOO_SOCKET_IFNAME is obeyed.
+    """
+    world, here = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
+    interface = _loopback()
+    if world is None or world != here or interface is None or "GLOO_SOCKET_IFNAME" in os.environ:
+        yield
+        return
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    try:
+        yield
+    finally:
+        os.environ.pop("GLOO_SOCKET_IFNAME", None)
+
+
 def _member(number, n, folder, timeout, work, args):
     """Run in one of the processes: join the group, work, store the result."""
     torch.set_num_threads(1)  # this process is a copy of its parent, but without the parent's threads
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
     meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=n, timeout=timedelta(seconds=timeout))
+    with among_ourselves():
+        dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=n, timeout=timedelta(seconds=timeout))
     (Path(folder) / f"{number}").write_bytes(pickle.dumps(work(*args)))
     dist.barrier()  # a process that ended early would look to the others as if it had died
     dist.destroy_process_group()

@@ -183,7 +183,7 @@ def _generate(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder, or a file ending in .png, .jpg or .webp.")] = Path("diffnb-out"),
     num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Number of images; 16, or one a label.", show_default=False)] = None,
-    labels: Annotated[str | None, typer.Option(help="Classes by value or name, separated by commas; images take turns.", show_default=False)] = None,
+    labels: Annotated[str | None, typer.Option(help="Classes by name or value, separated by commas; images take turns.", show_default=False)] = None,
     guidance_scale: Annotated[float, typer.Option(min=0, help="How much the class is exaggerated; 1: not at all.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same images; a fresh one if not given.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampler; its own default if not given.", show_default=False)] = None,
@@ -193,7 +193,7 @@ def _generate(
     columns: Annotated[int | None, typer.Option(min=1, help="Images in a row; as many as labels, or a square.", show_default=False)] = None,
     files: Annotated[bool, typer.Option("--files/--grid", help="One file for each image, or one picture of all.")] = False,
     shards: Annotated[bool, typer.Option("--shards", help="A large set as resumable files of about 1,000 images each.")] = False,
-    folders: Annotated[bool, typer.Option("--folders", help="The same as PNG files in a folder for each label.")] = False,
+    folders: Annotated[bool, typer.Option("--folders", help="The same as PNG files in a folder for each class.")] = False,
     shard_size: Annotated[int | None, typer.Option(min=1, help="Images in a shard: a multiple of the batch size.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; as many as fit well if not given.", show_default=False)] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -254,10 +254,12 @@ def _resumed(out, given, **how):
     """Go on with a run; only how long may be changed."""
     from diffnb.apps.runs import resume_run
 
-    if others := sorted(set(given) - {"epochs", "steps"}):
+    if others := sorted(set(given) - {"epochs", "steps", "log_to"}):
         names = ", ".join("--" + name.replace("_", "-") for name in others)
-        raise typer.BadParameter(f"--resume goes on with the settings in {out}; leave out {names} (--epochs, --steps and --time-limit may be given)")
-    return resume_run(out, epochs=given.get("epochs"), steps=given.get("steps"), **how)
+        raise typer.BadParameter(
+            f"--resume goes on with the settings in {out}; leave out {names} (--epochs, --steps, --log-to and --time-limit may be given)"
+        )
+    return resume_run(out, epochs=given.get("epochs"), steps=given.get("steps"), log_to=given.get("log_to"), **how)
 
 
 @app.command("train")

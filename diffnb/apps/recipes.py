@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import Registry, check_counts
+from ..core import Registry, check_counts, first_weights
 from ..data.image_sets import ImageSet
-from ..data.loaders import image_loaders, image_set
+from ..data.loaders import image_loaders, image_set, put_aside
 from ..data.readers import data_root
 from ..model.trained import resolve_process
 from ..networks.unet import UNet, build_network
@@ -40,7 +40,7 @@ class Recipe:
 
     data: str  # name of a known set, or a folder
     split: str = "train"  # of the set: "train", "all", "train+test"
-    valid: str | float = 0.1  # split to validate on, or share of the images that is put aside for it
+    valid: str | float = 0.1  # split to validate on, or share of the images that is put aside for it; 0: all, and none put aside
     split_seed: int = 0  # of what is put aside: its own, so that another seed of the training does not mix the two
     valid_limit: int | None = None  # validate on at most so many images; None: all
     local: str | None = None  # folder under the data root that takes the set's place where it is there
@@ -73,8 +73,8 @@ class Recipe:
         check_counts(**{name: getattr(self, name) for name in ("metric_every", "snapshot_every")})
         optional = {name: getattr(self, name) for name in ("epochs", "steps", "sample_every")}
         check_counts(**{name: n for name, n in optional.items() if n is not None})
-        if not isinstance(self.valid, str) and not 0 < self.valid < 1:
-            raise ValueError(f"valid must name a split, or be a share between 0 and 1, got {self.valid!r}")
+        if not isinstance(self.valid, str) and not 0 <= self.valid < 1:
+            raise ValueError(f"valid must name a split, or be a share of at least 0 and less than 1, got {self.valid!r}")
         for length in self.snapshots:
             PowerLaw(length)  # which says what a length may be
 
@@ -114,7 +114,7 @@ def recipe_images(
     if isinstance(valid, str):
         kept = _labelled(image_set(data, split=valid, limit=recipe.valid_limit, **asked), recipe)
     else:
-        images, kept = images.split(valid, recipe.split_seed)
+        images, kept = put_aside(images, valid, recipe.split_seed)
         kept = kept if recipe.valid_limit is None else kept.select(torch.arange(min(recipe.valid_limit, len(kept))))
     return images, kept
 
@@ -157,8 +157,7 @@ def recipe_network(
     seed = recipe.training.seed
     if isinstance(recipe.network, str):
         return build_network(recipe.network, images.shape, images.num_classes, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with first_weights(seed):
         network = UNet(channels=images.shape[0], num_classes=images.num_classes, **recipe.network)
     return build_network(network, images.shape, images.num_classes)
 

@@ -14,6 +14,7 @@ import csv
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from fastai.torch_core import rank_distrib
 import diffnb
 from .recipes import Recipe, recipe_callbacks, recipe_images, recipe_loaders, recipe_network, recipe_parametrization, recipe_process
 from ..core import Registry
-from ..data.readers import data_root
+from ..data.readers import DATA_SETS, data_root
 from ..metrics.evaluation import make_metric
 from ..model.generative import GenerativeModel
 from ..model.trained import Labels, Trained, checkpoint_writer, choose_device
@@ -199,6 +200,7 @@ def resume_run(
     progress: bool = True,  # show bars, and say what is done
     callbacks=(),  # more fastai callbacks
     overwrite: bool = False,  # begin anew where there is no state, and replace the files of a training that had come further
+    log_to: str | None = None,  # log to "tensorboard" or "wandb" again; a folder cannot ask for that by itself; None: not
 ) -> GenerativeModel:
     """Go on with a run where it stands, to the same end as if it had not been interrupted.
 
@@ -211,7 +213,8 @@ def resume_run(
     if not (out / SETTINGS).is_file():
         raise FileNotFoundError(f"{out} holds no training to go on with: there is no {SETTINGS}")
     found = read_settings(out)
-    recipe = found["recipe"].changed(**{name: n for name, n in (("epochs", epochs), ("steps", steps)) if n is not None})
+    _tell_origin(out, found, root, log_to)
+    recipe = found["recipe"].changed(log_to=log_to, **{name: n for name, n in (("epochs", epochs), ("steps", steps)) if n is not None})
     has_state = (out / STATE).exists()
     if not overwrite:
         _check_state(out, has_state, save_every)
@@ -240,6 +243,20 @@ def _check_state(out, has_state, save_every):
     if ended > position["epoch"]:
         words = f"{out} holds files of {ended} epochs, but the state of {position['epoch']}: going on from there would replace them"
         raise ValueError(f"{words}. Copy the folder, or give overwrite=True")
+
+
+def _tell_origin(out, found, root, log_to):
+    """Say on the error stream what a folder asks for outside itself, before anything of it is done: it may be somebody else's."""
+    recipe, root = found["recipe"], Path(found["root"] if root is None else root)
+    if launched()[0] != 0:
+        return
+    place = Path(recipe.data).expanduser()
+    data = f"the set {recipe.data!r} under {root}, fetched if it is not there" if recipe.data in DATA_SETS else f"the folder {place.absolute()}"
+    if recipe.data in DATA_SETS or not place.resolve().is_relative_to(out.resolve()):
+        print(f"diffnb: {out / SETTINGS} names the images to train on: {data}", file=sys.stderr)
+    if recipe.log_to is not None and log_to is None:
+        asked = f"diffnb: {out / SETTINGS} asks to log to {recipe.log_to}, which is not done because a folder asks; "
+        print(asked + f"log_to={recipe.log_to!r} (--log-to {recipe.log_to}) does it", file=sys.stderr)
 
 
 def read_settings(

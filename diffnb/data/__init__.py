@@ -7,6 +7,7 @@ from ..core import lazily
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .image_sets import *
     from .loaders import *
+    from .picture_files import *
     from .pictures import *
     from .readers import *
 

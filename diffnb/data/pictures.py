@@ -8,6 +8,7 @@ Docs: https://diffnb.github.io/diffnb/07_data/pictures.html.md"""
 __all__ = ['as_images', 'opaque', 'resized', 'with_channels', 'as_mask', 'paste', 'with_luminance', 'with_averages']
 
 # %% ../../nbs/07_data/03_pictures.ipynb #3
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import as_tensor
+from .image_sets import channels_second
+from .picture_files import open_picture, plain_name, upright
 from ..guidance.operators import REC601
 
 # %% ../../nbs/07_data/03_pictures.ipynb #6
@@ -23,6 +27,7 @@ def _from_pillow(image):
     """A Pillow image as a tensor (c, h, w) of values in [0, 1]."""
     from torchvision.transforms.functional import pil_to_tensor
 
+    image = upright(image)
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"a picture must have 8 bits a channel, this one has Pillow's mode {image.mode!r}; save it with 8 bits")
     if "transparency" in image.info or image.mode == "P":
@@ -32,11 +37,21 @@ def _from_pillow(image):
     return pil_to_tensor(image).float() / 255
 
 
+def _from_file(path, read):
+    """What a function makes of the picture in a file."""
+    with contextlib.ExitStack() as opened:
+        try:
+            image = opened.enter_context(open_picture(path))
+        except ValueError as error:
+            raise ValueError(f"{plain_name(path)} is not read: {error}") from None
+        return read(image)
+
+
 def _from_tensor(image, name):
     """A tensor (n, c, h, w) of values in [0, 1]."""
     if image.ndim not in (2, 3, 4) or image.numel() == 0:
         raise ValueError(f"{name} must have shape (h, w), (c, h, w) or (n, c, h, w), got {tuple(image.shape)}")
-    image = image.view(*[1] * (4 - image.ndim), *image.shape)
+    image = image.reshape(*[1] * (4 - image.ndim), *image.shape)
     if image.dtype == torch.uint8:
         return image.float() / 255
     image = image.float()
@@ -46,7 +61,7 @@ def _from_tensor(image, name):
 
 
 def as_images(
-    image: Any,  # a tensor (h, w), (c, h, w) or (n, c, h, w), a Pillow image, a file name, or a list of these
+    image: Any,  # a tensor (h, w), (c, h, w) or (n, c, h, w), an array, a Pillow image, a file name, or a list of these
     name: str = "image",  # what error messages call it
 ) -> tuple[Tensor, Tensor | None]:  # colour or grey (n, c, h, w) in [0, 1]; alpha (n, 1, h, w) if there is one
     """Bring images into one form.
@@ -62,15 +77,12 @@ def as_images(
             raise ValueError(f"{name} holds images of different shapes, {', '.join(shapes)}; give them one by one")
         return as_images(torch.cat(parts), name)
     if isinstance(image, (str, os.PathLike)):
-        from PIL import Image, ImageOps
-
-        with Image.open(image) as opened:
-            return as_images(ImageOps.exif_transpose(opened), name)
+        return _from_file(image, lambda opened: as_images(opened, name))
     if hasattr(image, "getbands"):
         image = _from_pillow(image)
-    if not isinstance(image, Tensor):
-        raise TypeError(f"{name} must be a tensor, a Pillow image, a file name or a list of these, got {type(image).__name__}")
-    image = _from_tensor(image, name)
+    if not hasattr(image, "__array__"):  # which tensors have too
+        raise TypeError(f"{name} must be a tensor, an array, a Pillow image, a file name or a list of these, got {type(image).__name__}")
+    image = _from_tensor(channels_second(image, (3, 4), name), name)
     channels = image.shape[1]
     if channels not in (1, 2, 3, 4):
         raise ValueError(f"{name} must have 1 (grey), 3 (RGB), 2 or 4 (with alpha) channels, got {channels} in shape {tuple(image.shape)}")
@@ -128,8 +140,21 @@ def with_channels(
     raise ValueError(f"{name} has {images.shape[1]} channels, this model makes {channels}; give a grey image, or use a colour model")
 
 # %% ../../nbs/07_data/03_pictures.ipynb #15
+def _painted(picture):
+    """What a person has painted in a mask: (1, h, w) of numbers from 0 to 1, of a picture (c, h, w)."""
+    alpha = picture[-1:] if len(picture) in (2, 4) else None
+    if alpha is not None and bool((alpha >= 0.5).any()) and not bool((alpha >= 0.5).all()):
+        return (alpha >= 0.5).float()
+    if alpha is not None and not bool((alpha >= 0.5).any()):
+        raise ValueError("mask is a picture that is transparent everywhere, so that nothing can be seen in it; paint what is to be generated")
+    colours = picture if alpha is None else picture[:-1]
+    if bool((colours != colours[:1]).any()):
+        raise ValueError("mask is a picture with colours; a mask is white where to generate and black elsewhere, or painted on a transparent canvas")
+    return colours[:1]
+
+
 def as_mask(
-    mask: Any,  # (h, w), (1 or c, h, w) or (n, 1 or c, h, w): 1 = generate; or a black and white picture, white = generate
+    mask: Any,  # (h, w), (1 or c, h, w) or (n, 1 or c, h, w): 1 = generate; or a picture, its file, or a list of these, as above
     shape: Sequence[int],  # of the images, (n, c, h, w)
     resize: bool = False,  # whether to resize the mask if it has another size
 ) -> Tensor:  # (1 or n, 1 or c, h, w) float, 0 and 1
@@ -138,15 +163,20 @@ def as_mask(
     Raises:
         ValueError: if shape, size or values are not those of a mask for these images.
     """
+    if isinstance(mask, (str, os.PathLike)):
+        return _from_file(mask, lambda opened: as_mask(opened, shape, resize))
+    if isinstance(mask, (list, tuple)):
+        return torch.cat([as_mask(one, (1, *shape[1:]), resize) for one in mask])
     is_picture = hasattr(mask, "getbands")
-    if is_picture:
-        mask = _from_pillow(mask)[:1]
-    if not isinstance(mask, Tensor):
-        raise ValueError(f"mask must be a tensor or a Pillow image, 1 = generate, got {type(mask).__name__}")
+    if not is_picture and not hasattr(mask, "__array__"):
+        raise ValueError(f"mask must be a tensor, an array, a Pillow image, a file name or a list of these, 1 = generate, got {type(mask).__name__}")
+    mask = _painted(_from_pillow(mask)) if is_picture else as_tensor(mask, "mask")
     n, c, h, w = shape
-    if mask.ndim not in (2, 3, 4):
+    if mask.ndim not in (2, 3, 4) or not mask.numel():
         raise ValueError(f"mask must have shape (h, w), (c, h, w) or (n, c, h, w), got {tuple(mask.shape)}")
-    given = mask.view(*[1] * (4 - mask.ndim), *mask.shape).float()
+    given = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape).float()
+    if mask.dtype == torch.uint8 and bool(((mask == 0) | (mask == 255)).all()):
+        given = given / 255
     if not bool(((given == 0) | (given == 1)).all()):
         hint = "make it black and white, and save it as PNG (JPEG blurs edges)"
         if not is_picture:
@@ -156,9 +186,8 @@ def as_mask(
             f"to {given.max():.3g}; {hint}"
         )
     if given.shape[0] not in (1, n) or given.shape[1] not in (1, c):
-        raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not fit images of shape {(n, c, h, w)}; give (h, w), (n, 1, h, w) or (n, {c}, h, w)"
-        )
+        hint = "mask[:, None] is a mask for each image" if mask.ndim == 3 and len(mask) == n else f"give (h, w), (n, 1, h, w) or (n, {c}, h, w)"
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit images of shape {(n, c, h, w)}; {hint}")
     if given.shape[-2:] == (h, w):
         return given
     if not resize:

@@ -17,9 +17,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ..arguments import real_number
 from ..core import NoiseSource, expand
-from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
-from ..noise.sdes import SDE
+from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
+from ..noise.sdes import SDE, Level
 
 # %% ../../nbs/02_denoise/00_denoisers.ipynb #ac24b2aa
 class Prediction:
@@ -71,6 +72,9 @@ class Prediction:
 def _times(t, x):
     """Times as a tensor: () where it was, or (n,) beside x."""
     if not isinstance(t, Tensor):
+        if isinstance(t, Level):
+            raise TypeError(f"t must be a time, got a Level; write denoiser(x, t.time), here t.time = {t.time:.4g}")
+        t = real_number(t, "t")
         if not 0 <= t <= 1:
             raise ValueError(f"times run from 0 (data) to 1 (noise), got t={t!r}; step k of T is the time k / T")
         return torch.tensor(t, dtype=torch.float64)
@@ -79,6 +83,14 @@ def _times(t, x):
     if t.shape not in ((1,), (len(x),)):
         raise ValueError(f"t must be a number or have shape () or ({len(x)},) for x of shape {tuple(x.shape)}, got shape {tuple(t.shape)}")
     return t.to(x.device)
+
+
+def _author(denoiser):
+    """Name of the first denoiser that is not the library's own, in a chain of denoisers that ask one another."""
+    chain = [denoiser]
+    while isinstance(inner := getattr(chain[-1], "denoiser", None), BaseDenoiser):
+        chain.append(inner)
+    return type(next((one for one in chain if not type(one).__module__.startswith("diffnb.")), denoiser)).__name__
 
 
 class BaseDenoiser:
@@ -107,10 +119,17 @@ class BaseDenoiser:
         """Predict x_0, and with it noise, score and velocity.
 
         Raises:
-            ValueError: if t is a number outside [0, 1] or holds neither one time nor one for each sample.
+            TypeError: if t is a `Level`.
+            ValueError: if t is a number outside [0, 1] or holds neither one time nor one for each sample, or `x0` returns no estimate.
         """
         t = _times(t, x)
-        return Prediction(self.x0(x, t, condition or {}), x, t, self.sde)
+        x0 = self.x0(x, t, condition or {})
+        if not isinstance(x0, Tensor) or x0.shape != x.shape:
+            got = f"shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+            raise ValueError(
+                f"{_author(self)}.x0 must return an estimate of the clean samples, a tensor of the shape of x, {tuple(x.shape)}, got {got}"
+            )
+        return Prediction(x0, x, t, self.sde)
 
     def under(
         self,
@@ -192,6 +211,7 @@ class Denoiser(BaseDenoiser):
     ):
         self.network, self.sde, self.autocast = network, sde, autocast
         self.parametrization = PARAMETRIZATIONS.resolve(parametrization, Parametrization)
+        check_target(self.parametrization, sde)
 
     def x0(self, x, t, condition):
         """Scale the input, run the network, and invert its target."""

@@ -27,6 +27,7 @@ from .trust import MODES, TrustStore
 from ..metrics.scores import Metric
 from ..noise.parametrizations import Parametrization
 from ..noise.sdes import SDE
+from ..pickles import read_pickled_weights
 from ..samplers.base import Sampler
 
 # %% ../../nbs/10_files/05_model_file.ipynb #cb6c137d
@@ -333,26 +334,15 @@ def _components(manifest, context, keep_sampler):
 def weights_of_pickle(
     path: str | os.PathLike,  # a file that torch.save wrote
 ) -> dict[str, Tensor]:  # its tensors by name, on the CPU
-    """Read the weights, and only these, from a pickle: by torch.load(weights_only=True), which runs no code of the file.
+    """Read the weights, and only these, from a pickle: no code of the file runs, and what is read is not larger than the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ModelFileError: if the file holds anything but tensors and plain data, or no tensors.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ModelFileError(f"{path} holds more than weights, or is damaged, and is not read: {short(reason)}") from None
-    waiting, found = [("", data)], {}
-    while waiting:
-        prefix, value = waiting.pop()
-        if isinstance(value, Tensor):
-            found[prefix.strip(".")] = value.detach()
-        elif isinstance(value, Mapping) and prefix.count(".") < 8:
-            waiting += [(f"{prefix}.{key}", inner) for key, inner in value.items()]
-    if not found:
-        raise ModelFileError(f"{path} holds no tensors")
-    return dict(sorted(found.items()))
+        return read_pickled_weights(path)
+    except ValueError as error:
+        raise ModelFileError(str(error)) from None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..arguments import reading
 from ..core import expand
 from ..denoise.denoisers import BaseDenoiser
 
@@ -56,6 +57,7 @@ def _checked_interval(interval):
     return interval
 
 
+@reading
 class ClassifierFree(BaseDenoiser):
     """Classifier-free guidance: x0_hat = x0_uncond + guidance_scale (x0_cond - x0_uncond).
 
@@ -93,6 +95,26 @@ class ClassifierFree(BaseDenoiser):
         return without + expand(scale, x) * (having - without)
 
 # %% ../../nbs/04_guidance/00_guidance.ipynb #30
+def _gradient(value, x, t):
+    """The gradient of one number a sample, or what its author is to know."""
+    if not isinstance(value, Tensor) or value.shape != (len(x),):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"log_prob must return one number for each of the {len(x)} samples, a tensor ({len(x)},), got {got}")
+    gradient = torch.autograd.grad(value.sum(), x, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None:
+        raise ValueError(
+            "log_prob must return something that can be differentiated with respect to x; compute it from x by operations of torch, "
+            "without detach(), item(), NumPy or no_grad()"
+        )
+    finite = (value.isfinite() & gradient.flatten(1).isfinite().all(1)).tolist()
+    if not all(finite):
+        k, time = finite.index(False), t.flatten()[0].item() if t.numel() == 1 else t[finite.index(False)].item()
+        what = "has a gradient that is not finite" if value[k].isfinite() else f"is {value[k].item()}"
+        raise ValueError(f"log_prob {what} for sample {k} at t = {time:.4g}; there x is mostly noise: it must be finite for any x")
+    return gradient
+
+
+@reading
 class ClassifierGuided(BaseDenoiser):
     """Guidance by the gradient of any log p(y | x_t, t), which automatic differentiation finds.
 
@@ -115,14 +137,12 @@ class ClassifierGuided(BaseDenoiser):
         """Add w sigma^2 / alpha times the gradient."""
         with torch.inference_mode(False), torch.enable_grad():
             own = x.detach().clone().requires_grad_()
-            value = self.log_prob(own, t)
-            if value.shape != (len(x),):
-                raise ValueError(f"log_prob must return one number for each of the {len(x)} samples, got shape {tuple(value.shape)}")
-            (gradient,) = torch.autograd.grad(value.sum(), own)
+            gradient = _gradient(self.log_prob(own, t), own, t)
         factor = self.guidance_scale * self.sde.sigma(t) ** 2 / self.sde.alpha(t)
         return self.denoiser.x0(x, t, condition) + expand(factor, x) * gradient
 
 # %% ../../nbs/04_guidance/00_guidance.ipynb #36
+@reading
 class AutoGuided(BaseDenoiser):
     """Guidance by a weaker model of the same data: x0_hat = x0_weak + guidance_scale (x0_strong - x0_weak).
 

@@ -19,7 +19,7 @@ from ..core import NoiseSource, expand
 from ..denoise.denoisers import BaseDenoiser
 from .operators import Observation, conjugate_gradients, solve
 from ..noise.sdes import SDE, Level
-from ..samplers.base import Sampler, State
+from ..samplers.base import Sampler, State, returned
 
 # %% ../../nbs/04_guidance/02_inverse.ipynb #8
 class Steered(BaseDenoiser):
@@ -241,12 +241,14 @@ class Hooked(Wrapped):
     def step(self, denoiser, state, t, s, noise):
         """Take a step of the other sampler, then call the hook."""
         seen = Watched(denoiser, self.hook.differentiates)
-        return self.hook(self.sampler.step(seen, state, t, s, noise), t, s, noise, seen)
+        stepped = self.sampler.step(seen, state, t, s, noise)
+        return returned(self.hook(stepped, t, s, noise, seen), stepped, type(self.hook).__name__)
 
     def finish(self, denoiser, state, t):
         """Go to the clean samples, then call the hook a last time; there is no noise any more."""
         seen = Watched(denoiser, self.hook.differentiates)
-        return self.hook(self.sampler.finish(seen, state, t), t, CLEAN, None, seen)
+        finished = self.sampler.finish(seen, state, t)
+        return returned(self.hook(finished, t, CLEAN, None, seen), finished, type(self.hook).__name__)
 
 # %% ../../nbs/04_guidance/02_inverse.ipynb #29
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import NoiseSource
+from ..arguments import reading
+from ..core import NoiseSource, check_counts
 
 # %% ../../nbs/04_guidance/01_operators.ipynb #19222e4e
 def dot(
@@ -269,6 +270,7 @@ def _shrinking(n, factor, kind):
     return F.interpolate(eye[None, None], size=(n // factor, n), mode="bicubic", antialias=True, align_corners=False)[0, 0]
 
 
+@reading
 @dataclass(frozen=True)
 class Downsample(LinearOperator):
     """See a smaller copy.
@@ -282,8 +284,7 @@ class Downsample(LinearOperator):
 
     def __post_init__(self):
         """Check the settings."""
-        if not isinstance(self.factor, int) or self.factor < 1:
-            raise ValueError(f"factor must be a whole number of at least 1, got {self.factor!r}")
+        check_counts(factor=self.factor)
         if self.kind not in ("box", "bicubic"):
             raise ValueError(f"kind must be 'box' or 'bicubic', got {self.kind!r}")
 
@@ -304,6 +305,7 @@ class Downsample(LinearOperator):
         return self._apply(y, [n * self.factor for n in y.shape[-2:]], torch.linalg.pinv)
 
 # %% ../../nbs/04_guidance/01_operators.ipynb #6de2a697
+@reading
 def gaussian_kernel(
     std: float,  # in pixels, > 0
     radius: int | None = None,  # the kernel has 2 radius + 1 pixels a side; None: 3 std, rounded up

@@ -31,6 +31,7 @@ from diffnb.metrics.extractors import (
     to_square,
 )
 from .inception import InceptionFeatures, find_fid_weights
+from ..pickles import read_pickled_weights
 
 # %% ../../nbs/08_metrics/03_classifiers.ipynb #8bc1e97b
 class _Residual(nn.Module):
@@ -135,7 +136,7 @@ def _torchvision_network(model, choice, weights, path):
                 'give its path as weights. Without it the extractor "fashion-classifier", or a function of yours, works on any images'
             ) from error
     if path:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(read_pickled_weights(path))
     return network
 
 # %% ../../nbs/08_metrics/03_classifiers.ipynb #4355b3e7

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ..arguments import reading, real_number
+from ..core import check_counts
 from .classifiers import as_classifier
 from .gathering import Gathered, Stored, gather, reference, shape_text, source
 from .scores import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
@@ -73,7 +75,7 @@ def make_metric(
         ValueError: if the name is unknown, or there are too few images for it.
     """
     if isinstance(spec, Metric):
-        return spec
+        return _named(spec)
     cls = METRICS[spec] if isinstance(spec, str) else spec
     if not (isinstance(cls, type) and issubclass(cls, Metric)):
         raise TypeError(f"a metric is a name, a subclass of Metric or an instance of one, got {spec!r}; names: {', '.join(METRICS.names())}")
@@ -87,7 +89,15 @@ def make_metric(
         if n < 50:
             raise ValueError(f"{spec} needs 50 images or more, got {n}: with fewer the score is low by construction")
         settings["splits"] = min(10, n // 50)
-    return cls(**settings)
+    return _named(cls(**settings))
+
+
+def _named(metric):
+    """A metric that has a name."""
+    if not hasattr(metric, "name"):
+        name = type(metric).__name__
+        raise ValueError(f"{name} must have a name, a text by which its scores are found, such as name = {name.lower()!r}")
+    return metric
 
 
 def _class_indices(labels, classifier):
@@ -101,11 +111,40 @@ def _class_indices(labels, classifier):
     return torch.tensor([index[label] for label in labels])
 
 
+def _is_ours(metric):
+    """Whether a metric comes with the library."""
+    return type(metric).__module__.startswith("diffnb.")
+
+
+def _given(metric, real, generated):
+    """What a metric is called with, for its author."""
+    shapes = " and ".join(str(tuple(images.shape)) for images in (real, generated) if images is not None)
+    return f"it is called with bytes, uint8 tensors (n, c, h, w) from 0 to 255, here {shapes}; images.float() / 255 has values in [0, 1]"
+
+
+def _called(metric, real, generated):
+    """What a metric answers; for one that is not the library's own, a mistake with what its author is to know."""
+    if _is_ours(metric):
+        return metric(real, generated)
+    try:
+        result = metric(real, generated)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ValueError(f"the metric {metric.name} failed ({reason:.200}); {_given(metric, real, generated)}") from error
+    try:
+        return result if isinstance(result, MetricResult) else real_number(result, metric.name)
+    except ValueError:
+        got = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else repr(result)
+        raise ValueError(
+            f"the metric {metric.name} must return a number or a MetricResult, got {got:.80}; {_given(metric, real, generated)}"
+        ) from None
+
+
 def _apply(metric, real, generated):
     """Evaluate a metric on the gathered features of two sets."""
     needs = getattr(metric, "needs", "images")
     if needs in ("images", "real"):
-        result = metric(real.images, generated.images)
+        result = _called(metric, real.images, generated.images)
     else:
         extractor = extractor_of(metric.extractor)
         if needs == "labels":
@@ -115,7 +154,8 @@ def _apply(metric, real, generated):
     if not isinstance(result, MetricResult):
         result = MetricResult(metric.name, float(result), None, real.n, generated.n, metric.is_lower_better, metric.config())
     if not math.isfinite(result.value):
-        raise ValueError(f"{metric.name} of {real.n} real and {generated.n} generated images is {result.value}, which is no score")
+        told = "" if _is_ours(metric) else f"; {_given(metric, real.images, generated.images)}"
+        raise ValueError(f"{metric.name} of {real.n} real and {generated.n} generated images is {result.value}, which is no score{told}")
     return replace(result, config=result.config | {"real": real.facts, "generated": generated.facts})
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #45e54a7b
@@ -291,6 +331,7 @@ class Scores:
     __repr__ = __str__
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #caab4564
+@reading
 class Evaluator:
     """Real images, metrics, and the floor of each metric, with which any number of generated sets can be scored."""
 
@@ -311,8 +352,7 @@ class Evaluator:
         few_images: str | None = "kernel",  # metric in place of a Fréchet distance by name with no more images than features; None: no other
         floor_choices: int = 3,  # number of choices of real images over which the floor is a mean
     ):
-        if isinstance(floor_choices, bool) or not isinstance(floor_choices, int) or floor_choices < 1:
-            raise ValueError(f"floor_choices must be a whole number of at least 1, got {floor_choices!r}")
+        check_counts(floor_choices=floor_choices)
         if few_images is not None and METRICS[few_images].needs != "features":
             raise ValueError(f"few_images must name a metric of features, such as 'kernel' or 'frechet infinity', or be None; got {few_images!r}")
         self._read = lambda data, argument, n=None, split="train": source(data, argument, n=n, split=split, size=size, root=root)
@@ -436,6 +476,7 @@ class Evaluator:
         return {k: self._score(metrics, *sets[:2], floors[k]) for k, sets in own.items()}
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #32dec823
+@reading
 def score(
     real,  # tensor, (images, labels), Dataset, DataLoader, folder, name of a known set, or ImageSet
     generated,  # the same, or a `GenerativeModel`, a `Sampled`, or a function draw(first, m)

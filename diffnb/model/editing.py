@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import as_tensor, reading
 from ..core import to_model, to_unit
 from ..denoise.denoisers import BaseDenoiser
 from .restoration import How, fitting, in_chunks
@@ -57,6 +58,7 @@ def _each(values, times):
     return [value for value in values for _ in range(times)]
 
 # %% ../../nbs/11_model/02_editing.ipynb #12
+@reading
 class Editing:
     """Taking pictures along the noising process and back; `GenerativeModel` inherits it."""
 
@@ -101,7 +103,7 @@ class Editing:
     def edit(
         self,
         image: Any,  # pictures
-        strength: float = 0.5,  # how far they are taken towards noise, in (0, 1]
+        strength: float = 0.5,  # how far they are taken towards noise, in [0, 1]; 0 returns the pictures
         class_labels: Any = None,  # what they are to become
         from_labels: Any = None,  # what they are: then the way up is the flow under this label; None: noise (SDEdit)
         n_steps: int | None = None,  # steps; None: the sampler's default, or 30 each way with `from_labels`
@@ -122,6 +124,11 @@ class Editing:
             Meng et al. (2022), "SDEdit"; Su et al. (2023), "Dual diffusion implicit bridges".
         """
         shared = {"variants": variants, "batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
+        if 0 <= strength <= self.sde.t_min:  # below the first noise there is nothing to take them to
+            how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", **shared)
+            images = fitting(self, image, resize)
+            how.condition(self, len(images))  # which refuses what does not fit, at this strength as at any other
+            return images.repeat_interleave(variants, 0)
         if from_labels is None:
             return self.reconstruct(image, strength, n_steps, seed, class_labels, guidance_scale, resize=resize, **shared)
         if variants != 1:
@@ -174,7 +181,7 @@ class Editing:
             ValueError: if t or a label does not fit.
         """
         how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency)
-        times = self._levels(t, n_steps).flip(0)
+        latent, times = as_tensor(latent, "latent").float(), self._levels(t, n_steps).flip(0)
         ends = in_chunks(self, len(latent), how, self._flowing(times, how, lambda own: latent[own]))
         return to_unit(ends / self.sde.alpha(times[-1]).item())
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import diffnb
+from ..arguments import reading, whole_number
 from ..core import NoiseSource, check_counts
 from ..denoise.denoisers import BaseDenoiser
 from ..files.errors import Limits
@@ -49,6 +50,7 @@ from ..noise.sdes import SDE
 from ..samplers.base import SAMPLERS, Sampler
 
 # %% ../../nbs/11_model/03_generative.ipynb #4e7f15eb
+@reading
 class ModelSettings:
     """What a person chooses about a model: process, sampler, network, device."""
 
@@ -99,9 +101,7 @@ class ModelSettings:
 
     @n_steps.setter
     def n_steps(self, n_steps):
-        if n_steps is not None:
-            check_counts(n_steps=n_steps)
-        self._n_steps = n_steps
+        self._n_steps = None if n_steps is None else whole_number(n_steps, "n_steps", 1)
 
     @property
     def sde(self) -> SDE:
@@ -133,6 +133,7 @@ class ModelSettings:
         return other
 
 # %% ../../nbs/11_model/03_generative.ipynb #e84e4d31
+@reading
 class ModelFacts(ModelSettings):
     """What a trained model says about itself. All of it is read-only, but for the names of the classes."""
 
@@ -235,6 +236,7 @@ class ModelFacts(ModelSettings):
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
+@reading
 class GenerativeModel(ModelFacts, Restoration, Editing):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
@@ -283,14 +285,15 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
         sampler = Hooked(self._sampler, guidance) if isinstance(guidance, Hook) else self._sampler
         if guidance is not None and not isinstance(guidance, Hook):
             denoiser = ClassifierGuided(denoiser, guidance)
-        self.last_seed = secrets.randbits(32) if seed is None else seed
+        chosen = secrets.randbits(32) if seed is None else seed
+        noise, self.last_seed = NoiseSource.of(chosen, num_samples, first, self.device), chosen
         if seed is None and self.verbose:
             print(f"seed {self.last_seed}")
         return sample(
             sampler,
             denoiser,
             shape,
-            NoiseSource.of(self.last_seed, num_samples, first, self.device),
+            noise,
             n_steps=self.n_steps if n_steps is None else n_steps,
             grid=self._grid,
             batch_size=batch_size or default_batch_size(shape, self.device),
@@ -300,6 +303,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
             progress=self.verbose,
         )
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def train(
         self,
         dataset,  # what `diffnb.data.image_set` takes: name of a known set, folder, tensors, (images, labels), Dataset, DataLoader, ...
@@ -312,7 +317,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
         total_epochs: int | None = None,  # epochs of all calls together, earlier ones too, that the rate falls over; None: those of this call
         classes: Sequence | None = None,  # labels to keep, by value or name; None: all
         size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to; None: as they are
-        valid_fraction: float = 0.1,  # share of the images kept aside for the validation loss
+        valid_fraction: float = 0.1,  # share of the images kept aside for the validation loss; 0: none, it is then that of all images
         flip: bool = False,  # mirror images at random; not for digits or writing
         seed: int = 0,  # of weights, order, noise
         split_seed: int = 0,  # of what is kept aside
@@ -340,6 +345,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
 
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints=, the folder of the training that is to go on")
+        whole_number(seed, "seed", 0, 2**63 - 1)
         images = image_set(dataset, size=size, classes=classes, verbose=self.verbose)
         if self._trained is None:
             trained = begin(self._network, self._sde, self._parametrization, images, seed)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import as_tensor, reading, whole_number
 from ..core import NoiseSource, Registry, check_counts, progress_bar, read_tensors, tensors_to_bytes, to_model, to_unit, write_atomically
 from ..data.pictures import as_images, as_mask, opaque, paste, resized, with_averages, with_channels, with_luminance
 from ..denoise.denoisers import BaseDenoiser
@@ -104,6 +105,8 @@ class How:
         """Check the numbers."""
         counts = {name: getattr(self, name) for name in ("n_steps", "variants", "batch_size", "callback_frequency")}
         check_counts(**{name: count for name, count in counts.items() if count is not None})
+        for seed in self.seed if hasattr(self.seed, "__len__") else () if self.seed is None else (self.seed,):
+            whole_number(seed, "seed", 0, 2**64 - 1)
         if isinstance(self.method, str):
             METHODS[self.method]
 
@@ -210,7 +213,11 @@ def masked(
         raise ValueError(f"imputation needs a mask (1 = generate), or an image that is transparent where it is to be generated; {missing}")
     mask = as_mask((alpha < 0.5) if mask is None else mask, images.shape, resize)
     images = with_channels(resized(images, model.trained.shape[1:], resize), model.trained.shape[0])
-    return images, as_mask(mask, images.shape, resize)
+    mask = as_mask(mask, images.shape, resize)
+    if kept := [number for number, one in enumerate(mask) if not bool(one.any())]:
+        which = f"mask {kept[0]} of {len(mask)} (counted from 0)" if len(mask) > 1 else "mask"
+        raise ValueError(f"{which} keeps every pixel of the picture, so that there is nothing to generate; it must be 1 (white) where to generate")
+    return images, mask
 
 
 def enlargement(
@@ -272,6 +279,7 @@ class _Watched(BaseDenoiser):
         return self.denoiser.x0(x, t, condition)
 
 
+@reading
 class _Posteriors:
     """Sampling from p(x | y)."""
 
@@ -369,9 +377,10 @@ class _Posteriors:
         """
         how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
         self.trained
-        return self._sampled(self._observed(operator, y.float(), noise), how)
+        return self._sampled(self._observed(operator, as_tensor(y, "y").float(), noise), how)
 
 # %% ../../nbs/11_model/01_restoration.ipynb #12
+@reading
 class Restoration(_Posteriors):
     """What a trained model can do with pictures of which something is known; `GenerativeModel` inherits it."""
 
@@ -485,7 +494,7 @@ class Restoration(_Posteriors):
             ValueError: if a picture or the kernel does not fit.
         """
         how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
-        kernel = blur if isinstance(blur, Tensor) else gaussian_kernel(blur)
+        kernel = gaussian_kernel(blur) if isinstance(blur, (int, float)) else as_tensor(blur, "blur").float()
         return self._sampled(self._observed(Blur(kernel, boundary), fitting(self, image, resize), noise), how)
 
     def denoise(

@@ -22,7 +22,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import diffnb
-from ..core import NoiseSource, best_device, progress_bar, to_unit
+from ..core import NoiseSource, best_device, first_weights, progress_bar, to_unit
+from ..data.image_sets import height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
@@ -202,10 +203,7 @@ class Trained:
         """
         if size is None:
             return self.shape
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
-            raise ValueError(f"size must be a positive whole number or a pair (height, width) of them, got {size!r}")
-        shape = (self.shape[0], *sides)
+        shape = (self.shape[0], *height_and_width(size))
         if shape != self.shape:
             check_network(self.network, shape, len(self.labels))
         return shape
@@ -234,9 +232,8 @@ def begin(
     if not isinstance(parametrization, Parametrization):
         cls = PARAMETRIZATIONS[parametrization] if isinstance(parametrization, str) else parametrization
         parametrization = cls(sigma_data=data_scale(images))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed))
+    with first_weights(seed):
+        network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed)).float()
     return Trained(network, sde, parametrization, tuple(images.shape), Labels.of(images))
 
 

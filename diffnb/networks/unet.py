@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import first_weights
 from .base import NETWORKS, HalfLogSNREmbedding, check_network, embed, zero_start
 
 # %% ../../nbs/06_networks/01_unet.ipynb #d49c8a8b
@@ -336,8 +337,7 @@ def build_network(
     """
     if isinstance(network, str):
         settings = network_settings(network, shape, num_classes)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with first_weights(seed):
             return UNet(**settings)
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be one of {', '.join(SIZES)} or an nn.Module, got {network!r}")

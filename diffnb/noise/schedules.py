@@ -43,6 +43,13 @@ class NoiseSchedule:
     A subclass gives `beta` and `integral`; where it can, also the inverse `time_of_integral`.
     """
 
+    def __new__(cls, *args, **kwargs):
+        """Refuse a class that leaves a method out."""
+        for name, meaning in (("beta", "the rate of noising"), ("integral", "the integral of beta from 0 to t")):
+            if getattr(cls, name) is getattr(NoiseSchedule, name):
+                raise TypeError(f"{cls.__name__} must define {name}(t), {meaning}, which takes a tensor of times and returns one of the same shape")
+        return super().__new__(cls)
+
     def beta(
         self,
         t: Tensor,  # times in [0, 1], any shape

@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/03_samplers/base.html.md"""
 
 # %% auto #0
 __all__ = ['GRIDS', 'Grid', 'History', 'SAMPLERS', 'uniform_time', 'uniform_half_log_snr', 'karras', 'uniform_noise_ratio',
-           'make_grid', 'State', 'Result', 'NonFiniteError', 'noise_source', 'Counted', 'Sampler']
+           'make_grid', 'State', 'Result', 'returned', 'NonFiniteError', 'noise_source', 'Counted', 'Sampler']
 
 # %% ../../nbs/03_samplers/00_base.ipynb #3
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import reading
 from ..core import NoiseSource, Registry
 from ..denoise.denoisers import BaseDenoiser
 from ..noise.sdes import SDE, Level
@@ -140,6 +141,25 @@ class Result:
     grid: Tensor | None = None  # the times used, (n_steps,)
 
 
+def returned(
+    state: Any,  # what an author's code returned
+    before: State,  # the state that it was given
+    who: str,  # what errors call it
+) -> State:  # the same
+    """Check that somebody's step returned a state.
+
+    Raises:
+        TypeError: if it is none.
+        ValueError: if its samples have another shape.
+    """
+    if not isinstance(state, State):
+        raise TypeError(f"{who} must return a State, got {type(state).__name__}; write return replace(state, x=..., x0=...), from dataclasses")
+    if not isinstance(state.x, Tensor) or state.x.shape != before.x.shape:
+        got = f"shape {tuple(state.x.shape)}" if isinstance(state.x, Tensor) else type(state.x).__name__
+        raise ValueError(f"{who} must return a State whose x has the shape that it was given, {tuple(before.x.shape)}, got {got}")
+    return state
+
+
 class NonFiniteError(ArithmeticError):
     """Sampling met a value that is not finite."""
 
@@ -214,7 +234,7 @@ class Counted(BaseDenoiser):
         """Count, and pass on; without the graph, unless the caller has gradients on."""
         self.calls += 1
         x0 = self.denoiser.x0(x, t, condition)
-        return x0 if torch.is_grad_enabled() else x0.detach()
+        return x0 if torch.is_grad_enabled() or not isinstance(x0, Tensor) else x0.detach()
 
 
 @dataclass(frozen=True)
@@ -300,6 +320,7 @@ class Sampler:
         """Lay out the levels of a run by `make_grid`."""
         return make_grid(sde, n_steps, start, self.default_grid if grid is None else grid)
 
+    @reading
     @torch.no_grad()
     def __call__(
         self,
@@ -343,13 +364,19 @@ class Sampler:
         states = [state.x] if keep_states else []
         first_bad = torch.full((n,), n_steps, device=state.x.device)
         for i, t in enumerate(levels):
-            last = i == n_steps - 1
-            state = self.finish(denoiser, state, t) if last else replace(self.step(denoiser, state, t, levels[i + 1], noise), step=i + 1)
+            last, before = i == n_steps - 1, state
+            state = self.finish(denoiser, state, t) if last else self.step(denoiser, state, t, levels[i + 1], noise)
+            state = returned(state, before, f"{type(self).__name__}.{'finish' if last else 'step'}")
+            state = state if last else replace(state, step=i + 1)
             finite = state.x.flatten(1).isfinite().all(1)
             first_bad = torch.where(finite, first_bad, first_bad.clamp(max=i))
             if keep_states:
                 states.append(state.x)
             if callback is not None and (last or (i + 1) % callback_frequency == 0):
+                if state.x0 is None:
+                    raise TypeError(
+                        f"{type(self).__name__}.step must set x0, its prediction, for a callback to see; write replace(state, x=..., x0=...)"
+                    )
                 callback(i + 1, n_steps, state.x0)
         _raise_if_bad(self, first_bad, levels)
         return Result(state.x, counted.calls, states, noise.seeds, times)

@@ -22,7 +22,7 @@ from ..core import import_extra
 from ..data.loaders import ImageLoader
 from ..metrics.evaluation import Evaluator
 from ..metrics.gathering import Gathered, gather
-from ..parallel import collected, in_group, launched, rank, total, unwrapped, world_size
+from ..parallel import among_ourselves, collected, in_group, launched, rank, total, unwrapped, world_size
 
 # %% ../../nbs/09_training/05_distributed.ipynb #78d8de7f
 class SharedLoader(ImageLoader):
@@ -187,7 +187,7 @@ def together(
         return
     _fastai_distributed()  # it gives learners their distrib_ctx
     on_cpu = torch.device(getattr(learn.dls, "device", None) or "cpu").type == "cpu"
-    with learn.distrib_ctx(sync_bn=False, cpu=on_cpu):
+    with among_ourselves(), learn.distrib_ctx(sync_bn=False, cpu=on_cpu):
         yield learn
 
 # %% ../../nbs/09_training/05_distributed.ipynb #5a373b5d

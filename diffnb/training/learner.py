@@ -24,8 +24,8 @@ from fastcore.basics import noop
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import NoiseSource, check_counts, expand
-from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
+from ..core import NoiseSource, check_counts, expand, float32_by_default
+from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
 from ..noise.sdes import SDE
 from ..parallel import launched
 from .averages import EMACallback, EMAProfile
@@ -57,6 +57,7 @@ class DiffusionCallback(Callback):
             raise ValueError(f"label_dropout is a probability, got {label_dropout}")
         self.sde, self.label_dropout, self.seed = sde, label_dropout, seed
         self.parametrization = PARAMETRIZATIONS.resolve(parametrization, Parametrization)
+        check_target(self.parametrization, sde)
         self.times = TIMES.resolve(times, TimeDistribution)
         self.weight = WEIGHTS.resolve(weight, LossWeight)
         self.quantiles = QUANTILES[quantiles] if isinstance(quantiles, str) else quantiles
@@ -161,8 +162,14 @@ def _unpack(batch):
     if len(batch) != 3:
         raise TrainingError(f"a batch must be (x0, label, index), got {len(batch)} parts; image_loaders makes such batches")
     x0, label, index = batch
-    if not x0.is_floating_point():
-        raise TrainingError(f"x0 must be floating point, images in [-1, 1]; got {x0.dtype}")
+    if not isinstance(x0, Tensor) or not x0.is_floating_point():
+        raise TrainingError(f"x0 must be floating point, images in [-1, 1]; got {getattr(x0, 'dtype', type(x0).__name__)}")
+    for name, one in (("label", label), ("index", index)):
+        if not isinstance(one, Tensor) or one.shape != (len(x0),) or one.is_floating_point():
+            got = f"{one.dtype} of shape {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
+            raise TrainingError(
+                f"{name} must hold one whole number for each of the {len(x0)} images of a batch, got {got}; image_loaders makes such batches"
+            )
     return x0, label, index
 
 # %% ../../nbs/09_training/00_learner.ipynb #19
@@ -290,7 +297,8 @@ def fit(
     schedule = ScheduleCallback(settings.lr, time_limit, settings.rate, settings.warmup, steps, of_epochs)
     told = [ForecastCallback()] if progress and not any(isinstance(cb, ForecastCallback) for cb in callbacks) else []
     learn = diffusion_learner(dls, network, sde, parametrization, settings=settings, progress=progress, callbacks=[*callbacks, *told])
-    with _own_random_state(settings.seed), together(learn):  # alone, or with those that torchrun has started
+    # alone, or with those that torchrun has started; a caller's no_grad is not meant for what is trained
+    with torch.inference_mode(False), torch.enable_grad(), _own_random_state(settings.seed), together(learn):
         try:
             learn.fit(epochs, cbs=schedule)
         except BaseException as error:
@@ -333,10 +341,10 @@ def planned_epochs(
 
 @contextlib.contextmanager
 def _own_random_state(seed):
-    """Seed torch's global generators, from which dropout draws, and put all global generators back after."""
+    """Seed torch's global generators, from which dropout draws, make float32 the default, and put everything back after."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), float32_by_default():
             torch.manual_seed(seed)
             yield
     finally:

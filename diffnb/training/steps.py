@@ -235,8 +235,10 @@ class GradientCallback(Callback):
         watched = self.learn.loss if self.opt.scaler is not None else self.learn.loss + self.gradient_norm
         bad = ~watched.detach().isfinite()
         if self.first_bad is None:
-            self.first_bad = torch.full_like(bad, -1, dtype=torch.int64)
-        self.first_bad = torch.where(bad & (self.first_bad < 0), len(self.rates) - 1, self.first_bad)
+            self.first_bad, self.is_data = torch.full_like(bad, -1, dtype=torch.int64), torch.zeros_like(bad)
+        new = bad & (self.first_bad < 0)
+        self.first_bad = torch.where(new, len(self.rates) - 1, self.first_bad)
+        self.is_data = torch.where(new, ~(self.xb[0].isfinite().all() & self.yb[0].isfinite().all()), self.is_data)
         if len(self.rates) % self.check_every == 0:
             self.check()
 
@@ -254,10 +256,13 @@ class GradientCallback(Callback):
         if first < 0:
             return
         epoch, batch, lr = self.rates[first]
-        raise NonFiniteLoss(
-            f"loss or gradient is not finite at epoch {epoch}, batch {batch} (counted from 0), where lr was {lr:.3g}; "
-            "try a smaller lr, precision='float32', or look for values in the data that are not finite"
-        )
+        if bool(self.is_data):
+            why = "the images of that batch hold values that are not finite, or the process makes some; look at the data, and try check_sde"
+        elif lr > 0.1:
+            why = f"the data are finite, and lr={lr:.3g} is far more than a training takes; 1e-3 is usual"
+        else:
+            why = f"the data are finite, so the weights have run away; try a smaller lr than {lr:.3g}, or precision='float32'"
+        raise NonFiniteLoss(f"loss or gradient is not finite at epoch {epoch}, batch {batch} (counted from 0); {why}")
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""
@@ -363,8 +368,8 @@ class ScheduleCallback(Callback):
         max_steps: int | None = None,  # optimizer steps after which to stop; None: no limit
         of_epochs: tuple[int, int] | None = None,  # (epochs of earlier trainings, epochs in all) that the rate falls over; None: those of this one
     ):
-        if not peak > 0:
-            raise ValueError(f"lr must be positive, got {peak}")
+        if not 0 < peak < math.inf:
+            raise ValueError(f"lr must be positive and finite, such as 1e-3, got {peak}")
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"time_limit must be a positive number of seconds, got {time_limit}")
         if warmup < 0:

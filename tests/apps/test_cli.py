@@ -154,7 +154,6 @@ WRONG = [
     "train packaged --out x --classes hat",
     "train packaged --out x --network huge",
     "train packaged --out x --limit 40 --epochs 1 --precision float8",
-    "train single --out x",
     "train mixed --out x",
     "train packaged --out x --rate parabola",
     "train packaged --out x --times log-normal:fast",
@@ -176,7 +175,7 @@ def test_what_users_get_wrong_is_one_line_and_exit_code_2(tmp_path, monkeypatch,
 
     (tmp_path / "text.txt").write_text("no model")
     (tmp_path / "empty").mkdir()
-    for folder, sizes in (("single", [8]), ("mixed", [8, 8, 9])):
+    for folder, sizes in (("mixed", [8, 8, 9]),):
         (tmp_path / folder).mkdir()
         for i, side in enumerate(sizes):
             Image.new("L", (8, side), 40 * i).save(tmp_path / folder / f"{i}.png")

@@ -209,7 +209,6 @@ WRONG = {
     "upscale a.png --factor 3": "must divide",
     "upscale a.png --resize": "--factor",
     "edit empty": "holds no pictures",
-    "edit a.png --strength 0": "t must lie in",
     "edit a.png --labels hat": "unknown label 'hat'",
     "edit a.png --labels bag,coat": "2 labels for 1 pictures",
     "edit a.png --from-labels bag --variants 2": "needs chance",

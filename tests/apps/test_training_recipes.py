@@ -161,7 +161,7 @@ def test_the_command_line_changes_what_is_given_and_nothing_else():
         (lambda: Recipe("mnist").changed(learning_rate=1), "a recipe has no 'learning_rate'; it has accumulate"),
         (lambda: Recipe("mnist", epochs=2.5), "epochs must be a whole number of at least 1, got 2.5"),
         (lambda: Recipe("mnist", snapshots=(0.05, 2.0)), "sigma_rel must lie in .*; got 2.0"),
-        (lambda: Recipe("mnist", valid=0.0), "valid must name a split, or be a share between 0 and 1, got 0.0"),
+        (lambda: Recipe("mnist", valid=1.0), "valid must name a split, or be a share of at least 0 and less than 1, got 1.0"),
         (lambda: recipe_process(Recipe("mnist", process="ve", schedule="linear")), "VE has no noise schedule"),
         (lambda: RECIPES["flower"], "did you mean 'flowers'"),
         (lambda: recipe_images(Recipe(ImageSet(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))), verbose=False), "two images or more"),

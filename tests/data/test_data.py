@@ -280,7 +280,7 @@ def test_nothing_is_guessed():
         (x[:0], "there is no image"),
         ((x, [1, 2]), "4 images but 2 labels"),
         ((x, [1, 2, "a", 3]), "all integers or all strings, found integer and string"),
-        ((x, torch.eye(4)), "argmax"),
+        ((x, torch.ones(4, 2)), "one-hot, a single 1 among zeros"),
         ("no such thing", "neither a folder nor a known data set"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -342,7 +342,7 @@ def test_a_batch_larger_than_the_set_is_refused_and_none_fits_it(packaged):
         image_loaders(few, batch_size=19, device="cpu")
     with pytest.raises(ValueError, match="must agree in shape and classes"):
         image_loaders(packaged, packaged.only([1]))
-    with pytest.raises(ValueError, match="batch_size must be a positive integer"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
         ImageLoader(packaged, 0)
 
 

@@ -326,7 +326,7 @@ def test_pictures():
         (lambda m, x: m.reconstruct(x, 0.0), "t must lie in"),
         (lambda m, x: m.edit(x, 0.5, from_labels=1, variants=2), "needs chance"),
         (lambda m, x: m.interpolate(x, x[:2]), "as many pictures"),
-        (lambda m, x: as_mask("mask", x.shape), "mask must be a tensor"),
+        (lambda m, x: as_mask(3, x.shape), "mask must be a tensor"),
         (lambda m, x: as_images([x, x[..., :4]]), "different shapes"),
     ],
 )

@@ -1,0 +1,201 @@
+"""Folders as people have them: every picture that Pillow reads, everything else accounted for, and nothing that does harm."""
+
+import os
+import resource
+import struct
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffnb.data import image_set, open_picture, picture_formats, plain_name
+
+
+def picture(path, value=100, size=(6, 6), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, (value, 0, 0))
+    (image.convert("P") if path.suffix in (".xpm",) else image).save(path, **options)
+    return path
+
+
+def read(folder, **how):
+    """The images of a folder, and what is told about it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = image_set(folder, verbose=False, **how)
+    return found, " ".join(str(one.message) for one in caught)
+
+
+WRITTEN = {".avif": "AVIF", ".jfif": "JPEG", ".jpe": "JPEG", ".jp2": "JPEG2000", ".tga": "TGA", ".webp": "WEBP", ".ico": "ICO", ".pcx": "PCX"} | {
+    ".dib": "DIB", ".pbm": "PPM", ".pnm": "PPM", ".sgi": "SGI", ".qoi": "QOI", ".apng": "PNG", ".mpo": "MPO", ".dds": "DDS", ".gif": "GIF"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_what_pillow_reads_is_read(tmp_path, ending):
+    if ending not in picture_formats()[0]:
+        pytest.skip(f"this Pillow does not read {ending}")
+    for place in ("cat/a.png", f"dog/b{ending.upper()}"):
+        picture(tmp_path / place, size=(16, 16), format=None if place.endswith("png") else WRITTEN[ending])
+    found, told = read(tmp_path, size=8)
+    assert found.names == ["cat", "dog"] and len(found) == 2 and told == ""
+
+
+OTHERS = {
+    "heic": ("dog/x.heic", b"\0\0\0\x18ftypheic", r"files that are no pictures are passed over: 1 \.heic \(dog/x\.heic\)"),
+    "text": ("dog/notes.txt", b"n", r"1 \.txt \(dog/notes\.txt\)"),
+    "no ending": ("dog/LICENSE", b"n", r"1 without ending \(dog/LICENSE\)"),
+    "beside the classes": ("labels.csv", b"n", r"1 \.csv \(labels\.csv\)"),
+    "broken": ("dog/b.png", b"n", r"1 of 3 pictures cannot be read and are skipped: b\.png \(it is no picture that Pillow reads\)"),
+    "another program's": ("dog/b.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"1 of 3 pictures .* b\.png"),
+    "a class of others": ("cow/x.heic", b"n", r"subfolders without a picture are left out: cow"),
+    "a class of broken ones": ("cow/x.png", b"n", r"1 of 3 pictures .*; subfolders without a picture are left out: cow"),
+    "a name that steers": ("dog/\x1b[2J\u202e.png", b"n", r"\\x1b\[2J\\u202e\.png"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_not_read_is_counted_and_named(tmp_path, kind):
+    place, data, message = OTHERS[kind]
+    for name in ("cat/a.png", "dog/a.png"):
+        picture(tmp_path / name)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_bytes(data)
+    found, told = read(tmp_path)
+    assert found.names == ["cat", "dog"] and found.labels.tolist() == [0, 1]
+    with pytest.warns(UserWarning, match=message):
+        read_again = image_set(tmp_path, verbose=False)
+    assert len(read_again) == 2 and "\x1b" not in told
+
+
+def test_an_empty_class_folder_is_said_and_the_others_keep_their_labels(tmp_path):
+    for name in ("3/a.png", "7/b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "5").mkdir()
+    found, told = read(tmp_path)
+    assert found.values == [3, 7] and told.endswith("subfolders without a picture are left out: 5")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="folder empty has no image that Pillow reads; it is empty"):
+        read(tmp_path / "empty")
+    (tmp_path / "empty" / "a.heic").touch()
+    with pytest.raises(ValueError, match=r"folder empty has no image that Pillow reads; it holds 1 \.heic \(a\.heic\)"):
+        read(tmp_path / "empty")
+
+
+HIDDEN = [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails", "#recycle", "$RECYCLE.BIN", "lost+found", "@tmp", ".git"]
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("place", ["", "cat", "cat/deep/er"])
+def test_hidden_folders_are_no_data_at_any_depth(tmp_path, hidden, place):
+    for name in ("cat/a.png", "dog/b.png", "cat/deep/er/c.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / place / hidden / "a.png")
+    (tmp_path / place / "Thumbs.db").touch()
+    (tmp_path / place / ".DS_Store").touch()
+    found, told = read(tmp_path)
+    assert found.names == ["cat", "dog"] and len(found) == 3 and told == ""
+
+
+def test_links_are_followed_once(tmp_path):
+    data, far = tmp_path / "data", tmp_path / "far"
+    picture(data / "cat" / "a.png", 1)
+    picture(far / "dogs" / "b.png", 2)
+    picture(far / "single.png", 3)
+    (data / "dog").symlink_to(far / "dogs")  # a class on another disk
+    (data / "cat" / "c.png").symlink_to(far / "single.png")  # a file elsewhere
+    (data / "cat" / "up").symlink_to(data)  # a circle
+    (data / "dog" / "self").symlink_to(far / "dogs")  # a smaller one
+    (data / "cat" / "round.png").symlink_to(data / "cat" / "round.png")  # a file that is itself
+    (data / "cat" / "gone.png").symlink_to(far / "nothing.png")
+    (data / "aaa").symlink_to(data / "cat")  # before cat in every order
+    found, told = read(data)
+    assert found.names == ["cat", "dog"] and sorted(found.images[:, 0, 0, 0].tolist()) == [1, 2, 3]
+    assert "2 of 5 pictures cannot be read and are skipped" in told and "left out: aaa" in told
+
+
+def test_pipes_and_devices_are_never_opened(tmp_path):
+    for name in ("cat/a.png", "dog/b.png"):
+        picture(tmp_path / name)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "cat" / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "cat" / "tty.png").symlink_to("/dev/full")
+    os.mkfifo(tmp_path / "dog" / "pipe.txt")
+    begin = time.monotonic()
+    found, told = read(tmp_path)
+    assert time.monotonic() - begin < 5 and len(found) == 2
+    assert told.count("it is a pipe, device or socket, and no file") == 3 and "1 .txt (dog/pipe.txt)" in told
+
+
+def bomb(path, width, height):
+    """A PNG of one colour: a few kilobytes for any number of pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, rows = zlib.compressobj(9), b"\0" * (width + 1) * 64
+    data = b"".join(packer.compress(rows) for _ in range(height // 64)) + packer.flush()
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_pictures_of_too_many_pixels_are_named_before_they_are_decoded(tmp_path):
+    for k in range(4):
+        bomb(tmp_path / f"bomb{k}.png", 32768 if k else 12288, 32768 if k else 12288)
+    picture(tmp_path / "a.png")
+    program = "import sys; from diffnb.data import image_set; print(len(image_set(sys.argv[1], size=8)))"
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.endswith("1\n"), done.stderr
+    assert (
+        "4 of 5 pictures cannot be read" in done.stderr and "bomb0.png (it has 12288 x 12288 pixels; a picture has at most 134,217,728" in done.stderr
+    )
+    assert time.monotonic() - begin < 60
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_000_000  # kilobytes, most of them torch's own
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "text", "nothing", "bomb"])
+def test_one_picture_is_opened_by_the_same_rules(tmp_path, what):
+    place = tmp_path / "a.png"
+    if what == "pipe":
+        os.mkfifo(place)
+    elif what == "device":
+        place.symlink_to("/dev/zero")
+    elif what == "folder":
+        place.mkdir()
+    elif what == "text":
+        place.write_text("a")
+    elif what == "bomb":
+        bomb(place, 16384, 16384)
+    messages = {
+        "pipe": "pipe",
+        "device": "device",
+        "folder": "it is a folder, and no file",
+        "text": "no picture",
+        "nothing": "No such file",
+        "bomb": "pixels",
+    }
+    from diffnb.data import as_images, as_mask
+
+    for function in (lambda: open_picture(place).__enter__(), lambda: as_images(place), lambda: as_mask(place, (1, 3, 4, 4))):
+        with pytest.raises((ValueError, FileNotFoundError), match=messages[what]):
+            function()
+
+
+def test_names_are_written_so_that_no_terminal_is_misled():
+    for name, shown in (
+        ("a b.png", "a b.png"),
+        ("é世.png", "é世.png"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a\nb", "a\\nb"),
+        ("\u202e", "\\u202e"),
+        ("\u200b", "\\u200b"),
+    ):
+        assert plain_name(Path(name)) == shown
