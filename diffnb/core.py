@@ -12,6 +12,7 @@ __all__ = ['STREAMS', 'EXTRAS', 'expand', 'to_model', 'to_unit', 'best_device', 
 import ast
 import contextlib
 import difflib
+import errno
 import hashlib
 import importlib
 import json
@@ -21,6 +22,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 import sys
 import time
 import warnings
@@ -348,28 +350,34 @@ def _whole_numbers(name, values, bits):
 # %% ../nbs/00_core.ipynb #90c84bb4
 _ABANDONED = 3600.0  # seconds without a write after which the unfinished file of an ended program is removed
 _UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.part")  # after the file: the machine, the computer process, a random number
+_KINDS = {stat.S_ISDIR: "a folder", stat.S_ISLNK: "a link that leads to itself", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+_KINDS |= {stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
 _swept = set()  # folders that this program has looked through
 
 
 def write_atomically(
-    path: str | os.PathLike,  # where to write; what stood there is replaced
+    path: str | os.PathLike,  # where to write; what stood there is replaced, and where a link stands, what it leads to
     data: bytes | Iterable[bytes],  # the contents, in one piece or several
-    mode: int = 0o666,  # permissions, less those that the user's mask takes away
+    mode: int | None = None,  # permissions; None: those of the file that stood there, or of a new one what the user's mask leaves of 0666
 ) -> None:
     """Write a file such that at any moment the old one or the whole new one is there.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        OSError: if the file cannot be written; the old one is intact. Errors of an iterable pass, and leave the old file too.
+        OSError: if something other than a file stands there, or the file cannot be written; the old one is intact. Errors of an iterable
+            pass, and leave the old file too.
     """
-    path = Path(path)
+    path, found = _target(path)
+    mode = found if mode is None else mode
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     _sweep(path.parent)
     unfinished = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        with open(os.open(unfinished, flags, mode), "wb") as file:
+        with open(os.open(unfinished, flags, 0o666 if mode is None else 0o600), "wb") as file:
+            if mode is not None:
+                os.chmod(unfinished, mode)
             for piece in (data,) if isinstance(data, bytes) else data:
                 file.write(piece)
             file.flush()
@@ -379,6 +387,19 @@ def write_atomically(
         with contextlib.suppress(OSError):
             unfinished.unlink()
     _sync_folder(path.parent)
+
+
+def _target(path):
+    """Where a path leads, and the permissions of the file there; None for the latter: there is none yet."""
+    path = Path(os.path.realpath(path))  # a rename would replace a link, and leave what it leads to as it was
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return path, None
+    if not stat.S_ISREG(mode):  # a rename would replace a device by a file
+        what = next(name for test, name in _KINDS.items() if test(mode))
+        raise OSError(errno.EEXIST, f"{what} stands there, which is not replaced by a file; give another place", str(path))
+    return path, stat.S_IMODE(mode)
 
 
 def _machine():

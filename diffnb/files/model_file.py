@@ -9,8 +9,9 @@ __all__ = ['Contents', 'cast', 'save', 'load', 'weights_of_pickle']
 
 # %% ../../nbs/10_files/05_model_file.ipynb #815fb1f8
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..denoise.denoisers import BaseDenoiser
-from .container import Container, canonical_json, check_digest, check_values, write_container
+from .container import Container, Entry, canonical_json, check_digest, check_values, parse_json, write_container
 from .errors import LimitExceeded, Limits, ModelFileError, WeightsMismatch
 from .manifest import CODES, Context, Parts, builtin, check_row, fail, short
-from .report import VERSION, check_version, count_components, read_manifest
+from .report import VERSION, check_manifest, check_version, count_components, read_manifest
 from .trust import MODES, TrustStore
 from ..metrics.scores import Metric
 from ..noise.parametrizations import Parametrization
@@ -54,86 +55,6 @@ class Contents:
     def contents(self):
         """Itself: what `save` asks of any model."""
         return self
-
-# %% ../../nbs/10_files/05_model_file.ipynb #60417b2d
-def cast(
-    tensors: Mapping[str, Tensor],  # by name
-    dtype: torch.dtype,  # a floating point type
-) -> dict[str, Tensor]:  # floating point tensors in that type, others as they are
-    """Change the floating point type of tensors.
-
-    Raises:
-        ValueError: if `dtype` is not a floating point type, or a finite value does not fit into it.
-    """
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating point type such as torch.float16, got {dtype}")
-    result = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and bool((result[name].isinf() & tensor.isfinite()).any()):
-            raise ValueError(f"{name} has values up to {tensor.abs().max():.3g}, too large for {dtype}; save it as float32")
-    return result
-
-
-def save(
-    model: Any,  # `Contents`, or anything with a method contents() that gives them
-    path: str | os.PathLike,  # where to write; what stood there is replaced
-    dtype: torch.dtype | None = None,  # floating point type of the weights in the file; None: as they are
-) -> str:  # the digest of the file
-    """Write a model as one file of format 1, with no code that runs when it is read.
-
-    Raises:
-        ValueError: if something cannot be saved; says what, and what to do.
-        FileNotFoundError: if the folder does not exist.
-    """
-    contents = model.contents()
-    parts = Parts()
-    manifest = _manifest(contents, parts)
-    try:
-        text = canonical_json(manifest)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the records and labels of a model must be plain data that JSON can write: {error}") from None
-    if (n := count_components(manifest)) > Limits.components:
-        raise ValueError(f"this model consists of {n} components, more than the {Limits.components} that a reader accepts")
-    recipes, sources = parts.texts()
-    for what, size in (("manifest", text), ("recipes", recipes), ("sources", sources)):
-        if len(size.encode()) > Limits.manifest_bytes:
-            raise ValueError(
-                f"the {what} of this model would have {len(size.encode()):,} bytes, more than the {Limits.manifest_bytes:,} that a reader accepts"
-            )
-    tensors = {f"model.{name}": value for name, value in contents.network.state_dict().items()}
-    tensors |= {f"raw.{name}": value for name, value in (contents.raw or {}).items()}
-    tensors = tensors if dtype is None else cast(tensors, dtype)
-    if bad := [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
-        raise ValueError(f"{bad[0]} holds values that are infinite or not a number, which no reader accepts")
-    return write_container(path, tensors, {"diffnb.version": VERSION, "diffnb.manifest": text, "diffnb.recipes": recipes, "diffnb.sources": sources})
-
-
-def _manifest(contents, parts):
-    """The description of a model, as plain data."""
-    sampler = None if contents.sampler is None else parts.describe(contents.sampler, "sampler")
-    grid = contents.grid if contents.grid is None or isinstance(contents.grid, str) else [float(t) for t in contents.grid]
-    return {
-        "version": contents.version,
-        "network": parts.describe(contents.network, "network"),
-        "process": parts.describe(contents.sde, "process"),
-        "parametrization": parts.describe(contents.parametrization, "parametrization"),
-        "sampling": {
-            "process": parts.describe(contents.sampling_sde or contents.sde, "process"),
-            "sampler": sampler,
-            "grid": grid,
-            "n_steps": contents.n_steps,
-        },
-        "data": {
-            "shape": list(contents.shape),
-            "range": list(contents.value_range),
-            "labels": list(contents.labels),
-            "names": None if contents.names is None else list(contents.names),
-        },
-        "weights": ["model", "raw"] if contents.raw is not None else ["model"],
-        "guidance": [parts.describe(one, "guidance") for one in contents.guidance],
-        "metrics": [parts.describe(one, "metric") for one in contents.metrics],
-        "records": list(contents.records),
-    }
 
 # %% ../../nbs/10_files/05_model_file.ipynb #7157788f
 _FILLS = {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, Tensor.normal_, Tensor.uniform_}
@@ -225,6 +146,126 @@ class _NetworkMaker:
             network = self.make()
         network.load_state_dict(state, strict=True)
         return network.eval().requires_grad_(False).to(device)
+
+# %% ../../nbs/10_files/05_model_file.ipynb #60417b2d
+def cast(
+    tensors: Mapping[str, Tensor],  # by name
+    dtype: torch.dtype,  # a floating point type
+) -> dict[str, Tensor]:  # floating point tensors in that type, others as they are
+    """Change the floating point type of tensors.
+
+    Raises:
+        ValueError: if `dtype` is not a floating point type, or a finite value does not fit into it.
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating point type such as torch.float16, got {dtype}")
+    result = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and bool((result[name].isinf() & tensor.isfinite()).any()):
+            raise ValueError(f"{name} has values up to {tensor.abs().max():.3g}, too large for {dtype}; save it as float32")
+    return result
+
+
+def save(
+    model: Any,  # `Contents`, or anything with a method contents() that gives them
+    path: str | os.PathLike,  # where to write; what stood there is replaced
+    dtype: torch.dtype | None = None,  # floating point type of the weights in the file; None: as they are
+) -> str:  # the digest of the file
+    """Write a model as one file of format 1, with no code that runs when it is read.
+
+    Raises:
+        ValueError: if something cannot be saved; says what, and what to do.
+        FileNotFoundError: if the folder does not exist.
+    """
+    contents = model.contents()
+    contents = replace(contents, network=_bare(contents.network))
+    parts = Parts()
+    manifest = _manifest(contents, parts)
+    try:
+        text = canonical_json(manifest)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the records and labels of a model must be plain data that JSON can write: {error}") from None
+    if (n := count_components(manifest)) > Limits.components:
+        raise ValueError(f"this model consists of {n} components, more than the {Limits.components} that a reader accepts")
+    recipes, sources = parts.texts()
+    for what, size in (("manifest", text), ("recipes", recipes), ("sources", sources)):
+        if len(size.encode()) > Limits.manifest_bytes:
+            raise ValueError(
+                f"the {what} of this model would have {len(size.encode()):,} bytes, more than the {Limits.manifest_bytes:,} that a reader accepts"
+            )
+    tensors = _tensors(contents)
+    _check_loadable(contents.network, manifest, parts, tensors)
+    tensors = tensors if dtype is None else cast(tensors, dtype)
+    if bad := [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
+        raise ValueError(f"{bad[0]} holds values that are infinite or not a number, which no reader accepts")
+    return write_container(path, tensors, {"diffnb.version": VERSION, "diffnb.manifest": text, "diffnb.recipes": recipes, "diffnb.sources": sources})
+
+
+_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # what wrappers add to the names of weights
+
+
+def _bare(network):
+    """The network inside the wrappers of torch.compile and of training in several processes."""
+    while True:
+        if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            network = network.module
+        elif "_orig_mod" in network._modules:
+            network = network._orig_mod
+        else:
+            return network
+
+
+def _tensors(contents):
+    """The weights by the names that they have in a file, whatever the network was wrapped in."""
+    state = {name.replace("_orig_mod.", ""): value for name, value in contents.network.state_dict().items()}
+    raw = {name if name in state else _WRAPPED.sub("", name): value for name, value in (contents.raw or {}).items()}
+    tensors = {f"{of}.{name}": value for of, values in (("model", state), ("raw", raw)) for name, value in values.items()}
+    if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{odd[0]} is a {type(tensors[odd[0]]).__name__}; a model file holds tensors only")
+    return tensors
+
+
+def _check_loadable(network, manifest, parts, tensors):
+    """Compare the weights with those of a fresh network of the same settings, as a reader of the file does."""
+    cls, table = type(network), {name: Entry(value.dtype, tuple(value.shape), 0, 1) for name, value in tensors.items()}
+    try:
+        check_manifest(parse_json(canonical_json(manifest), Limits.json_depth))
+        _NetworkMaker(manifest["network"], Context(components={cls.__name__: cls}, sources=parts.sources)).check(table, manifest["weights"])
+    except WeightsMismatch as error:
+        raise ValueError(
+            f"{error}: a fresh {cls.__name__} of these settings would not take them, so the file could not be loaded. Undo what was done to its "
+            "layers (weight_norm, pruning, layers added or replaced), or save a network of a class of your own that makes them itself"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"the file could not be loaded: {error}") from None
+
+
+def _manifest(contents, parts):
+    """The description of a model, as plain data."""
+    sampler = None if contents.sampler is None else parts.describe(contents.sampler, "sampler")
+    grid = contents.grid if contents.grid is None or isinstance(contents.grid, str) else [float(t) for t in contents.grid]
+    return {
+        "version": contents.version,
+        "network": parts.describe(contents.network, "network"),
+        "process": parts.describe(contents.sde, "process"),
+        "parametrization": parts.describe(contents.parametrization, "parametrization"),
+        "sampling": {
+            "process": parts.describe(contents.sampling_sde or contents.sde, "process"),
+            "sampler": sampler,
+            "grid": grid,
+            "n_steps": contents.n_steps,
+        },
+        "data": {
+            "shape": list(contents.shape),
+            "range": list(contents.value_range),
+            "labels": list(contents.labels),
+            "names": None if contents.names is None else list(contents.names),
+        },
+        "weights": ["model", "raw"] if contents.raw is not None else ["model"],
+        "guidance": [parts.describe(one, "guidance") for one in contents.guidance],
+        "metrics": [parts.describe(one, "metric") for one in contents.metrics],
+        "records": list(contents.records),
+    }
 
 # %% ../../nbs/10_files/05_model_file.ipynb #7436525d
 _SMALL = 64 * 2**20  # bytes of a body that is read before anything else is looked at
