@@ -32,9 +32,11 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from .printing import printable
 
 # %% ../nbs/00_core.ipynb #229d278a
 def expand(
@@ -467,12 +469,14 @@ def read_tensors(
         FileNotFoundError: if there is no such file.
         ValueError: if it is something else, damaged or cut short.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError(f"{path} is no file with tensors") if os.path.lexists(path) else FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # where in memory numbers lie can change the last bit of a sum
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from None
+    except Exception as error:  # of whatever kind: the file is from elsewhere
+        raise ValueError(f"{path} is damaged or cut short: {printable(error)}") from None
     if (stated := texts.pop("sha256", None)) is None:
         raise ValueError(f"{path} has no checksum, so it holds neither features nor a checkpoint; models are loaded by GenerativeModel.load")
     if stated != _checksum(tensors, texts):

@@ -19,7 +19,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from .image_commands import COMMANDS, Device, comma_list, load_model, sentence, write_picture
+from .image_commands import COMMANDS, Device, comma_list, load_model, sentence, tell, write_picture
+from ..printing import printable
 
 # %% ../../nbs/12_apps/03_commands.ipynb #6
 _ClickException = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")  # typer may bring its own copy of click
@@ -45,7 +46,7 @@ class OneLineErrors(TyperGroup):
         except (_ClickException, ValueError, OSError, ArithmeticError, ImportError) as error:
             if os.environ.get("DIFFNB_TRACEBACK"):
                 raise
-            print(f"diffnb: {_sentence(error)}", file=sys.stderr)
+            tell(f"diffnb: {_sentence(error)}", sys.stderr)
             code = 2
         except typer.Abort:
             code = 130
@@ -156,7 +157,7 @@ def _generate_set(generative, out, num, kind, **how):
     made, found = generate_shards(generative, out, num, kind=kind, progress=generative.verbose and rank == 0, **how)
     who = f"parallel process {rank} of {world} made" if world > 1 else "made"
     each = f", {(time.perf_counter() - start) / made:.2f} s each" if made else ""
-    print(f"{out}: {who} {made} of {num} images{each}; {found} were there")
+    tell(f"{out}: {who} {made} of {num} images{each}; {found} were there")
 
 
 @app.command("generate")
@@ -211,7 +212,7 @@ def _generate(
     )
     seconds = time.perf_counter() - start
     written = _write_images(images, out, files, columns or min(num, len(names) if names and len(names) > 1 else round(num**0.5)))
-    print(f"{written}: {num} images of seed {generative.last_seed}, {seconds / num:.2f} s each")
+    tell(f"{written}: {num} images of seed {generative.last_seed}, {seconds / num:.2f} s each")
 
 # %% ../../nbs/12_apps/03_commands.ipynb #23
 def _recipe(name, data, facts):
@@ -376,7 +377,7 @@ def _train(
         settings = {"root": root, "device": device, "time_limit": time_limit, "save_every": save_every}
         begin_run(_recipe(recipe, data, given), out, **settings)
     if launched()[0] == 0:
-        print(f"{out}: model.safetensors, and all that {out / 'README.md'} lists; go on by: diffnb train --resume {out}")
+        tell(f"{out}: model.safetensors, and all that {out / 'README.md'} lists; go on by: diffnb train --resume {out}")
 
 # %% ../../nbs/12_apps/03_commands.ipynb #32
 def _images_or_model(text, device, num, steps, seed):
@@ -397,10 +398,10 @@ def _scored(evaluator, generated, num, split, by_class):
         warnings.simplefilter("always", UserWarning)
         scores = evaluator.by_class(generated, num, split) if by_class else evaluator(generated, num, split)
     for text in dict.fromkeys(" ".join(str(w.message).split()) for w in caught if issubclass(w.category, UserWarning)):
-        print(f"diffnb: {text}", file=sys.stderr)
+        tell(f"diffnb: {text}", sys.stderr)
     if not by_class:
         return str(scores), scores.to_dict()
-    return "\n\n".join(f"class {k}\n{v}" for k, v in scores.items()), {str(k): v.to_dict() for k, v in scores.items()}
+    return "\n\n".join(f"class {printable(k)}\n{v}" for k, v in scores.items()), {str(k): v.to_dict() for k, v in scores.items()}
 
 
 @app.command("score")
@@ -431,7 +432,7 @@ def _score(
     text, data = _scored(evaluator, *_images_or_model(generated, device, num, steps, seed), split_generated, by_class)
     if json_file is not None:
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    print(text)
+    tell(text)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #20weights2
 @app.command("weights")
@@ -445,7 +446,7 @@ def _weights(
     from diffnb.metrics.inception import build_fid_weights, fetch_fid_weights
 
     path = (fetch_fid_weights if release else build_fid_weights)(folder)
-    print(f"{path}: ready" if folder is None else f"{path}: ready; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}")
+    tell(f"{path}: ready" if folder is None else f"{path}: ready; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}")
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
 for _command in COMMANDS:
@@ -457,7 +458,7 @@ def _inspect(file: Annotated[Path, typer.Argument(help="A model file.", metavar=
     """Say what is in a model file; nothing in it runs."""
     from diffnb.files.report import inspect as look
 
-    print(look(file))
+    tell(look(file))
 
 
 trust = typer.Typer(help="Confirm, list and take back code that may run.", rich_markup_mode=None)
@@ -471,7 +472,7 @@ def trust_add(file: Annotated[Path, typer.Argument(help="A model file.", metavar
     from diffnb.files.trust import confirm
 
     for entry in confirm(file, mode=mode):
-        print(f"confirmed: {entry}")
+        tell(f"confirmed: {entry}")
 
 
 @trust.command("list")
@@ -480,7 +481,7 @@ def trust_list():
     from diffnb.files.trust import TrustStore
 
     entries = TrustStore().list()
-    print("\n".join(map(str, entries)) or "nothing has been confirmed")
+    tell("\n".join(map(str, entries)) or "nothing has been confirmed")
 
 
 @trust.command("revoke")
@@ -489,7 +490,7 @@ def trust_revoke(digest: Annotated[str, typer.Argument(help="The digest, or at l
     from diffnb.files.trust import TrustStore
 
     for entry in TrustStore().revoke(digest):
-        print(f"revoked: {entry}")
+        tell(f"revoked: {entry}")
 
 # %% ../../nbs/12_apps/03_commands.ipynb #40
 def _timed_grid(model, path, seed, rows):
@@ -498,7 +499,7 @@ def _timed_grid(model, path, seed, rows):
     images = model.generate(rows * model.num_classes, seed=seed, class_labels=model.labels * rows)
     seconds = time.perf_counter() - start
     write_png(grid(images, model.num_classes), path, scale=2)
-    print(f"{path}: {len(images)} images, {seconds / len(images):.3f} seconds per image; columns: {', '.join(model.label_names)}")
+    tell(f"{path}: {len(images)} images, {seconds / len(images):.3f} seconds per image; columns: {', '.join(map(printable, model.label_names))}")
 
 
 @app.command("demo")
@@ -513,12 +514,12 @@ def _demo(
     from diffnb.model.generative import GenerativeModel
 
     out.mkdir(parents=True, exist_ok=True)
-    print("The packaged model, trained on Fashion-MNIST:")
+    tell("The packaged model, trained on Fashion-MNIST:")
     _timed_grid(GenerativeModel.pretrained("fashion_mnist", device), out / "packaged.png", seed, rows)
-    print(f"A new small model, trained for about {train_seconds:g} seconds:")
+    tell(f"A new small model, trained for about {train_seconds:g} seconds:")
     model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device=device)
     # small batches: in a minute the number of steps counts, more than how good each is
     model.train("packaged", epochs=10_000, batch_size=16, lr=2e-3, time_limit=train_seconds, seed=seed)
     _timed_grid(model, out / "trained.png", seed, rows)
     model.save(out / "trained.safetensors")
-    print(f"{out / 'trained.safetensors'}: the new model; try: diffnb generate {out / 'trained.safetensors'} --labels bag --out bags.png")
+    tell(f"{out / 'trained.safetensors'}: the new model; try: diffnb generate {out / 'trained.safetensors'} --labels bag --out bags.png")

@@ -29,6 +29,7 @@ from ..model.trained import Labels, Trained, checkpoint_writer, choose_device
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
 from ..parallel import launched, own_device
+from ..printing import printable
 from ..samplers.base import SAMPLERS, Sampler
 from ..samplers.multistep import DPMSolverPP2M
 from ..training.averages import PROFILES, PostHocCallback
@@ -209,14 +210,21 @@ def read_settings(
     """Read what a run was begun with.
 
     Raises:
+        FileNotFoundError: if there is none.
         ValueError: if the file is damaged, or names something unknown.
     """
     path = Path(out) / SETTINGS
+    if not path.exists():
+        raise FileNotFoundError(f"{out} holds no training: there is no {SETTINGS}")
     try:
+        if not path.is_file() or path.stat().st_size > 2**20:  # a pipe would be waited for
+            raise ValueError("it is no regular file of at most a megabyte")
         found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["root"], str) or not isinstance(found["diffnb"], str):
+            raise ValueError("root and diffnb must be texts")
         return found | {"recipe": recipe_from_plain(found["recipe"])}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as the settings of a run: {type(error).__name__} {error}") from None
+    except Exception as error:  # of whatever kind, too deep nesting among them: the folder may be a stranger's
+        raise ValueError(f"{path} cannot be read as the settings of a run: {type(error).__name__} {printable(error)}") from None
 
 
 def _write_settings(out, recipe, root):

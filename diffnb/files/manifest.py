@@ -450,6 +450,8 @@ def read_sources(
             raise BadManifest(f"the source {ident} must have {', '.join(_SOURCE_FIELDS)}")
         if len(row["text"].encode("utf-8", "surrogatepass")) > limits.part_bytes:
             raise LimitExceeded(f"the source {ident} has more than {limits.part_bytes:,} bytes")
+        if row["kind"] not in (*KINDS, "guidance", "metric"):
+            raise BadManifest(f"the source {ident} is of no kind that there is: {short(row['kind'])}")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", row["name"]) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", row["base"]):
             raise BadManifest(f"the source {ident} claims names that are none: {short(row['name'])}, {short(row['base'])}")
         source = ComponentSource(row["kind"], row["name"], row["base"], row["text"], row["api"])

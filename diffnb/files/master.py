@@ -33,6 +33,7 @@ from ..denoise.denoisers import BaseDenoiser
 from . import jail, worker
 from .errors import ComponentBadResult, ComponentCrashed, ComponentProtocol, ComponentSource, ComponentTimeout, SandboxUnavailable
 from ..noise.sdes import SDE
+from ..printing import printable
 
 # %% ../../nbs/10_files/08_master.ipynb #1ba87416
 def unavailable() -> str | None:  # why; None: there is one
@@ -287,18 +288,13 @@ class Worker:
     def _raised(self, said):
         name, text, line = said if isinstance(said, list) and len(said) == 3 else ("an error", "", 0)
         at = f" (line {line} of its source)" if isinstance(line, int) and line else ""
-        return ComponentCrashed(f"{self.source.name} in the sandbox raised {_clean(name)}{at}: {_clean(text)}")
+        return ComponentCrashed(f"{self.source.name} in the sandbox raised {printable(name)}{at}: {printable(text)}")
 
     def _kill(self, error, why):
         """End the worker, and make the error that says why."""
-        self.ended = _clean(why)
+        self.ended = printable(why)
         self.close()
         return error(f"{self.source.name} in the sandbox was ended: {self.ended}")
-
-
-def _clean(text):
-    """What a stranger's worker says, fit for a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:500])
 
 
 def _ask_sde(sde, method, t):

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from .container import DIGESTED, Container, canonical_json, check_digest, parse_json
-from .errors import BadManifest, ComponentSource, LimitExceeded, Limits, ModelFileError, UnsupportedVersion, escaped, numbered
+from .errors import BadManifest, ComponentSource, LimitExceeded, Limits, ModelFileError, UnsupportedVersion, numbered
 from .manifest import CODES, check_row, fail, read_sources, read_table, short
+from ..printing import printable
 from ..samplers.base import GRIDS
 
 # %% ../../nbs/10_files/03_report.ipynb #6ab8805f
@@ -178,7 +179,7 @@ class ComponentReport:
         """Describe it in a line."""
         plain = {} if self.settings is None else {key: "..." if isinstance(v, dict) else v for key, v in self.settings.items()}
         settings = ", ".join(f"{key}={short(value)}" for key, value in plain.items())
-        return escaped(f"{self.slot}: {self.reference}({settings})")
+        return printable(f"{self.slot}: {self.reference}({settings})", None)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class ModelReport:
         """Lay it out for a person; every character outside printable ASCII as its number."""
         kinds = ", ".join(self.dtypes)
         lines = [
-            escaped(f"{self.path}: a diffnb model, format {self.format}, made by diffnb {self.version}, {self.size:,} bytes"),
+            printable(f"{self.path}: a diffnb model, format {self.format}, made by diffnb {self.version}, {self.size:,} bytes", None),
             f"digest {self.digest}",
             f"weights {' and '.join(self.weights)}: {self.tensors} tensors, {self.parameters:,} numbers, {kinds}",
             f"samples {' x '.join(map(str, self.shape))} in {list(self.value_range)}",

@@ -23,6 +23,7 @@ from pathlib import Path
 from ..core import write_atomically
 from .errors import ComponentSource, NotInteractive, TrustError, escaped, invisible, numbered
 from .report import inspect
+from ..printing import printable
 
 # %% ../../nbs/10_files/04_trust.ipynb #609ddec9
 MODES = "sandbox", "inprocess"
@@ -95,7 +96,7 @@ class Trusted:
 
     def __str__(self):
         """Say it in a line."""
-        return f"{self.digest}  {self.mode:9}  {self.added}  {self.source.kind} {escaped(self.source.name)}"
+        return f"{self.digest}  {self.mode:9}  {printable(self.added)}  {_word(self.source.kind)} {_word(self.source.name)}"
 
 
 _SOURCE = {f.name for f in fields(ComponentSource)}
@@ -242,6 +243,11 @@ def imports_of(
     return sorted(set(found))
 
 
+def _word(name):
+    """A name in a source: one line, and plain ASCII, in which no letter looks like another."""
+    return escaped(printable(name))
+
+
 def describe(
     source: ComponentSource,  # what would run
     mode: str,  # "sandbox" or "inprocess"
@@ -249,14 +255,14 @@ def describe(
 ) -> str:  # what a person should see
     """Lay out all that a decision needs."""
     parts = [
-        f"{escaped(source.kind)} {escaped(source.name)}, derived from {escaped(source.base)}, interface {source.api}",
+        f"{_word(source.kind)} {_word(source.name)}, derived from {_word(source.base)}, interface {source.api}",
         "",
         numbered(source.text),
         "",
     ]
     if hidden := invisible(source.text):
         parts += [f"{len(hidden)} characters that are not plain ASCII, shown above by their numbers:", *(f"  {line}" for line in hidden[:20]), ""]
-    parts += [f"imports:  {', '.join(escaped(name) for name in imports_of(source.text)) or 'nothing'}"]
+    parts += [f"imports:  {', '.join(map(_word, imports_of(source.text))) or 'nothing'}"]
     if before is not None:
         lines = difflib.unified_diff(escaped(before.text).splitlines(), escaped(source.text).splitlines(), "trusted before", "now", lineterm="", n=2)
         parts += ["", "difference from the version that was trusted last:", *(f"  {line}" for line in lines), ""]

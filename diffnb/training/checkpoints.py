@@ -103,9 +103,13 @@ def load_state(
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    if "tree" not in texts:
-        raise CheckpointError(f"{path} is no checkpoint of a training")
-    return _unpack(json.loads(texts["tree"]), tensors)
+    try:
+        tree = _unpack(json.loads(texts["tree"]), tensors)
+        if isinstance(tree, dict):
+            return tree
+    except Exception:  # of whatever kind, too deep nesting among them: the text is from elsewhere
+        pass
+    raise CheckpointError(f"{path} is no checkpoint of a training")
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #13
 def random_state() -> dict:  # plain values and tensors
