@@ -123,6 +123,11 @@ class Limits:
     manifest_bytes: int = 2**20  # the description of the model
     part_bytes: int = 256 * 2**10  # one recipe, or one source
     parts_bytes: int = 2**20  # all recipes, or all sources
+    sampling_steps: int = 10_000  # steps of a run, times in a grid, numbers in a list among a sampler's settings
+    sampler_counts: int = 1_000  # each whole number among a sampler's settings
+    evaluations: int = 2**24  # of the network, in a run
+    image_numbers: int = 2**26  # in an image
+    attention_pixels: int = 2**20  # places of an image, each of which looks at each other
     json_depth: int = 32  # nesting of the description
     components: int = 64  # in the description, those inside one another counted
     nodes: int = 4096  # of a recipe

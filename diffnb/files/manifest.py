@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoise.oracles import Gaussian
+from .bounds import check_settings
 from .container import canonical_json, parse_json
 from diffnb.files.errors import (
     API,
@@ -109,7 +110,9 @@ class Parts:
         """
         for known, registry in KINDS.items():
             if (name := registry.name_of(component)) and (kind is None or kind == known) and type(component).__module__.startswith("diffnb."):
-                return self._row(known, f"builtin:{name}", _settings(component))
+                settings = _settings(component)
+                check_settings(type(component), settings, name)
+                return self._row(known, f"builtin:{name}", settings)
         if isinstance(component, RecipeComponent):
             return self._row(component.recipe.kind, self._keep(component.recipe, None), component.settings)
         return self._own(component, kind_of(type(component)) if kind is None else kind)
@@ -273,6 +276,7 @@ class Context:
 
     def _builtin(self, row, name, settings, where):
         cls = builtin(row["kind"], name, where)
+        check_settings(cls, settings, where, self.limits)
         return construct(cls, name, settings, where)
 
     def _mine(self, name):

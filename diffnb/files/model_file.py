@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..denoise.denoisers import BaseDenoiser
+from .bounds import check_image, check_run
 from .container import Container, Entry, canonical_json, check_digest, check_values, parse_json, write_container
 from .errors import LimitExceeded, Limits, ModelFileError, WeightsMismatch
 from .manifest import CODES, Context, Parts, builtin, check_row, fail, short
@@ -120,25 +121,27 @@ class _NetworkMaker:
     def make(self):
         return self.context.revive(self.row, "network", "network")
 
-    def check(self, table, weights):
-        """Compare with the table what the network would be."""
+    def check(self, table, weights, data):
+        """Compare with the table what the network would be, and with its images and classes what it can make."""
         seen = max([65_536, *[n for entry in table.values() if entry.end > entry.begin for n in entry.shape]])
         if _largest(self.row["settings"]) > min(seen, 2**24):
             raise LimitExceeded(f"the settings of {self.name} hold the number {_largest(self.row['settings']):,}, larger than anything in the file")
         try:
             with torch.random.fork_rng(devices=[]), _Counting(64 * len(table) + 2000), torch.device("meta"):
-                expected = self.make().state_dict()
+                network = self.make()
         except ModelFileError:
             raise
         except Exception:
             if not self.own:
                 raise
             with torch.random.fork_rng(devices=[]):  # a class of the user's own that cannot be built without memory
-                expected = self.make().state_dict()
+                network = self.make()
+        expected = network.state_dict()
         for prefix in weights:
             _compare(expected, {k: v for k, v in table.items() if k.startswith(prefix + ".")}, self.name, prefix + ".")
         if stray := [k for k in table if k.split(".")[0] not in weights]:
             raise WeightsMismatch(f"tensors that belong to no set of weights: {', '.join(stray[:3])}")
+        check_image(network, data["shape"], data["labels"], self.context.limits)
 
     def build(self, state, device):
         """Build it, and give it its weights: all of them, and no others."""
@@ -194,7 +197,7 @@ def save(
                 f"the {what} of this model would have {len(size.encode()):,} bytes, more than the {Limits.manifest_bytes:,} that a reader accepts"
             )
     tensors = _tensors(contents)
-    _check_loadable(contents.network, manifest, parts, tensors)
+    _check_loadable(contents, manifest, parts, tensors)
     tensors = tensors if dtype is None else cast(tensors, dtype)
     if bad := [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
         raise ValueError(f"{bad[0]} holds values that are infinite or not a number, which no reader accepts")
@@ -225,12 +228,15 @@ def _tensors(contents):
     return tensors
 
 
-def _check_loadable(network, manifest, parts, tensors):
-    """Compare the weights with those of a fresh network of the same settings, as a reader of the file does."""
-    cls, table = type(network), {name: Entry(value.dtype, tuple(value.shape), 0, 1) for name, value in tensors.items()}
+def _check_loadable(contents, manifest, parts, tensors):
+    """Check what a reader of the file will check, the weights against those of a fresh network of the same settings above all."""
+    cls, table = type(contents.network), {name: Entry(value.dtype, tuple(value.shape), 0, 1) for name, value in tensors.items()}
     try:
         check_manifest(parse_json(canonical_json(manifest), Limits.json_depth))
-        _NetworkMaker(manifest["network"], Context(components={cls.__name__: cls}, sources=parts.sources)).check(table, manifest["weights"])
+        _NetworkMaker(manifest["network"], Context(components={cls.__name__: cls}, sources=parts.sources)).check(
+            table, manifest["weights"], manifest["data"]
+        )
+        check_run(contents.sampling_sde or contents.sde, contents.sampler, contents.grid, contents.n_steps)
     except WeightsMismatch as error:
         raise ValueError(
             f"{error}: a fresh {cls.__name__} of these settings would not take them, so the file could not be loaded. Undo what was done to its "
@@ -320,8 +326,10 @@ def _load(file, context, device, keep_sampler):
         check_digest(file.metadata, file.table, [body])
     manifest, context.recipes, context.sources = read_manifest(file)
     maker = _NetworkMaker(manifest["network"], context)
-    maker.check(file.table, manifest["weights"])
+    maker.check(file.table, manifest["weights"], manifest["data"])
     made = _components(manifest, context, keep_sampler)
+    check_run(made["sde"], None, None, None, context.limits)
+    check_run(made["sampling_sde"], made["sampler"], made["grid"], made["n_steps"], context.limits)
     if body is None:
         body = file.read()
         check_digest(file.metadata, file.table, [body])

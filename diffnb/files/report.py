@@ -9,6 +9,7 @@ __all__ = ['VERSION', 'count_components', 'check_manifest', 'check_version', 're
            'inspect']
 
 # %% ../../nbs/10_files/03_report.ipynb #d4170004
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,20 +99,24 @@ def check_manifest(
     _list(manifest["records"], "records", 10_000, lambda v: isinstance(v, dict), "objects")
     _list(manifest["guidance"], "guidance", 16, lambda v: isinstance(v, dict), "components")
     _list(manifest["metrics"], "metrics", 16, lambda v: isinstance(v, dict), "components")
-    _check_sampling(sampling)
+    if (numbers := math.prod(data["shape"])) > limits.image_numbers:
+        raise LimitExceeded(f"the manifest's data.shape makes images of {numbers:,} numbers; the limit is {limits.image_numbers:,}")
+    _check_sampling(sampling, limits)
     return manifest
 
 
-def _check_sampling(sampling):
+def _check_sampling(sampling, limits):
     grid, n_steps = sampling["grid"], sampling["n_steps"]
     if isinstance(grid, list):
-        _list(grid, "sampling.grid", 100_000, lambda v: _is_number(v) and 0 <= v <= 1, "times in [0, 1]")
+        _list(grid, "sampling.grid", limits.sampling_steps, lambda v: _is_number(v) and 0 <= v <= 1, "times in [0, 1]")
         if not grid or any(a <= b for a, b in zip(grid, grid[1:])):
             fail("sampling.grid", "must fall strictly, from noise to data")
     elif grid is not None and grid not in GRIDS:
         fail("sampling.grid", f"must be a known name, a list of times, or null; found {short(grid)}")
     if n_steps is not None and not _is_count(n_steps):
         fail("sampling.n_steps", f"must be a whole number of at least 1, or null; found {short(n_steps)}")
+    if n_steps is not None and n_steps > limits.sampling_steps:
+        raise LimitExceeded(f"the manifest's sampling.n_steps is {n_steps:,}; the limit is {limits.sampling_steps:,}")
 
 # %% ../../nbs/10_files/03_report.ipynb #d4170009
 def check_version(

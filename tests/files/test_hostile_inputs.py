@@ -8,12 +8,12 @@ from dataclasses import fields
 import pytest
 import torch
 from safetensors.torch import save as as_safetensors
-from test_model_files import CONTAINERS, assembled, good, parts, tiny
+from test_model_files import CONTAINERS, assembled, good
 
 from diffnb.apps import Recipe, read_settings, to_plain
 from diffnb.core import tensors_to_bytes
 from diffnb.data import load_shards
-from diffnb.files import ModelFileError, canonical_json, inspect, load, save
+from diffnb.files import ModelFileError, inspect, load
 from diffnb.printing import printable
 from diffnb.training import CheckpointError, load_state, save_state
 
