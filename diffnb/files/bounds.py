@@ -160,7 +160,7 @@ def check_run(
         if sampler is None:
             _check_levels(sde.levels(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)))
             return
-        steps = n_steps or (len(grid) if isinstance(grid, (tuple, list)) else sampler.n_steps_default)
+        steps = len(grid) if isinstance(grid, (tuple, list)) else n_steps or sampler.n_steps_default
         if steps > limits.sampling_steps:
             raise LimitExceeded(f"a run of {type(sampler).__name__} would have {steps:,} steps; the limit is {limits.sampling_steps:,}")
         evaluations = sampler.evaluations(steps)

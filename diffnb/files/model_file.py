@@ -112,7 +112,7 @@ class _NetworkMaker:
         if sort == "python":
             source = context.sources.get(name) or fail("network", f"refers to the source {short(name)}, which the file does not hold")
             if source.name not in context.components:
-                context.allow(source, "network")
+                context.allow(source, settings, "network")
             self.name = source.name
         else:
             builtin("network", name, "network")

@@ -19,7 +19,7 @@ import torch
 
 from .container import DIGESTED, Container, canonical_json, check_digest, parse_json
 from .errors import BadManifest, ComponentSource, LimitExceeded, Limits, ModelFileError, UnsupportedVersion, numbered
-from .manifest import CODES, check_row, fail, read_sources, read_table, short
+from .manifest import CODES, check_row, fail, read_sources, read_table, settings_text, short
 from ..printing import printable
 from ..samplers.base import GRIDS
 
@@ -168,6 +168,7 @@ class ComponentReport:
     kind: str  # its kind
     reference: str  # "builtin:vp", "recipe:ID" or "python:ID"
     settings: dict  # as they stand in the file
+    made_with: str  # the same as trust covers them: canonical JSON, with the digests of what they refer to
 
     @property
     def modes(self) -> dict[str, str]:
@@ -242,25 +243,26 @@ class ModelReport:
         return [f"  {c.slot}, code={mode!r}: {what}" for c in code for mode, what in c.modes.items()]
 
 
-def _rows(row, slot):
+def _rows(row, slot, recipes, sources):
     """A component and those in its settings."""
     check_row(row, None, slot)
-    yield ComponentReport(slot, row["kind"], row["component"], row["settings"])
+    made_with = settings_text(row["settings"], recipes, sources)
+    yield ComponentReport(slot, row["kind"], row["component"], row["settings"], made_with)
     for key, value in (row["settings"] or {}).items():
         if isinstance(value, dict):
-            yield from _rows(value, f"{slot}.{key}")
+            yield from _rows(value, f"{slot}.{key}", recipes, sources)
 
 
-def _slots(manifest):
+def _slots(manifest, *parts):
     """All components of a manifest."""
     for slot in ("network", "process", "parametrization"):
-        yield from _rows(manifest[slot], slot)
-    yield from _rows(manifest["sampling"]["process"], "sampling.process")
+        yield from _rows(manifest[slot], slot, *parts)
+    yield from _rows(manifest["sampling"]["process"], "sampling.process", *parts)
     if manifest["sampling"]["sampler"] is not None:
-        yield from _rows(manifest["sampling"]["sampler"], "sampling.sampler")
+        yield from _rows(manifest["sampling"]["sampler"], "sampling.sampler", *parts)
     for slot in ("guidance", "metrics"):
         for i, row in enumerate(manifest[slot]):
-            yield from _rows(row, f"{slot}[{i}]")
+            yield from _rows(row, f"{slot}[{i}]", *parts)
 
 
 def inspect(
@@ -300,7 +302,7 @@ def _report(file):
         labels=tuple(data["labels"]),
         names=None if data["names"] is None else tuple(data["names"]),
         records=tuple(manifest["records"]),
-        components=tuple(_slots(manifest)),
+        components=tuple(_slots(manifest, recipes, sources)),
         recipes={ident: len(canonical_json(graph)) for ident, graph in recipes.items()},
         sources=sources,
     )

@@ -81,7 +81,6 @@ RUNS = {
     "levels that are not there": (lambda m: (sampler("tuned")(m), m["sampling"].update(n_steps=7)), BadManifest),
     "10,001 levels": (sampler("tuned", half_log_snrs=[[i / 1e4 for i in range(10_001)]]), LimitExceeded),
     "more steps than a chain": (lambda m: (process("discrete", betas=[0.01] * 50)(m), m["sampling"].update(n_steps=60)), BadManifest),
-    "grid and steps": (sampling(grid=[0.9, 0.5, 0.1], n_steps=2), BadManifest),
     "a grid beyond the process": (sampling(grid=[1.0, 0.5, 0.0]), BadManifest),
     "an infinite level": (process("ve-power", base=1e300), BadManifest),
     "an infinite level in training": (lambda m: m["process"].update(component="builtin:ve-power", settings={"base": 1e300}), BadManifest),
