@@ -82,6 +82,11 @@ def _read(path):
         os.close(descriptor)
 
 # %% ../../nbs/10_files/04_trust.ipynb #a7d9a2b2
+def _word(name):
+    """A name in a source: one line, and plain ASCII, in which no letter looks like another."""
+    return escaped(printable(name))
+
+
 def digest_for(
     source: ComponentSource,  # what would run
     mode: str,  # "sandbox" or "inprocess"
@@ -263,11 +268,6 @@ def imports_of(
     found = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     found += [node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return sorted(set(found))
-
-
-def _word(name):
-    """A name in a source: one line, and plain ASCII, in which no letter looks like another."""
-    return escaped(printable(name))
 
 
 def describe(

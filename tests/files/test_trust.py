@@ -131,10 +131,6 @@ CHANGES = {
     "an earlier version": edit('"version": 2', '"version": 1'),
     "settings that are none": edit('"settings": ""', '"settings": {}'),
     "no settings": without_settings,
-        lambda p: p.write_text(
-            json.dumps({"version": 2, "trusted": [{k: v for k, v in e.items() if k != "settings"} for e in json.loads(p.read_text())["trusted"]]})
-        )
-    ),
     "an entry of true": lambda p: p.write_text('{"version": 2, "trusted": [true]}'),
     "text without its digest": edit("+ 5", "+ 6"),
     "digest without its text": edit(FLAT.digest, "0" * 64),
