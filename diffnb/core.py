@@ -13,6 +13,7 @@ __all__ = ['STREAMS', 'EXTRAS', 'expand', 'to_model', 'to_unit', 'best_device', 
 import ast
 import contextlib
 import difflib
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -23,6 +24,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 import sys
 import time
 import warnings
@@ -32,11 +34,12 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from .arguments import whole_number
+from .printing import printable
 
 # %% ../nbs/00_core.ipynb #229d278a
 def expand(
@@ -375,28 +378,34 @@ def _whole_numbers(name, values, bits):
 # %% ../nbs/00_core.ipynb #90c84bb4
 _ABANDONED = 3600.0  # seconds without a write after which the unfinished file of an ended program is removed
 _UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.part")  # after the file: the machine, the computer process, a random number
+_KINDS = {stat.S_ISDIR: "a folder", stat.S_ISLNK: "a link that leads to itself", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+_KINDS |= {stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
 _swept = set()  # folders that this program has looked through
 
 
 def write_atomically(
-    path: str | os.PathLike,  # where to write; what stood there is replaced
+    path: str | os.PathLike,  # where to write; what stood there is replaced, and where a link stands, what it leads to
     data: bytes | Iterable[bytes],  # the contents, in one piece or several
-    mode: int = 0o666,  # permissions, less those that the user's mask takes away
+    mode: int | None = None,  # permissions; None: those of the file that stood there, or of a new one what the user's mask leaves of 0666
 ) -> None:
     """Write a file such that at any moment the old one or the whole new one is there.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        OSError: if the file cannot be written; the old one is intact. Errors of an iterable pass, and leave the old file too.
+        OSError: if something other than a file stands there, or the file cannot be written; the old one is intact. Errors of an iterable
+            pass, and leave the old file too.
     """
-    path = Path(path)
+    path, found = _target(path)
+    mode = found if mode is None else mode
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     _sweep(path.parent)
     unfinished = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        with open(os.open(unfinished, flags, mode), "wb") as file:
+        with open(os.open(unfinished, flags, 0o666 if mode is None else 0o600), "wb") as file:
+            if mode is not None:
+                os.chmod(unfinished, mode)
             for piece in (data,) if isinstance(data, bytes) else data:
                 file.write(piece)
             file.flush()
@@ -406,6 +415,19 @@ def write_atomically(
         with contextlib.suppress(OSError):
             unfinished.unlink()
     _sync_folder(path.parent)
+
+
+def _target(path):
+    """Where a path leads, and the permissions of the file there; None for the latter: there is none yet."""
+    path = Path(os.path.realpath(path))  # a rename would replace a link, and leave what it leads to as it was
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return path, None
+    if not stat.S_ISREG(mode):  # a rename would replace a device by a file
+        what = next(name for test, name in _KINDS.items() if test(mode))
+        raise OSError(errno.EEXIST, f"{what} stands there, which is not replaced by a file; give another place", str(path))
+    return path, stat.S_IMODE(mode)
 
 
 def _machine():
@@ -473,12 +495,14 @@ def read_tensors(
         FileNotFoundError: if there is no such file.
         ValueError: if the file is of another kind, damaged or cut short.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError(f"{path} is no file with tensors") if os.path.lexists(path) else FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # the place of numbers in memory can change the last bit of a sum
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from None
+    except Exception as error:  # of whatever kind: the file is from elsewhere
+        raise ValueError(f"{path} is damaged or cut short: {printable(error)}") from None
     if (stated := texts.pop("sha256", None)) is None:
         raise ValueError(f"{path} has no checksum, so it holds neither features nor a checkpoint; models are loaded by GenerativeModel.load")
     if stated != _checksum(tensors, texts):

@@ -20,7 +20,8 @@ import typer
 from typer.core import TyperGroup
 
 from .image_commands import COMMANDS, Device, comma_list, load_model, sentence
-from .shell import check_absent, is_picture, made, reported, tell, with_place, write_picture
+from .shell import check_absent, is_picture, made, reported, tell, warn, with_place, write_picture
+from ..printing import printable
 
 # %% ../../nbs/12_apps/03_commands.ipynb #6
 _ClickException = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")  # typer may bring its own copy of click
@@ -46,7 +47,7 @@ class OneLineErrors(TyperGroup):
         except (_ClickException, ValueError, OSError, ArithmeticError, ImportError) as error:
             if os.environ.get("DIFFNB_TRACEBACK"):
                 raise
-            print(f"diffnb: {_sentence(error)}", file=sys.stderr)
+            warn(f"diffnb: {_sentence(error)}")
             code = 2
         except typer.Abort:
             code = 130
@@ -431,10 +432,10 @@ def _scored(evaluator, generated, num, split, by_class):
         warnings.simplefilter("always", UserWarning)
         scores = evaluator.by_class(generated, num, split) if by_class else evaluator(generated, num, split)
     for text in dict.fromkeys(" ".join(str(w.message).split()) for w in caught if issubclass(w.category, UserWarning)):
-        print(f"diffnb: {text}", file=sys.stderr)
+        warn(f"diffnb: {text}")
     if not by_class:
         return str(scores), scores.to_dict()
-    return "\n\n".join(f"class {k}\n{v}" for k, v in scores.items()), {str(k): v.to_dict() for k, v in scores.items()}
+    return "\n\n".join(f"class {printable(k)}\n{v}" for k, v in scores.items()), {str(k): v.to_dict() for k, v in scores.items()}
 
 
 @app.command("score")
@@ -537,7 +538,7 @@ def _timed_grid(model, path, seed, rows):
     images = model.generate(rows * model.num_classes, seed=seed, class_labels=model.labels * rows)
     seconds = time.perf_counter() - start
     write_png(grid(images, model.num_classes), path, scale=2)
-    line = f"{path}: {len(images)} images, {seconds / len(images):.3f} seconds per image; columns: {', '.join(model.label_names)}"
+    line = f"{path}: {len(images)} images, {seconds / len(images):.3f} seconds per image; columns: {', '.join(map(printable, model.label_names))}"
     tell(line, files=[str(path)])
 
 

@@ -12,7 +12,6 @@ __all__ = ['Device', 'OPTIONS', 'AT_A_TIME', 'COMMANDS', 'Method', 'load_model',
 import csv
 import inspect
 import secrets
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -21,7 +20,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from .shell import FORMS, check_absent, is_picture, made, reported, tell, write_picture
+from .shell import FORMS, check_absent, is_picture, made, reported, tell, warn, write_picture
+from ..printing import printable
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #6
 def load_model(
@@ -65,7 +65,10 @@ def sentence(
     text = f"{error.strerror}: {error.filename}" if named else getattr(error, "strerror", None) or str(error) or type(error).__name__
     for argument, option in OPTIONS.items():
         text = text.replace(argument, option)
-    return " ".join(text.split())
+    return printable(" ".join(text.split()), None)
+
+
+
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #9
 def pictures_in(
@@ -85,7 +88,7 @@ def pictures_in(
         if not inside:
             raise ValueError(f"{path} holds no pictures that are read" + (f"; it holds {listed}" if listed else ""))
         if others:
-            print(f"diffnb: {path}: files that are no pictures are passed over: {listed}", file=sys.stderr)
+            warn(f"diffnb: {path}: files that are no pictures are passed over: {listed}")
         found += inside
     return found
 
@@ -233,7 +236,7 @@ class Progress:
         if error is not None:
             self.bar.clear()
             told = sentence(error)
-            print("diffnb:", told if str(source) in told else f"{source}: {told}", file=sys.stderr)
+            warn(f"diffnb: {told if printable(source, None) in told else f'{source}: {told}'}")
         self.bar.n = self.over
         self.bar.refresh()
 

@@ -14,7 +14,6 @@ import csv
 import json
 import math
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from fastai.torch_core import rank_distrib
 
 import diffnb
 from .recipes import Recipe, recipe_callbacks, recipe_images, recipe_loaders, recipe_network, recipe_parametrization, recipe_process
+from .shell import warn
 from ..core import Registry
 from ..data.readers import DATA_SETS, data_root
 from ..metrics.evaluation import make_metric
@@ -35,6 +35,7 @@ from ..model.trained import Labels, Trained, checkpoint_writer, choose_device
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
 from ..parallel import launched, own_device
+from ..printing import printable
 from ..samplers.base import SAMPLERS, Sampler
 from ..samplers.multistep import DPMSolverPP2M
 from ..training.averages import PROFILES, PostHocCallback
@@ -253,10 +254,10 @@ def _tell_origin(out, found, root, log_to):
     place = Path(recipe.data).expanduser()
     data = f"the set {recipe.data!r} under {root}, fetched if it is not there" if recipe.data in DATA_SETS else f"the folder {place.absolute()}"
     if recipe.data in DATA_SETS or not place.resolve().is_relative_to(out.resolve()):
-        print(f"diffnb: {out / SETTINGS} names the images to train on: {data}", file=sys.stderr)
+        warn(f"diffnb: {out / SETTINGS} names the images to train on: {data}")
     if recipe.log_to is not None and log_to is None:
         asked = f"diffnb: {out / SETTINGS} asks to log to {recipe.log_to}, which is not done because a folder asks; "
-        print(asked + f"log_to={recipe.log_to!r} (--log-to {recipe.log_to}) does it", file=sys.stderr)
+        warn(asked + f"log_to={recipe.log_to!r} (--log-to {recipe.log_to}) does it")
 
 
 def read_settings(
@@ -265,14 +266,21 @@ def read_settings(
     """Read what a run was begun with.
 
     Raises:
+        FileNotFoundError: if there is none.
         ValueError: if the file is damaged, or names something unknown.
     """
     path = Path(out) / SETTINGS
+    if not path.exists():
+        raise FileNotFoundError(f"{out} holds no training: there is no {SETTINGS}")
     try:
+        if not path.is_file() or path.stat().st_size > 2**20:  # a pipe would be waited for
+            raise ValueError("it is no regular file of at most a megabyte")
         found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["root"], str) or not isinstance(found["diffnb"], str):
+            raise ValueError("root and diffnb must be texts")
         return found | {"recipe": recipe_from_plain(found["recipe"])}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as the settings of a run: {type(error).__name__} {error}") from None
+    except Exception as error:  # of whatever kind, too deep nesting among them: the folder may be a stranger's
+        raise ValueError(f"{path} cannot be read as the settings of a run: {type(error).__name__} {printable(error)}") from None
 
 
 def _write_settings(out, recipe, root):

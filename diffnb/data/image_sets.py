@@ -19,6 +19,7 @@ from torch import Tensor
 from ..arguments import as_tensor, whole_number
 from ..core import to_model
 from .picture_files import upright
+from ..printing import printable
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #8506f846
 def check_images(
@@ -70,7 +71,7 @@ def class_indices(
     found = [known.get(one, folded.get(one.casefold()) if isinstance(one, str) else None) for one in wanted]
     for one, i in zip(wanted, found):
         if i is None:
-            listed = [f"{value!r}" if name == value else f"{value!r} ({name})" for value, name in zip(values[:20], names or values)]
+            listed = [printable(f"{value!r}" if name == value else f"{value!r} ({name})") for value, name in zip(values[:20], names or values)]
             raise ValueError(f"unknown class {one!r}; known: {', '.join(listed)}{', ...' if len(values) > 20 else ''}")
     return sorted(set(found))
 
@@ -109,7 +110,7 @@ class ImageSet:
         """Say what there is, in a line."""
         c, h, w = self.shape
         classes = f", {self.num_classes} classes" if self.num_classes > 1 else ", 1 class" if self.num_classes else ""
-        return f"{self.source or 'images'}: {len(self):,} images, {c} x {h} x {w}{classes}"
+        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}"
 
     @property
     def shape(self) -> tuple[int, int, int]:

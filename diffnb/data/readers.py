@@ -32,6 +32,7 @@ from torch.utils.data import IterableDataset
 from ..core import Registry
 from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
 from .picture_files import open_picture, plain_name, told, walk_pictures
+from ..printing import printable
 
 # %% ../../nbs/07_data/01_readers.ipynb #6
 class Request(NamedTuple):
@@ -103,14 +104,37 @@ def _shard_files(folder):
 
 def _read_shard(path):
     """What a shard says of itself, its images, its labels (None without)."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no regular file")
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["diffnb.shard"])
-            return facts, file.get_tensor("images"), file.get_tensor("labels") if "labels" in file.keys() else None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no whole shard ({type(error).__name__}: {error}); remove it, and make it again") from None
+            images, labels = file.get_tensor("images"), file.get_tensor("labels") if "labels" in file.keys() else None
+        _check_shard(facts, images, labels)
+    except Exception as error:  # of whatever kind: the file may be a stranger's
+        raise ValueError(f"{path} is no whole shard ({type(error).__name__}: {printable(error)}); remove it, and make it again") from None
+    return facts, images, labels
+
+
+def _check_shard(facts, images, labels):
+    """Raise unless a shard is what `generate_shards` writes."""
+    values, names = facts["values"], facts["names"]
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images) == facts["n"] > 0 or not _is_whole(facts["first"]):
+        raise ValueError(f"it must hold n uint8 images (n, c, h, w) from number first on, got {images.dtype} of shape {tuple(images.shape)}")
+    if not isinstance(values, list) or any(not (_is_whole(abs(value)) if isinstance(value, int) else isinstance(value, str)) for value in values):
+        raise ValueError("the values of its labels must be a list of whole numbers and texts")
+    if names is not None and (not isinstance(names, list) or len(names) != len(values) or any(not isinstance(name, str) for name in names)):
+        raise ValueError("the names of its labels must be a list of texts, one for each value")
+    if labels is not None and (labels.dtype != torch.int64 or labels.shape != (len(images),) or not 0 <= labels.min() <= labels.max() < len(values)):
+        raise ValueError("its labels must be an int64 index of a value for each image")
+    if not _is_whole(facts["seed"]):
+        raise ValueError("its seed must be a whole number below 2^64")
+
+
+def _is_whole(value):
+    return isinstance(value, int) and 0 <= value < 2**64
 
 
 def load_shards(
@@ -128,6 +152,8 @@ def load_shards(
     images, labels, n = [], [], 0
     for path in files:
         facts, some, own = _read_shard(path)
+        if images and (some.shape[1:] != images[0].shape[1:] or (own is None) == bool(labels)):
+            raise ValueError(f"{path} holds other images than the shards before it: {tuple(some.shape[1:])}, labels {own is not None}")
         if facts["first"] != n:
             raise ValueError(f"{folder} is not whole: images {n} to {facts['first'] - 1} are missing before {path.name}; make them first")
         images.append(some)

@@ -9,6 +9,7 @@ __all__ = ['MAKERS', 'QUESTIONS', 'unavailable', 'require', 'Zygote', 'the_zygot
 
 # %% ../../nbs/10_files/08_master.ipynb #d0c65e70
 import atexit
+import contextlib
 import fcntl
 import json
 import mmap
@@ -33,6 +34,8 @@ from ..denoise.denoisers import BaseDenoiser
 from . import jail, worker
 from .errors import ComponentBadResult, ComponentCrashed, ComponentProtocol, ComponentSource, ComponentTimeout, SandboxUnavailable
 from ..noise.sdes import SDE
+from ..printing import printable
+from ..samplers.base import State
 
 # %% ../../nbs/10_files/08_master.ipynb #1ba87416
 def unavailable() -> str | None:  # why; None: there is one
@@ -161,6 +164,7 @@ class Worker:
         self.lock, self.names, self.objects, self.kept = threading.RLock(), {}, {}, {}
         self.connection, memory_map, handle = the_zygote().fork(shared, (memory, 3600))
         self.outward, self.inward = worker.Room(memory_map, 0, shared // 2), worker.Room(memory_map, shared // 2, shared // 2)
+        self.handle, self.like, self.given = handle, None, {}
         self.close = weakref.finalize(self, _end, handle, self.connection)
         ready = self._receive(time.monotonic() + 30)
         if "ready" not in ready:
@@ -195,8 +199,8 @@ class Worker:
             if self.ended:
                 raise ComponentCrashed(f"{self.source.name} in the sandbox was ended before: {self.ended}")
             self._name(arguments)
-            self._send(message, arguments)
             deadline, asked = time.monotonic() + self.timeout, 0
+            self._send(message, arguments, deadline)
             while True:
                 answer = self._receive(deadline)
                 kind, said = next(iter(answer.items()), (None, None))
@@ -210,30 +214,54 @@ class Worker:
                 if asked > self.limit:
                     raise self._kill(ComponentProtocol, f"it asked more than {self.limit} questions in one call")
                 started = time.monotonic()
-                self._answer(said)
+                reply = self._answer(said)
                 deadline += time.monotonic() - started
+                self._transmit(reply, deadline)
 
     def _name(self, arguments):
         """Give names to the objects among the arguments that stay here."""
         self.names, self.objects = {}, dict(self.kept)
+        self.like = next((v.x if isinstance(v, State) else v for v in arguments if isinstance(v, (State, Tensor))), None)
+        self.given = next((dict(v) for v in arguments if isinstance(v, Mapping)), {})
         for value in arguments:
             if isinstance(value, (BaseDenoiser, SDE)):
                 kind, sde = ("denoiser", value.sde) if isinstance(value, BaseDenoiser) else ("sde", value)
                 self.names[id(value)] = {"$": kind, "facts": [float(sde.t_max), float(sde.t_min), float(sde.prior_std)]}
                 self.objects |= {kind: value, "sde": sde}
 
-    def _send(self, message, arguments):
+    def _send(self, message, arguments, deadline):
         self.outward.used = 0
         try:
             words = worker.say(list(arguments), self.outward, self.names)
         except worker.ProtocolError as error:
             raise ComponentBadResult(f"{self.source.name} in the sandbox cannot be given this: {error}") from None
+        self._transmit({**message, "arguments": words}, deadline)
+
+    def _transmit(self, message, deadline):
+        """Write a frame, which a worker that does not read cannot hold up."""
+        self._let(signal.SIGCONT)
+        self.connection.settimeout(max(1e-3, deadline - time.monotonic()))
         try:
-            worker.send(self.connection.fileno(), {**message, "arguments": words})
+            self.connection.sendall(worker.frame(message))
+        except TimeoutError:
+            raise self._kill(ComponentTimeout, f"it did not listen within {self.timeout:g} seconds") from None
         except OSError:
             raise self._kill(ComponentCrashed, "its worker has ended") from None
 
+    def _let(self, what):
+        """Let the worker go on, or stop it: it computes only while it is waited for."""
+        if self.close.alive:  # afterwards the number of the handle may be another file's
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.handle, what)
+
     def _receive(self, deadline):
+        """Read a frame, and stop the worker, which has nothing more to do."""
+        try:
+            return self._frame(deadline)
+        finally:
+            self._let(signal.SIGSTOP)
+
+    def _frame(self, deadline):
         size = struct.unpack("<I", self._exactly(4, deadline))[0]
         if size > worker.FRAME:
             raise self._kill(ComponentProtocol, f"it announced a frame of {size:,} bytes")
@@ -245,8 +273,11 @@ class Worker:
     def _exactly(self, n, deadline):
         parts = []
         while n:
-            self.connection.settimeout(max(1e-3, deadline - time.monotonic()))
+            left = deadline - time.monotonic()  # of the whole frame: each of a million bytes may come in time
+            self.connection.settimeout(max(1e-3, left))
             try:
+                if left <= 0:
+                    raise TimeoutError
                 part = self.connection.recv(n)
             except TimeoutError:
                 raise self._kill(ComponentTimeout, f"it did not answer within {self.timeout:g} seconds") from None
@@ -256,7 +287,6 @@ class Worker:
                 raise self._kill(ComponentCrashed, "its worker ended (memory, time, or a fault)")
             parts.append(part)
             n -= len(part)
-        self.connection.settimeout(None)
         return b"".join(parts)
 
     def _hear(self, said):
@@ -274,44 +304,53 @@ class Worker:
         if method not in QUESTIONS[what] or not isinstance(arguments, list) or not arguments:
             raise self._kill(ComponentProtocol, f"it asked a {what} for something other than {', '.join(QUESTIONS[what])}")
         try:
-            answer = _ask_sde(self.objects["sde"], method, *arguments) if what == "sde" else _ask_denoiser(self.objects["denoiser"], *arguments)
+            like = self.like
+            answer = (
+                _ask_sde(self.objects["sde"], method, like, *arguments)
+                if what == "sde"
+                else _ask_denoiser(self.objects["denoiser"], like, self.given, *arguments)
+            )
             self.outward.used = 0
-            reply = {"ok": worker.say(answer, self.outward)}
+            return {"ok": worker.say(answer, self.outward)}
         except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            reply = {"failed": f"{type(error).__name__}: {error}"[:300]}
-        try:
-            worker.send(self.connection.fileno(), reply)
-        except OSError:
-            raise self._kill(ComponentCrashed, "its worker has ended") from None
+            return {"failed": f"{type(error).__name__}: {error}"[:300]}
 
     def _raised(self, said):
         name, text, line = said if isinstance(said, list) and len(said) == 3 else ("an error", "", 0)
         at = f" (line {line} of its source)" if isinstance(line, int) and line else ""
-        return ComponentCrashed(f"{self.source.name} in the sandbox raised {_clean(name)}{at}: {_clean(text)}")
+        return ComponentCrashed(f"{self.source.name} in the sandbox raised {printable(name)}{at}: {printable(text)}")
 
     def _kill(self, error, why):
         """End the worker, and make the error that says why."""
-        self.ended = _clean(why)
+        self.ended = printable(why)
         self.close()
         return error(f"{self.source.name} in the sandbox was ended: {self.ended}")
 
 
-def _clean(text):
-    """What a stranger's worker says, fit for a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:500])
+_TIMES = 4096  # that one question may hold, where the component was given fewer numbers
 
 
-def _ask_sde(sde, method, t):
-    """Answer a question about a noising process; times outside its range are refused."""
+def _ask_sde(sde, method, like, t):
+    """Answer a question about a noising process; times outside its range are refused, and more of them than a step can use."""
     if not isinstance(t, Tensor) or not t.is_floating_point():
         raise ValueError("times must be a tensor of floats")
+    if t.numel() > max(_TIMES, 0 if like is None else like.numel()):
+        raise ValueError(f"{t.numel():,} times are more than a component can use; at most {_TIMES:,}, or as many numbers as it was given")
     if method != "time_of_half_log_snr" and not bool(((t >= sde.t_min - 1e-9) & (t <= sde.t_max + 1e-9)).all()):
         raise ValueError(f"times must lie in [{sde.t_min:.4g}, {sde.t_max:.4g}]")
     return getattr(sde, method)(t)
 
 
-def _ask_denoiser(denoiser, x, t, condition):
-    """Answer what a denoiser is asked."""
+def _ask_denoiser(denoiser, like, given, x, t, condition):
+    """Answer what a denoiser is asked: about samples like those that the component was given, and none that are larger or more."""
     if not isinstance(x, Tensor) or not isinstance(t, Tensor) or not x.is_floating_point() or not isinstance(condition, Mapping):
         raise ValueError("a denoiser is asked with samples, times and a condition")
-    return denoiser(x, t, condition).x0
+    if like is None or x.shape != like.shape:
+        shape = "none, since it was given none" if like is None else f"samples of shape {tuple(like.shape)}, which it was given"
+        raise ValueError(f"a denoiser may be asked about {shape}; it was asked about {tuple(x.shape)}")
+    if t.shape not in ((), x.shape[:1]):
+        raise ValueError(f"a denoiser is asked with one time, or one for each of {len(x)} samples; the shape was {tuple(t.shape)}")
+    for key, value in condition.items():
+        if not isinstance(value, Tensor) or value.shape not in (x.shape[:1], getattr(given.get(key), "shape", None)):
+            raise ValueError("a condition has one number for each sample, or the shape in which it was given")
+    return denoiser(x.to(like.device), t.to(like.device), {key: value.to(like.device) for key, value in condition.items()}).x0

@@ -9,8 +9,9 @@ __all__ = ['Contents', 'cast', 'save', 'load', 'weights_of_pickle']
 
 # %% ../../nbs/10_files/05_model_file.ipynb #815fb1f8
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..denoise.denoisers import BaseDenoiser
-from .container import Container, canonical_json, check_digest, check_values, write_container
+from .bounds import check_image, check_run
+from .container import Container, Entry, canonical_json, check_digest, check_values, parse_json, write_container
 from .errors import LimitExceeded, Limits, ModelFileError, WeightsMismatch
 from .manifest import CODES, Context, Parts, builtin, check_row, fail, short
-from .report import VERSION, check_version, count_components, read_manifest
+from .report import VERSION, check_manifest, check_version, count_components, read_manifest
 from .trust import MODES, TrustStore
 from ..metrics.scores import Metric
 from ..noise.parametrizations import Parametrization
@@ -88,6 +90,7 @@ def save(
         FileNotFoundError: if the folder does not exist.
     """
     contents = model.contents()
+    contents = replace(contents, network=_bare(contents.network))
     parts = Parts()
     manifest = _manifest(contents, parts)
     try:
@@ -102,13 +105,55 @@ def save(
             raise ValueError(
                 f"the {what} of this model would have {len(size.encode()):,} bytes, more than the {Limits.manifest_bytes:,} that a reader accepts"
             )
-    tensors = {f"model.{name}": value for name, value in contents.network.state_dict().items()}
-    tensors |= {f"raw.{name}": value for name, value in (contents.raw or {}).items()}
+    tensors = _tensors(contents)
+    _check_loadable(contents, manifest, parts, tensors)
     tensors = tensors if dtype is None else cast(tensors, dtype)
     tensors |= {f"calibration.{name}": value for name, value in (contents.calibration or {}).items()}
     if bad := [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
         raise ValueError(f"{bad[0]} holds values that are infinite or not a number, which no reader accepts")
     return write_container(path, tensors, {"diffnb.version": VERSION, "diffnb.manifest": text, "diffnb.recipes": recipes, "diffnb.sources": sources})
+
+
+_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # what wrappers add to the names of weights
+
+
+def _bare(network):
+    """The network inside the wrappers of torch.compile and of training in several processes."""
+    while True:
+        if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            network = network.module
+        elif "_orig_mod" in network._modules:
+            network = network._orig_mod
+        else:
+            return network
+
+
+def _tensors(contents):
+    """The weights by the names that they have in a file, whatever the network was wrapped in."""
+    state = {name.replace("_orig_mod.", ""): value for name, value in contents.network.state_dict().items()}
+    raw = {name if name in state else _WRAPPED.sub("", name): value for name, value in (contents.raw or {}).items()}
+    tensors = {f"{of}.{name}": value for of, values in (("model", state), ("raw", raw)) for name, value in values.items()}
+    if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{odd[0]} is a {type(tensors[odd[0]]).__name__}; a model file holds tensors only")
+    return tensors
+
+
+def _check_loadable(contents, manifest, parts, tensors):
+    """Check what a reader of the file will check, the weights against those of a fresh network of the same settings above all."""
+    cls, table = type(contents.network), {name: Entry(value.dtype, tuple(value.shape), 0, 1) for name, value in tensors.items()}
+    try:
+        check_manifest(parse_json(canonical_json(manifest), Limits.json_depth))
+        _NetworkMaker(manifest["network"], Context(components={cls.__name__: cls}, sources=parts.sources)).check(
+            table, manifest["weights"], manifest["data"]
+        )
+        check_run(contents.sampling_sde or contents.sde, contents.sampler, contents.grid, contents.n_steps)
+    except WeightsMismatch as error:
+        raise ValueError(
+            f"{error}: a fresh {cls.__name__} of these settings would not take them, so the file could not be loaded. Undo what was done to its "
+            "layers (weight_norm, pruning, layers added or replaced), or save a network of a class of your own that makes them itself"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"the file could not be loaded: {error}") from None
 
 
 def _manifest(contents, parts):
@@ -193,7 +238,7 @@ class _NetworkMaker:
         if sort == "python":
             source = context.sources.get(name) or fail("network", f"refers to the source {short(name)}, which the file does not hold")
             if source.name not in context.components:
-                context.allow(source, "network")
+                context.allow(source, settings, "network")
             self.name = source.name
         else:
             builtin("network", name, "network")
@@ -202,26 +247,28 @@ class _NetworkMaker:
     def make(self):
         return self.context.revive(self.row, "network", "network")
 
-    def check(self, table, weights):
-        """Compare with the table what the network would be."""
+    def check(self, table, weights, data):
+        """Compare with the table what the network would be, and with its images and classes what it can make."""
         seen = max([65_536, *[n for entry in table.values() if entry.end > entry.begin for n in entry.shape]])
         if _largest(self.row["settings"]) > min(seen, 2**24):
             raise LimitExceeded(f"the settings of {self.name} hold the number {_largest(self.row['settings']):,}, larger than anything in the file")
         try:
             with torch.random.fork_rng(devices=[]), _Counting(64 * len(table) + 2000), torch.device("meta"):
-                expected = self.make().state_dict()
+                network = self.make()
         except ModelFileError:
             raise
         except Exception:
             if not self.own:
                 raise
             with torch.random.fork_rng(devices=[]):  # a class of the user's own that cannot be built without memory
-                expected = self.make().state_dict()
+                network = self.make()
+        expected = network.state_dict()
         for prefix in weights:
             if prefix != "calibration":
                 _compare(expected, {k: v for k, v in table.items() if k.startswith(prefix + ".")}, self.name, prefix + ".")
         if stray := [k for k in table if k.split(".")[0] not in weights]:
             raise WeightsMismatch(f"tensors that belong to no set of weights: {', '.join(stray[:3])}")
+        check_image(network, data["shape"], data["labels"], self.context.limits)
 
     def build(self, state, device):
         """Build it, and give it its weights: all of them, and no others."""
@@ -283,8 +330,10 @@ def _load(file, context, device, keep_sampler):
         check_digest(file.metadata, file.table, [body])
     manifest, context.recipes, context.sources = read_manifest(file)
     maker = _NetworkMaker(manifest["network"], context)
-    maker.check(file.table, manifest["weights"])
+    maker.check(file.table, manifest["weights"], manifest["data"])
     made = _components(manifest, context, keep_sampler)
+    check_run(made["sde"], None, None, None, context.limits)
+    check_run(made["sampling_sde"], made["sampler"], made["grid"], made["n_steps"], context.limits)
     if body is None:
         body = file.read()
         check_digest(file.metadata, file.table, [body])

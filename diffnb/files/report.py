@@ -9,6 +9,7 @@ __all__ = ['VERSION', 'CHECKED_BYTES', 'count_components', 'check_manifest', 'ch
            'ModelReport', 'inspect', 'stated_digest']
 
 # %% ../../nbs/10_files/03_report.ipynb #d4170004
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 
 from .container import DIGESTED, Container, canonical_json, check_digest, parse_json
-from .errors import BadManifest, ComponentSource, LimitExceeded, Limits, ModelFileError, UnsupportedVersion, escaped, numbered
-from .manifest import CODES, check_row, fail, read_sources, read_table, short
+from .errors import BadManifest, ComponentSource, LimitExceeded, Limits, ModelFileError, UnsupportedVersion, numbered
+from .manifest import CODES, check_row, fail, read_sources, read_table, settings_text, short
+from ..printing import printable
 from ..samplers.base import GRIDS
 
 # %% ../../nbs/10_files/03_report.ipynb #6ab8805f
@@ -98,20 +100,24 @@ def check_manifest(
     _list(manifest["records"], "records", 10_000, lambda v: isinstance(v, dict), "objects")
     _list(manifest["guidance"], "guidance", 16, lambda v: isinstance(v, dict), "components")
     _list(manifest["metrics"], "metrics", 16, lambda v: isinstance(v, dict), "components")
-    _check_sampling(sampling)
+    if (numbers := math.prod(data["shape"])) > limits.image_numbers:
+        raise LimitExceeded(f"the manifest's data.shape makes images of {numbers:,} numbers; the limit is {limits.image_numbers:,}")
+    _check_sampling(sampling, limits)
     return manifest
 
 
-def _check_sampling(sampling):
+def _check_sampling(sampling, limits):
     grid, n_steps = sampling["grid"], sampling["n_steps"]
     if isinstance(grid, list):
-        _list(grid, "sampling.grid", 100_000, lambda v: _is_number(v) and 0 <= v <= 1, "times in [0, 1]")
+        _list(grid, "sampling.grid", limits.sampling_steps, lambda v: _is_number(v) and 0 <= v <= 1, "times in [0, 1]")
         if not grid or any(a <= b for a, b in zip(grid, grid[1:])):
             fail("sampling.grid", "must fall strictly, from noise to data")
     elif grid is not None and grid not in GRIDS:
         fail("sampling.grid", f"must be a known name, a list of times, or null; found {short(grid)}")
     if n_steps is not None and not _is_count(n_steps):
         fail("sampling.n_steps", f"must be a whole number of at least 1, or null; found {short(n_steps)}")
+    if n_steps is not None and n_steps > limits.sampling_steps:
+        raise LimitExceeded(f"the manifest's sampling.n_steps is {n_steps:,}; the limit is {limits.sampling_steps:,}")
 
 # %% ../../nbs/10_files/03_report.ipynb #d4170009
 def check_version(
@@ -163,6 +169,7 @@ class ComponentReport:
     kind: str  # its kind
     reference: str  # "builtin:vp", "recipe:ID" or "python:ID"
     settings: dict  # as they stand in the file
+    made_with: str  # the same as trust covers them: canonical JSON, with the digests of what they refer to
 
     @property
     def modes(self) -> dict[str, str]:
@@ -179,7 +186,7 @@ class ComponentReport:
         """Describe it in a line."""
         plain = {} if self.settings is None else {key: "..." if isinstance(v, dict) else v for key, v in self.settings.items()}
         settings = ", ".join(f"{key}={short(value)}" for key, value in plain.items())
-        return escaped(f"{self.slot}: {self.reference}({settings})")
+        return printable(f"{self.slot}: {self.reference}({settings})", None)
 
 
 @dataclass(frozen=True)
@@ -214,7 +221,7 @@ class ModelReport:
         """Lay it out for a person; every character outside printable ASCII as its number."""
         kinds = ", ".join(self.dtypes)
         lines = [
-            escaped(f"{self.path}: a diffnb model, format {self.format}, made by diffnb {self.version}, {self.size:,} bytes"),
+            printable(f"{self.path}: a diffnb model, format {self.format}, made by diffnb {self.version}, {self.size:,} bytes", None),
             f"digest {self.digest}" + ("" if self.is_checked else ", as the file states; load compares it with the contents"),
             f"weights {' and '.join(self.weights)}: {self.tensors} tensors, {self.parameters:,} numbers, {kinds}",
             f"samples {' x '.join(map(str, self.shape))} in {list(self.value_range)}",
@@ -238,25 +245,26 @@ class ModelReport:
         return [f"  {c.slot}, code={mode!r}: {what}" for c in code for mode, what in c.modes.items()]
 
 
-def _rows(row, slot):
+def _rows(row, slot, recipes, sources):
     """A component and those in its settings."""
     check_row(row, None, slot)
-    yield ComponentReport(slot, row["kind"], row["component"], row["settings"])
+    made_with = settings_text(row["settings"], recipes, sources)
+    yield ComponentReport(slot, row["kind"], row["component"], row["settings"], made_with)
     for key, value in (row["settings"] or {}).items():
         if isinstance(value, dict):
-            yield from _rows(value, f"{slot}.{key}")
+            yield from _rows(value, f"{slot}.{key}", recipes, sources)
 
 
-def _slots(manifest):
+def _slots(manifest, *parts):
     """All components of a manifest."""
     for slot in ("network", "process", "parametrization"):
-        yield from _rows(manifest[slot], slot)
-    yield from _rows(manifest["sampling"]["process"], "sampling.process")
+        yield from _rows(manifest[slot], slot, *parts)
+    yield from _rows(manifest["sampling"]["process"], "sampling.process", *parts)
     if manifest["sampling"]["sampler"] is not None:
-        yield from _rows(manifest["sampling"]["sampler"], "sampling.sampler")
+        yield from _rows(manifest["sampling"]["sampler"], "sampling.sampler", *parts)
     for slot in ("guidance", "metrics"):
         for i, row in enumerate(manifest[slot]):
-            yield from _rows(row, f"{slot}[{i}]")
+            yield from _rows(row, f"{slot}[{i}]", *parts)
 
 
 def inspect(
@@ -316,7 +324,7 @@ def _report(file):
         labels=tuple(data["labels"]),
         names=None if data["names"] is None else tuple(data["names"]),
         records=tuple(manifest["records"]),
-        components=tuple(_slots(manifest)),
+        components=tuple(_slots(manifest, recipes, sources)),
         recipes={ident: len(canonical_json(graph)) for ident, graph in recipes.items()},
         sources=sources,
     )

@@ -22,6 +22,7 @@ from ..core import check_counts
 from .classifiers import as_classifier
 from .gathering import Gathered, Stored, gather, reference, shape_text, source
 from .scores import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
+from ..printing import printable
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #917993da
 DEFAULT_METRICS = ("frechet", "kernel", "prdc")
@@ -311,7 +312,7 @@ class Scores:
         """Write the numbers as a table, with what they depend on above and below it."""
 
         def told(facts):
-            return ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("real", "generated"))
+            return ", ".join(f"{key} {printable(value)}" for key, value in facts.items() if key not in ("real", "generated"))
 
         table = [("", "value", "real / generated", "floor", "real / real"), *(line for r in self.rows for line in _lines(r))]
         widths = [max(map(len, column)) for column in zip(*table)]

@@ -32,6 +32,7 @@ from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
 from ..noise.sdes import SDE, SDES
+from ..printing import printable
 from ..samplers.base import SAMPLERS, Sampler, make_grid
 
 # %% ../../nbs/11_model/00_trained.ipynb #f5803f2d
@@ -83,11 +84,11 @@ class Labels:
     def __post_init__(self):
         """Check that classes can be told apart."""
         if len(set(self.values)) != len(self.values):
-            raise ValueError(f"labels must differ from one another, got {self.values}")
+            raise ValueError(f"labels must differ from one another, got {printable(self.values)}")
         if self.names is not None and len(self.names) != len(self.values):
             raise ValueError(f"names must hold one name for each of the {len(self.values)} labels {self}, got {len(self.names)}")
         if self.names is not None and len({name.casefold() for name in self.names}) != len(self.names):
-            raise ValueError(f"names must differ from one another, got {', '.join(self.names)}")
+            raise ValueError(f"names must differ from one another, got {printable(', '.join(self.names))}")
 
     @classmethod
     def of(
@@ -104,7 +105,7 @@ class Labels:
     def __str__(self):
         """The first 20 labels, and their names where they say more."""
         named = zip(self.values, self.names or self.values)
-        shown = [repr(value) if str(name) == str(value) else f"{value!r} ({name})" for value, name in named]
+        shown = [printable(repr(value) if str(name) == str(value) else f"{value!r} ({name})") for value, name in named]
         return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "") or "no labels"
 
     def index(

@@ -26,10 +26,11 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..core import read_tensors, tensors_to_bytes, write_atomically
+from ..printing import printable
 from .steps import NonFiniteLoss, OwnWords, TrainingError, column_value, is_in_fit
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #6
@@ -106,9 +107,13 @@ def load_state(
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    if "tree" not in texts:
-        raise CheckpointError(f"{path} is no checkpoint of a training")
-    return _unpack(json.loads(texts["tree"]), tensors)
+    try:
+        tree = _unpack(json.loads(texts["tree"]), tensors)
+        if isinstance(tree, dict):
+            return tree
+    except Exception:  # of whatever kind, too deep nesting among them: the text is from elsewhere
+        pass
+    raise CheckpointError(f"{path} is no checkpoint of a training")
 
 
 def read_position(
@@ -123,8 +128,8 @@ def read_position(
         with safe_open(path, framework="pt") as file:
             tree = _unpack(json.loads((file.metadata() or {})["tree"]), defaultdict(lambda: None))
         return {**tree["position"], "seconds": tree["callbacks"]["schedule"]["seconds"]}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged, or no checkpoint of a training: {type(error).__name__} {error}") from None
+    except Exception as error:  # of whatever kind, as above
+        raise CheckpointError(f"{path} is damaged, or no checkpoint of a training: {type(error).__name__} {printable(error)}") from None
 
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #13

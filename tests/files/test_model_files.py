@@ -128,7 +128,9 @@ def test_networks_come_back(name, tmp_path):
     network = (
         build_network(name, (3, 8, 8), 4) if name in SIZES else NETWORKS[name](dim=2) if name == "mlp" else NETWORKS[name](widths=(8, 8), groups=4)
     )
+    shape, classes = (1, 1, 2) if name == "mlp" else (network.channels, 8, 8), network.num_classes
     contents = tiny(network=network, raw={key: value + 1 for key, value in network.state_dict().items()})
+    contents = replace(contents, shape=shape, labels=tuple(range(classes)), names=None)
     save(contents, tmp_path / "m")
     equal(load(tmp_path / "m"), contents)
     report = inspect(tmp_path / "m")
@@ -277,11 +279,13 @@ def test_any_configuration_comes_back(data, tmp_path_factory):
     """Names, numbers and times of any kind, through the facade, byte for byte."""
     folder = tmp_path_factory.mktemp("any")
     labels = tuple(data.draw(st.lists(st.one_of(st.integers(-(2**53), 2**53), TEXTS), max_size=5, unique_by=repr)))
+    network = MLP(dim=4, width=8, depth=1, num_classes=len(labels))
     names = data.draw(st.one_of(st.none(), st.lists(TEXTS, min_size=len(labels), max_size=len(labels), unique_by=str.casefold).map(tuple)))
     times = st.lists(st.floats(0.02, 0.99), min_size=1, max_size=6, unique=True).map(lambda v: tuple(sorted(v, reverse=True)))
     values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), TEXTS),
                           lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)), max_leaves=8)  # fmt: skip
     contents = tiny(
+        network=network,
         labels=labels,
         names=names,
         grid=data.draw(st.one_of(st.none(), st.sampled_from(GRIDS.names()), times)),
@@ -736,7 +740,7 @@ def test_weights_that_do_not_fit(what, tmp_path):
 
 def test_every_byte_counts(tmp_path):
     """One flipped bit anywhere, and a cut at any place, is noticed."""
-    save(tiny(network=MLP(dim=1, width=2, depth=1), records=()), tmp_path / "m")
+    save(tiny(network=MLP(dim=1, width=2, depth=1), shape=(1,), labels=(), names=None, records=()), tmp_path / "m")
     raw = (tmp_path / "m").read_bytes()
     for i in range(0, len(raw), 11):
         (tmp_path / "x").write_bytes(raw[:i] + bytes([raw[i] ^ 1 << i % 8]) + raw[i + 1 :])
@@ -808,7 +812,7 @@ def test_code_runs_only_where_it_was_allowed(tmp_path, monkeypatch):
     with pytest.raises(CodeNotTrusted, match="has not been confirmed"):
         load(tmp_path / "m", code="inprocess")
     with pytest.raises(CodeNotTrusted, match="has not been confirmed"):
-        Context("inprocess").allow(source, "process.schedule")
+        Context("inprocess").allow(source, {}, "process.schedule")
 
 
 MARK = """

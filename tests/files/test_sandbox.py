@@ -263,7 +263,7 @@ def test_jail_that_does_not_hold_gets_no_source(monkeypatch):
     """The self-test fails closed: what the zygote says is believed only if it says ready."""
     monkeypatch.setattr("diffnb.files.master.Worker._receive", lambda self, deadline: {"failed": "the jail does not hold"})
     sent = []
-    monkeypatch.setattr("diffnb.files.worker.send", lambda fd, message: sent.append(message))
+    monkeypatch.setattr("diffnb.files.master.Worker._transmit", lambda self, message, deadline: sent.append(message))
     with pytest.raises(PermissionError, match="did not hold"):
         Worker(ComponentSource("schedule", "Straight", "NoiseSchedule", GOOD), {})
     assert not sent
@@ -272,7 +272,7 @@ def test_jail_that_does_not_hold_gets_no_source(monkeypatch):
 OPEN_JAIL = """
 import struct
 from diffnb.files import jail
-jail.filter_program = lambda machine: struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)  # one instruction: allow
+jail.filter_program = lambda *_: struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)  # one instruction: allow
 try:
     jail.enter(2**28, 10)
     print("nothing was noticed", flush=True)
@@ -287,6 +287,120 @@ def test_a_jail_without_its_filter_says_what_is_open():
     assert "the jail does not hold: it was still possible to" in done.stdout and "make a socket" in done.stdout, done
 
 
+PROBES = {  # a door of the self-test, and the calls by which it opens, on x86_64 and aarch64
+    "open a file": {"openat": (257, 56)},
+    "make a socket": {"socket": (41, 198)},
+    "make a pair of sockets": {"socketpair": (53, 199)},
+    "start a process": {"clone": (56, 220), "wait4": (61, 260), "set_robust_list": (273, 99)},
+    "signal itself": {"kill": (62, 129)},
+    "execute a program": {"execve": (59, 221)},
+    "list a folder": {"openat": (257, 56), "fstat": (5, 80), "newfstatat": (262, 79), "fcntl": (72, 25), "getdents64": (217, 61), "close": (3, 57)},
+    "see another process": {"sched_getaffinity": ()},
+    "read the clock of another process": {"clock_gettime": ()},
+    "be traced": {"ptrace": (101, 117)},
+}
+ONE_OPEN = """
+import json, os, platform, struct
+from diffnb.files import jail
+column, numbers, looked_into = ("x86_64", "aarch64").index(platform.machine()), dict(jail.SYSCALLS[platform.machine()]), jail._LOOKED_INTO
+whole, doors, opens = jail.filter_program, jail.open_doors, jail._opens
+
+def blind_to(call):  # a filter that no longer looks at the argument of this call
+    def program(*given):
+        steps = list(struct.iter_unpack("=HBBI", whole(*given)))
+        passed = [(6, 0, 0, 0x7FFF0000) if before[0] == 0x15 and before[3] == numbers[call] else one for before, one in zip(steps, steps[1:])]
+        return b"".join(struct.pack("=HBBI", *one) for one in (steps[0], *passed))
+    return program
+
+def tried():
+    jail._opens = opens
+    return doors()
+
+def attempt(calls):
+    for call, known in calls.items():
+        if known:
+            jail.SYSCALLS[platform.machine()][call] = known[column]
+        else:
+            jail.filter_program = blind_to(call)
+    jail.landlock, jail.limit = lambda: None, lambda memory, seconds: None  # the other locks are tried on their own
+    jail._opens, jail.open_doors = lambda door: False, tried
+    try:
+        jail.enter(2**28, 10)
+        return "nothing was noticed"
+    except jail.JailError as error:
+        return str(error)
+
+for name, calls in PROBES.items():
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.write(write, attempt(calls).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    print(name, os.fdopen(read).read(), sep=": ", flush=True)
+    os.wait()
+"""
+
+
+def test_each_probe_is_refused_by_the_filter_and_by_nothing_else():
+    """With its calls on the list of what is allowed a door is open, and those that have other calls are not."""
+    done = subprocess.run([sys.executable, "-c", f"PROBES = {PROBES!r}\n{ONE_OPEN}"], capture_output=True, text=True, timeout=300)
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    found = {name: set(text.removeprefix("the jail does not hold: it was still possible to ").split(", ")) for name, text in said.items()}
+    lists = {"open a file", "list a folder"}  # both by the same call
+    assert (
+        {name: doors - (lists if name in lists else set()) for name, doors in found.items()} == {name: {name} - lists for name in PROBES}
+        and "list a folder" in found["list a folder"]
+        and "open a file" in found["open a file"]
+    ), done
+
+
+def test_every_probe_is_possible_without_a_jail():
+    """Otherwise it would say nothing about the jail."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from diffnb.files import jail; print(*jail.open_doors(), sep=', ')"], capture_output=True, text=True
+    )
+    assert set(done.stdout.strip().split(", ")) == set(PROBES), done
+
+
+def test_landlock_is_tried_on_its_own():
+    """Before the filter is there: a landlock that does nothing is found out."""
+    code = "from diffnb.files import jail\njail.landlock = lambda: None\njail.enter(2**28, 10)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "landlock is on, but a folder could still be listed" in done.stderr
+
+
+LOOKING = """
+import ctypes, os, sys, time
+from diffnb.files import jail
+if len(sys.argv) > 1:
+    jail.enter(2**28, 10)
+n = 0
+for p in range(1, 400):
+    try:
+        n += LOOK
+    except OSError:
+        pass
+print(n, flush=True)
+assert os.sched_getaffinity(0) and os.sched_getaffinity(os.getpid()) and time.process_time() and time.time() and time.monotonic()
+"""
+LOOKERS = {  # what another process is asked for
+    "processes that may be seen": "p != os.getpid() and bool(os.sched_getaffinity(p))",
+    "clocks of processes": "time.clock_gettime(~p << 3 | 2) >= 0",
+    "sleep by such a clock": "p == 1 and ctypes.CDLL(None).clock_nanosleep(~p << 3 | 2, 0, (ctypes.c_long * 2)(0, 0), None) == 0",
+}
+
+
+@pytest.mark.parametrize("name", LOOKERS)
+def test_nothing_is_seen_of_other_processes(name):
+    """Alive without the jail, nothing with it; and a process may still ask about itself."""
+    code = LOOKING.replace("LOOK", LOOKERS[name])
+    free, jailed = (subprocess.run([sys.executable, "-c", code, *more], capture_output=True, text=True, timeout=60) for more in ([], ["jailed"]))
+    assert int(free.stdout) >= 1, free
+    assert int(jailed.stdout) == 0 and jailed.returncode == 0, jailed
+
+
 def test_a_frame_is_measured_before_it_is_read(monkeypatch):
     """What is announced as longer than a frame may be is not waited for."""
     worker = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", GOOD), {}).worker
@@ -295,6 +409,164 @@ def test_a_frame_is_measured_before_it_is_read(monkeypatch):
     with pytest.raises(ComponentProtocol, match="announced a frame of 1,048,577 bytes"):
         worker._receive(time.monotonic() + 5)
     assert asked == [4]
+
+
+TOOLS = """
+import os, sys, time, json
+def conversation():
+    frame = sys._getframe()
+    while "message" not in frame.f_locals or "self" not in frame.f_locals:
+        frame = frame.f_back
+    return frame.f_locals["self"]
+"""
+DRIPPING = "os.write(3, (10**6).to_bytes(4, 'little'))\n        while True: os.write(3, b' '), time.sleep(0.0002)\n        return self.low + t"
+DRIP = TOOLS + GOOD.replace("return self.low + t", DRIPPING, 1)
+
+
+def test_the_deadline_holds_against_bytes_that_drip():
+    """Each byte is in time, and all together never come."""
+    made = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", DRIP), {})
+    made.worker.timeout = 0.5
+    started = time.monotonic()
+    with pytest.raises(ComponentTimeout, match="0.5 seconds"):
+        made.beta(torch.zeros(1))
+    assert time.monotonic() - started < 2
+
+
+DEAF = TOOLS + GOOD.replace("return self.low + t", "conversation().receive = lambda: time.sleep(60)\n        return self.low + t")
+
+
+def test_the_deadline_holds_against_a_worker_that_does_not_listen():
+    """A frame larger than what the kernel keeps for a socket."""
+    made = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", DEAF), {})
+    made.worker.timeout = 0.5
+    made.beta(torch.zeros(1))
+    started = time.monotonic()
+    with pytest.raises(ComponentTimeout, match="did not listen within 0.5 seconds"):
+        made.worker.call("beta", torch.zeros(1), "x" * 900_000)
+    assert time.monotonic() - started < 2
+
+
+ON_AND_ON = TOOLS + GOOD.replace(
+    "return self.low + t",
+    "conversation().tell('ok', self.low + t * (self.high - self.low))\n        while True: pass\n        return self.low + t",
+)
+
+
+def of_worker(made):
+    """State of a worker's process, and the seconds that it has computed."""
+    text = Path(f"/proc/self/fdinfo/{made.worker.handle}").read_text()
+    pid = int(next(line for line in text.splitlines() if line.startswith("Pid:")).split()[1])
+    facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return facts[0], (int(facts[11]) + int(facts[12])) / os.sysconf("SC_CLK_TCK"), pid
+
+
+@pytest.mark.parametrize("text", [GOOD, ON_AND_ON], ids=["one that waits", "one that works on"])
+def test_a_worker_computes_only_while_it_is_waited_for(text):
+    """The answer is there, and then nothing more is computed; the next call finds that it does not answer."""
+    made = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", text), {})
+    t = torch.linspace(0, 1, 5)
+    assert made.beta(t).equal(Linear().beta(t))
+    time.sleep(0.2)
+    before = of_worker(made)
+    time.sleep(0.5)
+    after = of_worker(made)
+    assert before[0] == after[0] == "T" and after[1] == before[1]
+    made.worker.timeout = 0.5
+    if text is GOOD:
+        assert made.beta(t).equal(Linear().beta(t))
+    else:
+        with pytest.raises(ComponentTimeout):
+            made.beta(t)
+    made.worker.close()
+
+
+def test_working_on_is_alive_where_nobody_stops_it(monkeypatch):
+    """Without the rule the loop goes on: what the test above shows is its doing."""
+    monkeypatch.setattr("diffnb.files.master.Worker._let", lambda self, what: None)
+    made = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", ON_AND_ON), {})
+    made.beta(torch.zeros(1))
+    before = of_worker(made)
+    time.sleep(1)
+    after = of_worker(made)
+    made.worker.close()
+    assert after[0] == "R" and after[1] > before[1]
+
+
+def test_a_stopped_worker_ends_with_the_program_that_wanted_it():
+    """Even if that is killed, and can tell nobody."""
+    code = f"""
+import os, sys, torch
+sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+from test_sandbox import GOOD, ComponentSource, of_worker, sandboxed
+made = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", GOOD), {{}})
+print(of_worker(made)[2], flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    pid, until = int(done.stdout), time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+QUESTIONS = {  # what a step asks the denoiser, and whether it may
+    "x, torch.tensor(0.5), {}": True,
+    "x.double(), torch.tensor(0.5), {}": True,
+    "x, torch.full((2,), 0.5), {}": True,
+    "x, torch.tensor(0.5), {'label': torch.zeros(2)}": True,
+    "x.repeat(1000, 1, 1, 1), torch.tensor(0.5), {}": False,
+    "x[:1], torch.tensor(0.5), {}": False,
+    "torch.zeros(2, 1, 1000, 1000), torch.tensor(0.5), {}": False,
+    "torch.zeros(2, 1), torch.tensor(0.5), {}": False,
+    "x[None], torch.tensor(0.5), {}": False,
+    "x.long(), torch.tensor(0.5), {}": False,
+    "x, torch.full((3,), 0.5), {}": False,
+    "x, torch.full((2, 1, 3, 3), 0.5), {}": False,
+    "x, 0.5, {}": False,
+    "x, torch.tensor(0.5), {'label': torch.zeros(2, 100000)}": False,
+    "x, torch.tensor(0.5), {'text': torch.zeros(2, 24)}": False,
+    "x, torch.tensor(0.5), {'label': 'x'}": False,
+    "x, torch.tensor(0.5), []": False,
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_questions_have_the_shape_of_the_state(question, monkeypatch):
+    """Of samples, times and conditions; what may not be asked does not reach the denoiser."""
+    own = f"x = state.x\n        p = type('P', (), {{'x0': denoiser.ask('denoiser', 'x0', {question}).to(x)}})"
+    text = "import torch\n" + LEVELS.replace("p = denoiser(state.x, t.time)", own)
+    made, reached = SandboxedSampler(ComponentSource("sampler", "Jump", "Sampler", text), {}), []
+    denoiser = Gaussian(0.4, 0.09).denoiser(VP())
+    ask = type(denoiser).x0
+    monkeypatch.setattr(type(denoiser), "x0", lambda self, x, t, condition: reached.append(tuple(x.shape)) or ask(self, x, t, condition))
+    run = dict(shape=(2, 1, 3, 3), n_steps=3, seeds=0)
+    if QUESTIONS[question]:
+        made(denoiser, **run)
+    else:
+        with pytest.raises(ComponentCrashed, match="ValueError: a (denoiser|condition)|TypeError"):
+            made(denoiser, **run)
+    assert set(reached) <= {(2, 1, 3, 3)} and bool(reached) == QUESTIONS[question]
+
+
+def test_times_are_as_many_as_a_component_can_use():
+    """A question about the process costs the host; the number of times in it is bounded."""
+    text = "import torch\nclass Many:\n    def ask(self, sde, x, n):\n        return sde.time_of_half_log_snr(torch.zeros(n))[:1]\n"
+    worker = Worker(ComponentSource("sampler", "Many", "Sampler", text), {})
+    assert worker.call("ask", VP(), torch.zeros(3), 4096).shape == (1,)
+    assert worker.call("ask", VP(), torch.zeros(5000), 5000).shape == (1,)
+    for n in (4097, 8_000_000):
+        started = time.monotonic()
+        with pytest.raises(ComponentCrashed, match="times are more than a component can use"):
+            worker.call("ask", VP(), torch.zeros(3), n)
+        assert time.monotonic() - started < 2
+
+
+def test_a_constructor_asks_no_denoiser():
+    """It has been given no samples, so there is nothing to ask about."""
+    text = "import torch\nclass Early:\n    def __init__(self, denoiser):\n        denoiser(torch.zeros(1, 1), 0.5)\n"
+    with pytest.raises(ComponentCrashed, match="it was given none"):
+        Worker(ComponentSource("guidance", "Early", "BaseDenoiser", text), {}, Gaussian(0.4, 0.09).denoiser(VP()))
 
 
 def test_workers_end_with_their_owner():

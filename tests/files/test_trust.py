@@ -6,8 +6,24 @@ import stat
 import threading
 
 import pytest
+from test_model_files import assembled, parts, tiny
 
-from diffnb.files import ComponentSource, NotInteractive, TrustError, TrustStore, confirm, default_store, describe, imports_of
+from diffnb.files import (
+    CodeNotTrusted,
+    ComponentSource,
+    NotInteractive,
+    TrustError,
+    TrustStore,
+    canonical_json,
+    confirm,
+    default_store,
+    describe,
+    digest_for,
+    imports_of,
+    load,
+    save,
+    settings_text,
+)
 
 TEXT = "class Flat:\n    def beta(self, t):\n        return 0 * t + 5\n"
 FLAT = ComponentSource("schedule", "Flat", "NoiseSchedule", TEXT)
@@ -88,6 +104,12 @@ def edit(old, new):
     return lambda path: path.write_text(path.read_text().replace(old, new))
 
 
+def without_settings(path):
+    """An entry as it was before trust covered settings."""
+    entries = json.loads(path.read_text())["trusted"]
+    path.write_text(json.dumps({"version": 2, "trusted": [{key: value for key, value in one.items() if key != "settings"} for one in entries]}))
+
+
 CHANGES = {
     "file writable by all": lambda p: os.chmod(p, 0o606),
     "file writable by the group": lambda p: os.chmod(p, 0o660),
@@ -104,9 +126,12 @@ CHANGES = {
     "large": lambda p: p.write_bytes(b" " * (17 << 20)),
     "a list": lambda p: p.write_text("[]"),
     "true": lambda p: p.write_text("true"),
-    "no entries": lambda p: p.write_text('{"version": 1}'),
-    "another version": edit('"version": 1', '"version": 2'),
-    "an entry of true": lambda p: p.write_text('{"version": 1, "trusted": [true]}'),
+    "no entries": lambda p: p.write_text('{"version": 2}'),
+    "another version": edit('"version": 2', '"version": 3'),
+    "an earlier version": edit('"version": 2', '"version": 1'),
+    "settings that are none": edit('"settings": ""', '"settings": {}'),
+    "no settings": without_settings,
+    "an entry of true": lambda p: p.write_text('{"version": 2, "trusted": [true]}'),
     "text without its digest": edit("+ 5", "+ 6"),
     "digest without its text": edit(FLAT.digest, "0" * 64),
     "a prefix as digest": edit(FLAT.digest, FLAT.digest[:8]),
@@ -242,3 +267,91 @@ def test_store_is_plain_json(store):
     """A person can read it."""
     found = json.loads(store.path.read_text())
     assert found["trusted"][0]["text"] == TEXT and found["trusted"][0]["digest"] == FLAT.digest
+
+
+# settings
+
+
+SETTINGS = [
+    '{"command":"true"}',
+    '{"command":"false"}',
+    '{"command":"true","more":1}',
+    '{"command":["true"]}',
+    "{}",
+    "null",
+    '{"Command":"true"}',
+    "",
+]
+
+
+def test_trust_in_this_program_is_for_settings_too(store):
+    """Another value, another key, none at all: each is something that nobody has read."""
+    store.add(FLAT, "inprocess", SETTINGS[0])
+    assert [store.allows(FLAT, "inprocess", one) for one in SETTINGS] == [True] + [False] * (len(SETTINGS) - 1)
+    assert all(store.allows(FLAT, "sandbox", one) for one in SETTINGS)
+    store.add(FLAT, "inprocess", SETTINGS[1])
+    assert [store.allows(FLAT, "inprocess", one) for one in SETTINGS[:3]] == [True, True, False]
+    assert len({e.digest for e in store.list()}) == 3
+    assert len(store.revoke(FLAT.digest)) == 3
+
+
+def test_settings_and_source_cannot_be_shifted_into_each_other():
+    a, b = (digest_for(changed(text=text), "inprocess", settings) for text, settings in (("ab", "c"), ("a", "bc")))
+    assert a != b and digest_for(FLAT, "sandbox", "x") == FLAT.digest != digest_for(FLAT, "inprocess", "")
+
+
+def test_what_settings_refer_to_is_covered():
+    """A source or a recipe that is exchanged under the same ID makes other settings."""
+    row = {"schedule": {"kind": "schedule", "component": "python:Flat-1", "settings": {"a": [1]}}, "b": [{"component": "recipe:R-1", "settings": {}}]}
+    texts = [
+        settings_text(row, {"R-1": {"x": 1}}, {"Flat-1": FLAT}),
+        settings_text(row, {"R-1": {"x": 2}}, {"Flat-1": FLAT}),
+        settings_text(row, {"R-1": {"x": 1}}, {"Flat-1": changed(text="import os")}),
+        settings_text(row, {}, {}),
+        settings_text({**row, "b": []}, {"R-1": {"x": 1}}, {"Flat-1": FLAT}),
+    ]
+    assert len(set(texts)) == len(texts) and texts[0] == settings_text(row, {"R-1": {"x": 1}}, {"Flat-1": FLAT})
+
+
+def test_all_settings_are_shown(tmp_path):
+    """What is shown before trust is given is all that it covers: the last of a thousand, and what a terminal would hide."""
+    hidden = {f"key{i}": "x" * 50 for i in range(1000)} | {"last": "rm -r ~\x1b[2K\u202e"}
+    text = describe(FLAT, "inprocess", None, json.dumps(hidden))
+    assert "rm -r ~\\u001b[2K\\u202e" in text and "key999" in text and digest_for(FLAT, "inprocess", json.dumps(hidden)) in text
+    assert all(" " <= c <= "~" or c == "\n" for c in text)
+
+
+MARKS = ComponentSource(
+    "schedule",
+    "Marks",
+    "NoiseSchedule",
+    "from diffnb.noise import Linear\n\n\nclass Marks(Linear):\n    def __init__(self, path):\n        super().__init__()\n"
+    "        object.__setattr__(self, 'path', path)\n        open(path, 'w').close()\n",
+)
+
+
+def file_with(path, settings):
+    """A model file whose schedule is code, with settings."""
+    save(tiny(), path)
+    header, body = parts(path)
+    manifest = json.loads(header["__metadata__"]["diffnb.manifest"])
+    for process in (manifest["process"], manifest["sampling"]["process"]):
+        process["settings"]["schedule"] = {"kind": "schedule", "component": "python:Marks-1", "settings": settings}
+    row = {"kind": "schedule", "name": "Marks", "base": "NoiseSchedule", "api": 1, "text": MARKS.text, "sha256": MARKS.digest}
+    header["__metadata__"] |= {"diffnb.manifest": canonical_json(manifest), "diffnb.sources": canonical_json({"Marks-1": row})}
+    path.write_bytes(assembled(header, body))
+
+
+def test_settings_changed_under_a_trusted_source(tmp_path):
+    """The attack, and that it is alive: with the settings that were read it runs, with others it does not."""
+    store, shown = TrustStore(tmp_path / "config" / "trust.json"), []
+    file_with(tmp_path / "m", {"path": str(tmp_path / "harmless")})
+    confirmed = confirm(tmp_path / "m", "inprocess", store, lambda question: shown[-1].splitlines()[-1].split()[-1][:8], shown.append)
+    assert len(confirmed) == 1 and str(tmp_path / "harmless") in shown[0]
+    with pytest.warns(RuntimeWarning, match="all the rights"):
+        load(tmp_path / "m", code="inprocess", trust=store)
+    assert (tmp_path / "harmless").exists()
+    file_with(tmp_path / "m", {"path": str(tmp_path / "canary")})
+    with pytest.raises(CodeNotTrusted, match="with these settings has not been confirmed for code='inprocess'"):
+        load(tmp_path / "m", code="inprocess", trust=store)
+    assert not (tmp_path / "canary").exists()
