@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from .container import DIGESTED, Container, canonical_json, check_digest, parse_json
+from .container import DIGESTED, Container, check_digest, parse_json
 from .errors import BadManifest, ComponentSource, LimitExceeded, Limits, ModelFileError, UnsupportedVersion, escaped, numbered
-from .manifest import CODES, check_row, fail, read_sources, read_table, short
+from .manifest import CODES, check_row, fail, read_programs, read_sources, short
+from .operations import Program
 from ..samplers.base import GRIDS
 
 # %% ../../nbs/10_files/03_report.ipynb #6ab8805f
@@ -133,8 +134,8 @@ def check_version(
 
 def read_manifest(
     file: Container,  # an open file
-) -> tuple[dict, dict, dict[str, ComponentSource]]:  # the manifest; graphs of recipes, and sources, by ID
-    """Read and check manifest, recipes and sources.
+) -> tuple[dict, dict[str, Program], dict[str, ComponentSource]]:  # the manifest; programs and sources by ID
+    """Read and check manifest, programs and sources.
 
     Raises:
         ModelFileError: if one of them is malformed or too large, or the file is of another format.
@@ -150,8 +151,8 @@ def read_manifest(
         manifest = parse_json(text, limits.json_depth)
     except ValueError as error:
         raise BadManifest(f"its manifest is not JSON as manifests are written: {error}") from None
-    recipes = read_table(file.metadata["diffnb.recipes"], "diffnb.recipes", limits, 4 * limits.depth)
-    return check_manifest(manifest, limits), recipes, read_sources(file.metadata["diffnb.sources"], limits)
+    programs, sources = read_programs(file.metadata["diffnb.programs"], limits), read_sources(file.metadata["diffnb.sources"], limits)
+    return check_manifest(manifest, limits), programs, sources
 
 # %% ../../nbs/10_files/03_report.ipynb #a0877fad
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ class ComponentReport:
 
     slot: str  # where it stands: "process", "sampling.sampler", "process.schedule", ...
     kind: str  # its kind
-    reference: str  # "builtin:vp", "recipe:ID" or "python:ID"
-    settings: dict  # as they stand in the file
+    reference: str  # "builtin:vp", "program:ID" or "python:ID"
+    settings: dict | None  # as they stand in the file; None: it does not say
 
     @property
     def modes(self) -> dict[str, str]:
@@ -169,10 +170,10 @@ class ComponentReport:
         sort = self.reference.partition(":")[0]
         if sort == "builtin":
             return dict.fromkeys(CODES, "diffnb's own class")
-        if sort == "recipe":
-            return {code: "refused" if code == "builtin" else "interpreted, no code runs" for code in CODES}
+        if sort == "program":
+            return {code: "refused" if code == "builtin" else "computed by its formulas, no code runs" for code in CODES}
         confined = "refused" if self.kind == "network" else "its source runs in a confined program, if confirmed"
-        return {"builtin": "refused", "recipe": "refused", "sandbox": confined, "inprocess": "its source runs with all your rights, if confirmed"}
+        return {"builtin": "refused", "program": "refused", "sandbox": confined, "inprocess": "its source runs with all your rights, if confirmed"}
 
     def __str__(self):
         """Describe it in a line."""
@@ -200,7 +201,7 @@ class ModelReport:
     names: tuple[str, ...] | None  # classes by name
     records: tuple[dict, ...]  # training runs
     components: tuple[ComponentReport, ...]  # by slot
-    recipes: dict[str, int]  # characters of each recipe, by ID
+    programs: dict[str, Program]  # by ID
     sources: dict[str, ComponentSource]  # by ID
 
     @property
@@ -223,17 +224,30 @@ class ModelReport:
             *[f"  {component}" for component in self.components],
         ]
         if self.runs_code:
-            lines += ["", "Some components are code. load(path) refuses them; nothing in this file has been run.", *self._modes()]
+            lines += ["", "Some components are code. load(path) refuses them; nothing in this file has been run."]
         else:
-            lines += ["", "load(path) runs no code from this file" + (": recipes are interpreted." if self.recipes else ".")]
+            lines += ["", "load(path) runs no code from this file" + (": programs are computed by their formulas." if self.programs else ".")]
+        lines += [*self._modes(), *self._formulas()]
         for ident, source in self.sources.items():
             lines += ["", f"source of {ident}: {source.kind}, class {source.name}({source.base})", f"sha256 {source.digest}", numbered(source.text)]
         return "\n".join(lines)
 
     def _modes(self):
-        """What would run, for each component that is code."""
-        code = [component for component in self.components if component.reference.startswith("python:")]
-        return [f"  {c.slot}, code={mode!r}: {what}" for c in code for mode, what in c.modes.items()]
+        """What would happen with each component that is not diffnb's own, by the value of code."""
+        for component in self.components:
+            if not component.reference.startswith("builtin:"):
+                fates = {fate: [f"code={code!r}" for code, one in component.modes.items() if one == fate] for fate in component.modes.values()}
+                yield f"  {component.slot}: " + "; ".join(f"{fate} ({', '.join(codes)})" for fate, codes in fates.items())
+
+    def _formulas(self):
+        """What each program computes, and what a call of it takes at most."""
+        for ident, program in self.programs.items():
+            bound = program.bound((1, *self.shape))
+            yield ""
+            yield f"program {ident}: {program.kind} {program.name}" + "".join(f", {name} {value}" for name, value in program.facts.items())
+            yield f"a call takes at most {bound.memory:,} bytes and {bound.questions} evaluations of the denoiser, for one sample"
+            for name, equations in program.equations().items():
+                yield from (f"  {name}:", *(f"    {equation}" for equation in equations))
 
 
 def _rows(row, slot):
@@ -276,7 +290,7 @@ def inspect(
 
 def _report(file):
     """The report of an open file."""
-    manifest, recipes, sources = read_manifest(file)
+    manifest, programs, sources = read_manifest(file)
     digest = check_digest(file.metadata, file.table, file.chunks())
     data = manifest["data"]
     return ModelReport(
@@ -295,6 +309,6 @@ def _report(file):
         names=None if data["names"] is None else tuple(data["names"]),
         records=tuple(manifest["records"]),
         components=tuple(_slots(manifest)),
-        recipes={ident: len(canonical_json(graph)) for ident, graph in recipes.items()},
+        programs=programs,
         sources=sources,
     )

@@ -26,7 +26,9 @@ from torch.overrides import TorchFunctionMode
 
 import diffnb.core
 from ..denoise.denoisers import BaseDenoiser, Prediction
-from .operations import CASTS, FACTS, FIELD, NUMBER, OPERATIONS, SAMPLE, SIGNATURES, Function, Program, ProgramError
+from .container import canonical_json
+from .errors import API, ProgramError
+from .operations import CASTS, FACTS, FIELD, NUMBER, OPERATIONS, SAMPLE, SIGNATURES, Program
 from .operations import letters_of, result_of, signature, values_in
 from ..noise.parametrizations import Parametrization
 from ..noise.schedules import NoiseSchedule
@@ -41,25 +43,22 @@ _OUTSIDE = "networks, gradients and libraries travel by components= or in the sa
 class _Recorder:
     """Records what is done to symbolic values, one operation after another."""
 
-    def __init__(self, inputs, home):
-        self.operations, self.known, self.refusal, self.home = [], {}, None, home  # home: file and line of what is traced
+    def __init__(self, inputs):
+        self.operations, self.known, self.refusal = [], {}, None
         self.kinds, self.masks = [kind for _, kind in inputs], [False] * len(inputs)
 
     def refuse(self, what, instead="programs compute with numbers and tensors, by arithmetic, math and torch"):
-        """Raise a ProgramError that names the line. The first is kept, so that code which catches it does not hide it."""
-        frame = sys._getframe(1)
-        while _is_inner(frame):
-            frame = frame.f_back
-        place = self.home if frame.f_code is _record.__code__ else (frame.f_code.co_filename, frame.f_lineno)
-        self.refusal = self.refusal or _located(*place, what, instead)
-        raise self.refusal
+        """Raise a ProgramError. The first is kept, so that code which catches it does not hide it."""
+        error = ProgramError(f"{what}; {instead}")
+        self.refusal = self.refusal or error
+        raise error
 
     def argument(self, value):
         """What stands for a value in an operation: its number, or a constant."""
         if isinstance(value, Symbol):
             return value._cell[0] if value._recorder is self else self.refuse("a value was kept from an earlier call")
         if isinstance(value, Tensor) and value.ndim:
-            self.refuse(f"a tensor of shape {tuple(value.shape)} is neither a number nor of the state's shape", "use its entries one by one, or table[index]")
+            self.refuse(f"a tensor of shape {tuple(value.shape)} takes part, which is no number", "use its entries one by one, or table[index]")
         value = value.item() if isinstance(value, Tensor) else value
         if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(value):
             self.refuse(f"{str(value)[:40]} takes part in arithmetic", "programs compute with tensors and finite numbers")
@@ -76,7 +75,7 @@ class _Recorder:
         ranks = {s._rank for s in own} - {0}
         if len(ranks) > 1 and not OPERATIONS[name].asks and name not in CASTS:
             self.refuse("a number a sample would not meet its own sample", "diffnb.core.expand(a, x) shapes a to multiply x")
-        row, rank = (name, *(v if letter in "twi" else self.argument(v) for letter, v in zip(letters, values))), max(ranks, default=0) if rank is None else rank
+        row = (name, *(v if letter in "tw" else self.argument(v) for letter, v in zip(letters, values)))
         if row not in self.known or name == "denoise":  # each question is an evaluation, whether asked before or not
             try:
                 kind, mask = result_of(row, self.kinds, self.masks)
@@ -84,46 +83,56 @@ class _Recorder:
                 self.refuse(str(error))
             self.known[row] = len(self.kinds)
             self.operations.append(row), self.kinds.append(kind), self.masks.append(mask)
-        return Symbol(self, [self.known[row]], rank)
+        return Symbol(self, [self.known[row]], max(ranks, default=0) if rank is None else rank)
 
-    def function(self, inputs, gives, outputs):
-        """Close the record: drop what no output needs, and number the rest anew."""
-        count, needed = len(inputs), {value for value in outputs if value is not None}
+    def closed(self, count, outputs):
+        """The record as a program holds it: what no output needs is dropped, and the rest numbered anew."""
+        needed = {value for value in outputs if value is not None}
         for value, row in reversed([*enumerate(self.operations, count)]):
             if row[0] == "denoise" or value in needed:
                 needed |= {value, *values_in(row)}
         place = {value: i for i, value in enumerate([*range(count), *sorted(value for value in needed if value >= count)])}
         rows = [self.operations[value - count] for value in [*place][count:]]
-        rows = tuple((row[0], *(place[a] if type(a) is int and row[0] != "noise" else a for a in row[1:])) for row in rows)
-        return Function(tuple(inputs), rows, tuple(None if v is None else place[v] for v in outputs), tuple(gives))
+        rows = [[row[0], *(place[a] if type(a) is int else a for a in row[1:])] for row in rows]
+        return {"operations": rows, "outputs": [None if value is None else place[value] for value in outputs]}
 
 
 def _is_inner(frame):
     """Whether a frame is torch's or this module's own."""
-    own = frame.f_code.co_filename == __file__ and frame.f_code is not _record.__code__
-    return own or str(frame.f_globals.get("__name__", "")).split(".")[0] == "torch"
+    return frame.f_code.co_filename == __file__ or str(frame.f_globals.get("__name__", "")).split(".")[0] == "torch"
 
 
-def _located(file, line, what, instead):
-    """The error for something that cannot be part of a program, with the line where it stands."""
+def _located(error, home):
+    """The error for what cannot be part of a program, with the line of the author's code where it came up; home: where that code begins."""
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__) if not _is_inner(frame)]
+    file, line = lines[-1] if lines else home
     place = f"{os.path.basename(file)}, line {line}: `{linecache.getline(file, line).strip()[:100]}`: " if file else ""
-    return ProgramError(f"{place}{what}; {instead}")
+    own = f"it works on plain values only ({type(error).__name__}: {str(error)[:120]}); programs compute by arithmetic, math and torch"
+    return ProgramError(place + (str(error) if isinstance(error, ProgramError) else own))
 
 # %% ../../nbs/10_files/11_tracing.ipynb #dba5cfe5
 _SIZE = "a shape or a size is looked at", "mean, sum, norm and quantile give a number a sample, torch.zeros_like and full_like fields"
 _RANDOM = "random numbers come from elsewhere", 'write noise.normal(x.shape[1:], "step", state.step, x.dtype)'
+_DECIDES = (
+    "a decision looks at a value that is not known yet",
+    "write both cases, and torch.where(condition, a, b), or choose(condition, a, b) of numbers",
+)
+_LOOKED = "a value is looked at", "arithmetic, math and torch work on it as it is; torch.where and choose decide"
 _LOOKS = {  # what would look at a value, by the names of Python's protocols and of torch's functions
-    "__bool__ __contains__ any all equal allclose argmax nonzero": ("a decision looks at a value that is not known yet", "write both cases, and "
-    "torch.where(condition, a, b), or choose(condition, a, b) of numbers"),
-    "__float__ __int__ __index__ __complex__ __round__ __str__ __format__ __array__ __reduce_ex__ item tolist numpy": ("a value is looked at",
-    "arithmetic, math and torch work on it as it is; torch.where and choose decide"),
+    "__bool__ __contains__ any all equal allclose argmax nonzero": _DECIDES,
+    "__float__ __int__ __index__ __complex__ __round__ __str__ __format__ __array__ __reduce_ex__ item tolist numpy": _LOOKED,
     "__iter__ __len__ __reversed__ numel __mod__ __floordiv__": _SIZE,
     "__setitem__ __delitem__ index_fill masked_fill scatter": ("a part of a tensor is changed", "write torch.where(condition, a, b)"),
-    "cat stack concat chunk split unbind repeat": ("tensors are put together or taken apart", "ask the denoiser twice in place of once for twice the samples"),
+    "cat stack concat chunk split unbind repeat": (
+        "tensors are put together or taken apart",
+        "ask the denoiser twice, not once for twice the samples",
+    ),
     "grad requires_grad_ backward": ("gradients are taken", _OUTSIDE),
     "rand randn randint randperm rand_like randn_like randint_like bernoulli normal multinomial poisson uniform dropout": _RANDOM,
     "normal_ uniform_ bernoulli_ random_ exponential_": _RANDOM,
 }
+_GIVEN = "what the component was given is changed in place", "write x = x + 1, or take x.clone() first"
+_SHARED = "it depends on the type whether this changes one tensor or two", "write y = y + 1 in place of y += 1"
 _REFUSED = {name: why for names, why in _LOOKS.items() for name in names.split()}
 
 
@@ -134,7 +143,8 @@ class Symbol:
     __hash__ = None
 
     def __init__(self, recorder, cell, rank):
-        # cell: the number of the value, which aliases and views share; rank: how many dimensions its shape has as it is seen here
+        # cell: the number of the value, which aliases and views share, and why it cannot be changed in place, if it cannot
+        # rank: how many dimensions its shape has as it is seen here
         self._recorder, self._cell, self._rank = recorder, cell, rank
 
     _kind = property(lambda self: self._recorder.kinds[self._cell[0]])
@@ -150,12 +160,8 @@ class Symbol:
         """Take a new value, which all aliases and views see; Python's numbers are not changed, but replaced."""
         if self._kind == NUMBER:
             return result
-        if "given" in self._cell:
-            self._recorder.refuse("what the component was given is changed in place", "write x = x + 1, or take x.clone() first")
-        if "shared" in self._cell:
-            self._recorder.refuse("it depends on the type whether this changes one tensor or two", "write y = y + 1 in place of y += 1")
-        if (result._kind, result._rank, result._is_mask) != (self._kind, self._rank, self._is_mask):
-            self._recorder.refuse("a change in place would give the tensor another shape", "make a new tensor")
+        if self._cell[1:]:
+            self._recorder.refuse(*self._cell[1])
         self._cell[0] = result._cell[0]
         return self
 
@@ -197,8 +203,8 @@ def _operators():
     for name, operation in names.items():
         setattr(Symbol, f"__r{name}__", recorded(operation, True))
         setattr(Symbol, f"__i{name}__", lambda a, b, operation=operation: a._become(a._recorder.apply(operation, a, b)))
-    names |= {"lt": "less", "le": "less_equal", "eq": "equal", "neg": "neg", "abs": "abs", "and": "and", "or": "or", "invert": "not", "floor": "floor"}
-    for name, operation in {**names, "gt": "less", "ge": "less_equal", "rand": "and", "ror": "or"}.items():
+    names |= {name: name for name in "lt le eq neg abs and or floor".split()} | {"invert": "not", "gt": "lt", "ge": "le", "rand": "and", "ror": "or"}
+    for name, operation in names.items():
         setattr(Symbol, f"__{name}__", recorded(operation, name in ("gt", "ge")))
     Symbol.__ne__ = lambda a, b: a._recorder.apply("not", a == b)
     for name, why in _REFUSED.items():
@@ -207,24 +213,6 @@ def _operators():
 
 
 _operators()
-
-
-class _Count(Symbol):
-    """The number k of the step, or a k + b with whole a and b: it addresses random numbers."""
-
-    def __init__(self, symbol, a=1, b=0):
-        super().__init__(symbol._recorder, symbol._cell, 0)
-        self._a, self._b = a, b
-
-    def __add__(self, other):
-        result = self._recorder.apply("add", self, other)
-        return _Count(result, self._a, self._b + other) if type(other) is int else result
-
-    def __mul__(self, other):
-        result = self._recorder.apply("mul", self, other)
-        return _Count(result, self._a * other, self._b * other) if type(other) is int and other else result
-
-    __radd__, __rmul__ = __add__, __mul__
 
 
 class _Handed:
@@ -265,7 +253,7 @@ def _cast(r, x, *to):
         if what != "type" and not isinstance(to, Symbol) and to not in _TYPES:
             r.refuse(f"a tensor is brought to {to}", "programs know float64, float32, int64, and the type and device of their tensors")
         new = r.apply(_TYPES[to], x) if isinstance(to, torch.dtype) else r.apply("like", x, to.symbol if what else to, rank=x._rank)
-        x._cell.append("shared"), new._cell.append("shared")  # the same tensor, where it has that type already
+        x._cell.append(_SHARED), new._cell.append(_SHARED)  # the same tensor, where it has that type already
         x = new
     return x
 
@@ -294,23 +282,26 @@ def _reduction(name):
 
 def _full_like(r, x, value):
     if isinstance(x, _Handed):
-        label = x.what == "label" and value == -1
-        return _Handed(x.symbol, "label that is none") if label else r.refuse("a label is made", "labels are handed on, or taken away by torch.full_like(label, -1)")
+        if x.what != "label" or value != -1:
+            r.refuse("a label is made", "labels are handed on, or taken away by torch.full_like(label, -1)")
+        return _Handed(x.symbol, "label that is none")
     return r.apply("full_like", x, value, rank=x._rank)
 
 
 def _entry(r, table, index):
-    if not isinstance(table, Tensor) or table.ndim != 1 or table.dtype not in (torch.float64, torch.float32) or not isinstance(index, Symbol):
+    if getattr(table, "ndim", 0) != 1 or table.dtype not in (torch.float64, torch.float32) or not isinstance(index, Symbol):
         r.refuse("a tensor is indexed", "a table is a 1-d tensor of float64 or float32, and its index one symbolic value")
     return r.apply("lookup", index, tuple(table.tolist()), str(table.dtype)[6:])
 
 
 _ONE = {name: _reduction(name) for name in ("mean", "sum", "std", "norm", "amax", "amin", "quantile")}
 _ONE |= {name: lambda r, x, to=to: _cast(r, x, to) for to, name in _TYPES.items()}
-_ONE |= {name: lambda r, a, b, to=to: r.apply(to, b, a) for name, to in {"gt": "less", "ge": "less_equal"}.items()}
+_ONE |= {name: lambda r, a, b, to=to: r.apply(to, b, a) for name, to in {"gt": "lt", "ge": "le"}.items()}
 _ONE |= {  # functions of torch that are more than a row of the table
     **dict.fromkeys(["vector_norm", "linalg_vector_norm"], _reduction("norm")) | dict.fromkeys(["clamp", "clip"], _clamp),
-    **dict.fromkeys(["view", "reshape"], _reshape) | dict.fromkeys(["to", "type_as"], _cast) | dict.fromkeys(["detach", "contiguous"], lambda r, x: x),
+    **dict.fromkeys(["view", "reshape"], _reshape)
+    | dict.fromkeys(["to", "type_as"], _cast)
+    | dict.fromkeys(["detach", "contiguous"], lambda r, x: x),
     "clamp_min": lambda r, x, min: _clamp(r, x, min),
     "clamp_max": lambda r, x, max: _clamp(r, x, None, max),
     "add": lambda r, a, b, alpha=None: r.apply("add", a, b) if alpha is None else r.apply("add_scaled", a, b, alpha),
@@ -325,7 +316,7 @@ _ONE |= {  # functions of torch that are more than a row of the table
     "__getitem__": _entry,
     "dim": lambda r, x: x.ndim,
 }
-_SAME = {"log_sigmoid": "logsigmoid", "multiply": "mul", "divide": "div", "true_divide": "div", "lt": "less", "le": "less_equal", "eq": "equal"}
+_SAME = {"log_sigmoid": "logsigmoid", "multiply": "mul", "divide": "div", "true_divide": "div"}
 _SAME |= {"subtract": "sub", "negative": "neg", "absolute": "abs", "max": "maximum", "min": "minimum"}
 _SAME |= {f"{sort}_{name}": name for sort in ("logical", "bitwise") for name in ("and", "or", "not")}
 
@@ -340,11 +331,11 @@ def _torch_call(recorder, name, args, kwargs):
         recorder.refuse(f"{plain} is asked of a plain number", f"math.{plain} computes with numbers, torch.full_like makes fields of them")
     if changes and not isinstance(args[0], Symbol):
         recorder.refuse("a tensor of the component is changed in place", "a component computes from what it is given")
-    operation = _SAME.get(plain, plain)
+    operation, values = _SAME.get(plain, plain), (*args, *kwargs.values())
     if plain in _ONE:
         result = _ONE[plain](recorder, *args, **kwargs)
-    elif operation in OPERATIONS and len(args) + len(kwargs) == len(OPERATIONS[operation].takes) and {*kwargs} <= {"other", "exponent", "weight", "end"}:
-        result = recorder.apply(operation, *args, *kwargs.values())
+    elif operation in OPERATIONS and len(values) == len(OPERATIONS[operation].takes) and {*kwargs} <= {"other", "exponent", "weight", "end"}:
+        result = recorder.apply(operation, *values)
     else:
         recorder.refuse(f"torch's {plain} of these arguments is no operation of programs", _OUTSIDE)
     return args[0]._become(result) if changes else result
@@ -396,38 +387,35 @@ def _replacements(recorder):
     def expand(a, x):
         return diffnb.core.expand(a, x) if not isinstance(x, Symbol) else a._view(x._rank) if kinds([a]) == {SAMPLE} and a._rank == 1 else a
 
-    names = [name for name, operation in OPERATIONS.items() if operation.number and hasattr(math, name)]
-    found = {name: lifted(getattr(math, name), name) for name in names} | {"fabs": lifted(math.fabs, "abs")}
-    log = found["log"]
+    found = {name: lifted(getattr(math, name), name) for name, operation in OPERATIONS.items() if operation.number and hasattr(math, name)}
+    found["fabs"], log = lifted(math.fabs, "abs"), found["log"]
     found["log"] = lambda x, *base: log(x) / log(*base) if base and kinds([x, *base]) else log(x, *base)
     stand_in = type("math", (), {"__getattr__": lambda self, name: found.get(name) or getattr(math, name)})()
-    built_in = {"max": extreme(max, "maximum"), "min": extreme(min, "minimum"), "sum": total, "isinstance": is_instance}
-    pairs = [(math, stand_in), (diffnb.core.expand, expand), *((getattr(math, n), f) for n, f in found.items())]
-    return {id(old): new for old, new in [*pairs, *((getattr(builtins, n), f) for n, f in built_in.items())]}, built_in
+    pairs = [(math, stand_in), (diffnb.core.expand, expand), (max, extreme(max, "maximum")), (min, extreme(min, "minimum")), (sum, total)]
+    return {id(old): new for old, new in [*pairs, (isinstance, is_instance), *((getattr(math, name), new) for name, new in found.items())]}
 
 
 @contextlib.contextmanager
 def _exchanged(recorder):
     """While it lasts, functions find the replacements in their modules when they are entered. All is put back at the end."""
-    (replacements, built_in), kept, before = _replacements(recorder), {}, sys.getprofile()
+    replacements, kept, before = _replacements(recorder), {}, sys.getprofile()
 
     def look(frame, event, argument):
         names = frame.f_globals
         if event == "call" and id(names) not in kept and names is not globals() and not _is_inner(frame):
-            changed = {name: value for name, value in names.items() if id(value) in replacements}
-            added = {name: value for name, value in built_in.items() if name not in names}
-            kept[id(names)] = names, changed, added
-            names.update({name: replacements[id(value)] for name, value in changed.items()} | added)
+            new = {name: replacements[id(value)] for name, value in {**vars(builtins), **names}.items() if id(value) in replacements}
+            kept[id(names)] = names, {name: names[name] for name in new if name in names}, new
+            names.update(new)
 
     sys.setprofile(look)
     try:
         yield
     finally:
         sys.setprofile(before)
-        for names, changed, added in kept.values():
-            names.update(changed)
-            for name in added:
+        for names, old, new in kept.values():
+            for name in new:
                 del names[name]
+            names.update(old)
 
 # %% ../../nbs/10_files/11_tracing.ipynb #32218990
 def _time(recorder, t):
@@ -436,20 +424,20 @@ def _time(recorder, t):
     return recorder.apply("as_tensor", t, rank=0) if is_number else t
 
 
-class _Process(SDE):
+class _Process:
     """The process that a component is given: what is asked of it is recorded."""
 
-    def __init__(self, recorder):
-        self._recorder = recorder
+    drift = SDE.drift
 
-    def __getattribute__(self, name):
-        ask = {"alpha": ["alpha"], "sigma": ["sigma"], "half_log_snr": ["half_log_snr"], "rates": ["alpha_rate", "sigma_rate"]}.get(name)
-        if ask:
-            found = lambda t: tuple(self._recorder.apply(n, _time(self._recorder, t)) for n in ask)  # noqa: E731
-            return found if len(ask) > 1 else lambda t: found(t)[0]
-        if not name.startswith("_") and name != "drift":
-            self._recorder.refuse(f"the process is asked for {name}", "a program works with any process: alpha, sigma, rates, drift and half_log_snr")
-        return super().__getattribute__(name)
+    def __init__(self, recorder):
+        def asked(name):
+            return lambda t: recorder.apply(name, _time(recorder, t))
+
+        self._recorder, self.alpha, self.sigma, self.half_log_snr = recorder, *map(asked, ("alpha", "sigma", "half_log_snr"))
+        self.rates = lambda t: (asked("alpha_rate")(t), asked("sigma_rate")(t))
+
+    def __getattr__(self, name):
+        self._recorder.refuse(f"the process is asked for {name}", "a program works with any process: alpha, sigma, rates, drift and half_log_snr")
 
 
 class _Denoiser(BaseDenoiser):
@@ -478,9 +466,9 @@ class _Noise:
 
     def normal(self, shape, stream, draw=0, dtype=None):
         shape = shape[0] if isinstance(shape, (tuple, list)) and len(shape) == 1 else shape
-        if [getattr(handed, "what", None) for handed in (shape, dtype)] != ["shape of a sample", "type"] or not isinstance(draw, (int, _Count)):
+        if [getattr(handed, "what", None) for handed in (shape, dtype)] != ["shape of a sample", "type"] or not isinstance(draw, (int, Symbol)):
             self._recorder.refuse("noise has a shape, a type or a number of its own", _RANDOM[1])
-        return self._recorder.apply("noise", stream, *((draw._a, draw._b) if isinstance(draw, _Count) else (0, draw)), rank=_RANK)
+        return self._recorder.apply("noise", stream, draw, rank=_RANK)
 
 # %% ../../nbs/10_files/11_tracing.ipynb #509a7e75
 _BASES = {  # kind: base class, and what a subclass may redefine because what travels is traced through it or counted
@@ -512,12 +500,9 @@ def _called(recorder, name, method, own, symbols):
         last = [{"label": _Handed(symbols[0], "label")}] if isinstance(own, BaseDenoiser) else []
         result = method(own, *first, *symbols, *last) if name != "memory" else method(own, *symbols[:2], Level(*symbols[2:]))
         return result if isinstance(result, tuple) else (result,)
-    denoiser, t = _Denoiser(recorder), Level(*symbols[1:6])
-    if name == "finish":
-        state = method(own, denoiser, State(symbols[0], _Count(symbols[6])), t)
-    else:
-        history = tuple(zip(symbols[12::2], symbols[13::2]))
-        state = method(own, denoiser, State(symbols[0], _Count(symbols[11]), history=history), t, Level(*symbols[6:11]), _Noise(recorder))
+    x, t, (k, *past) = symbols[0], Level(*symbols[1:6]), symbols[6 if name == "finish" else 11 :]
+    more = () if name == "finish" else (Level(*symbols[6:11]), _Noise(recorder))
+    state = method(own, _Denoiser(recorder), State(x, k, history=tuple(zip(past[::2], past[1::2]))), t, *more)
     if not isinstance(state, State) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in state.history):
         recorder.refuse(f"{name} gives no state, or a history that is no tuple of pairs", "write return replace(state, x=..., x0=..., history=...)")
     return (state.x, state.x0, *(part for pair in state.history if name != "finish" for part in pair))
@@ -531,31 +516,25 @@ def _holds_symbols(value, depth=3):
 def _record(component, kind, name, method):
     """Run one function of a component on symbols, and return its record."""
     inputs, code = signature(kind, name)[0], getattr(inspect.unwrap(method), "__code__", None)
-    recorder = _Recorder(inputs, (code.co_filename, code.co_firstlineno) if code else (None, 0))
-    own, symbols = _stand_in(component, recorder), [Symbol(recorder, [i, "given"], (0, 1, _RANK)[k]) for i, (_, k) in enumerate(inputs)]
+    recorder = _Recorder(inputs)
+    own, symbols = _stand_in(component, recorder), [Symbol(recorder, [i, _GIVEN], (0, 1, _RANK)[k]) for i, (_, k) in enumerate(inputs)]
     before = dict(vars(own))
     try:
         with _Mode(recorder), _exchanged(recorder):
             results = _called(recorder, name, method, own, symbols)
+        for value, (called, k) in zip(results, signature(kind, name, len(results))[1]):
+            fits = isinstance(value, Symbol) and value._recorder is recorder and value._kind == k and value._rank in ((0,), (0, 1), (_RANK,))[k]
+            if not fits and not (value is None and called.endswith("?")):
+                recorder.refuse(
+                    f"{called} is not computed from what {name} was given, or of another shape", "a constant is torch.full_like(t, value)"
+                )
+        if kept := [n for n, v in vars(own).items() if n in before and v is not before[n] or _holds_symbols(v)]:
+            recorder.refuse(f"it changes itself ({kept[0]})", "it must compute from what it is given; a sampler remembers in state.history")
     except Exception as error:
-        raise recorder.refusal or _failure(error, recorder.home) from error
-    gives = signature(kind, name, len(results))[1]
-    for value, (called, k) in zip(results, gives):
-        fits = isinstance(value, Symbol) and value._recorder is recorder and value._kind == k and value._rank in ((0,), (0, 1), (_RANK,))[k]
-        if not fits and not (value is None and called.endswith("?")):
-            recorder.refuse(f"{called} is not computed from what {name} was given, or of another shape", "a constant is torch.full_like(t, value)")
-    if recorder.refusal:  # something was refused, and the component went on regardless
-        raise recorder.refusal
-    if kept := [n for n, v in vars(own).items() if n in before and v is not before[n] or _holds_symbols(v)]:
-        raise ProgramError(f"it changes itself ({kept[0]}); a component computes from what it is given, and a sampler remembers in state.history")
-    return recorder.function(inputs, gives, [None if value is None else value._cell[0] for value in results])
-
-
-def _failure(error, home):
-    """Something that went wrong in the component itself, where it did."""
-    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if not _is_inner(frame) and frame.f_code is not _record.__code__]
-    place = (frames[-1][0].f_code.co_filename, frames[-1][1]) if frames else home
-    return _located(*place, f"it works on plain values only ({type(error).__name__}: {str(error)[:120]})", "programs compute by arithmetic, math and torch")
+        recorder.refusal = recorder.refusal or error
+    if recorder.refusal:  # the first, even where the component caught it and went on
+        raise _located(recorder.refusal, (code.co_filename, code.co_firstlineno) if code else (None, 0)) from recorder.refusal
+    return recorder.closed(len(inputs), [None if value is None else value._cell[0] for value in results])
 
 # %% ../../nbs/10_files/11_tracing.ipynb #6ae66ca1
 def trace(
@@ -583,7 +562,4 @@ def trace(
             functions[name] = _record(component, kind, name, method)
         except ProgramError as error:
             raise ProgramError(f"{cls.__name__}.{name} cannot be part of a program: {error}") from error.__cause__
-    shown = {n: v for n, v in vars(component).items() if not n.startswith("_") and not isinstance(v, BaseDenoiser)}
-    texts = {n: repr(v) if type(v).__repr__ is not object.__repr__ else type(v).__name__ for n, v in shown.items()}
-    settings = {n: v if v is None or type(v) in (bool, int, float) else texts[n][:200] for n, v in shown.items()}
-    return Program(kind, cls.__name__, facts, functions, settings)
+    return Program(canonical_json({"api": API, "kind": kind, "name": cls.__name__, "facts": facts, "functions": functions}))

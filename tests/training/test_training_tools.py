@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffnb.training import binned
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from scipy.optimize import brentq
@@ -44,6 +43,7 @@ from diffnb.training import (
     TrainingError,
     TrainingSettings,
     Uncertainty,
+    binned,
     diffusion_learner,
     fit,
     load_state,
