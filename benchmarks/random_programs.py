@@ -3,8 +3,9 @@
     python benchmarks/random_programs.py --count 100000 --seed 0
 
 Each program is a step of 5 to 200 random operations that fit, on a state of a random shape and type. Memory is the peak that torch's profiler sees,
-time that of this thread's processor: at most 100 ns an element that the operations go through, 1 ms an operation, and 50 ms for the profiler. Program number i depends on
-the seed and on i alone. Prints the largest share of the stated memory and time that any program took, and ends with status 1 if one took more.
+time that of this thread's processor: at most 100 ns an element that the operations go through, 1 ms an operation, and 50 ms for the profiler.
+Program number i depends on the seed and on i alone. Prints the largest share of the stated memory and time that any program took, and ends with
+status 1 if one took more.
 """
 
 import argparse

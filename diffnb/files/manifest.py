@@ -1,4 +1,4 @@
-"""What a file says about a model, checked word for word: components by slot, labels, shape, records. Each component is a name, a program, or a source.
+"""What a file says about a model, word for word: components by slot, labels, shape, records. A component is a name, a program, or a source.
 
 Docs: https://diffnb.github.io/diffnb/10_files/manifest.html.md"""
 

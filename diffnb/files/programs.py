@@ -1,4 +1,4 @@
-"""A program becomes a schedule, a process, a parametrization, a sampler or a guidance like any other: run as a list, compared bit for bit when it is saved, read as formulas when it is opened.
+"""A program becomes a component like any other: run as a list, compared bit for bit when it is saved, read as formulas when it is opened.
 
 Docs: https://diffnb.github.io/diffnb/10_files/programs.html.md"""
 
