@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/10_files/operations.html.md"""
 # %% auto #0
 __all__ = ['NUMBER', 'SAMPLE', 'FIELD', 'OPERATIONS_LIMIT', 'QUESTIONS_LIMIT', 'OUTPUTS_LIMIT', 'CONSTANTS_LIMIT',
            'HISTORY_LIMIT', 'LETTERS', 'OPERATIONS', 'CASTS', 'SIGNATURES', 'FACTS', 'Operation', 'choose', 'Host',
-           'letters_of', 'values_in', 'result_of', 'Function', 'signature', 'CallBound', 'Program']
+           'letters_of', 'values_in', 'result_of', 'signature', 'Function', 'CallBound', 'Program']
 
 # %% ../../nbs/10_files/10_operations.ipynb #2de43b91
 import math
@@ -233,6 +233,59 @@ def result_of(row: Sequence, kinds: Sequence[int], masks: Sequence[bool]) -> tup
     _need(not uneven and (operation.number if kind == NUMBER else operation.tensor), f"{name} is not made for {', '.join(_KINDS[k] for k in of)}")
     return kind, operation.is_mask
 
+# %% ../../nbs/10_files/10_operations.ipynb #6a2f4e2b
+_T, _S = [
+    "{0} alpha_{0} sigma_{0} alpha'_{0} sigma'_{0}".format(level) for level in "ts"
+]  # a level of the process: the five numbers that a step is given
+SIGNATURES = {  # kind: function: what it is given -> what it gives. Those without which a kind cannot be come first; steps of a sampler: `signature`
+    "schedule": {"beta": "t -> beta(t)", "integral": "t -> B(t)", "time_of_integral": "B -> t(B)"},
+    "process": {
+        "alpha": "t -> alpha(t)",
+        "sigma": "t -> sigma(t)",
+        "half_log_snr": "t -> lambda(t)",
+        "time_of_half_log_snr": "lambda -> t(lambda)",
+        "rates": "t -> alpha'(t) sigma'(t)",
+    },
+    "parametrization": {"coefficients": "t -> p(t) q(t)", "to_x0": "t -> a(t) b(t)", "scale": "t -> scale(t)", "input_scale": "t -> c_in(t)"},
+    "sampler": {"finish": f"x {_T} k -> x' x0?", "memory": f"x x0 {_T} -> p"},
+    "guidance": {"x0": "x t -> x0"},
+}
+_NEEDED = {"schedule": 2, "process": 2, "parametrization": 1, "sampler": 0, "guidance": 1}
+
+
+def _past(count, mark=""):
+    return " ".join(f"lambda_{i}{mark} p_{i}{mark}" for i in range(1, count + 1))
+
+
+def signature(kind: str, name: str, given: int = 2) -> list[list[tuple[str, int]]]:  # names and kinds of inputs and of outputs
+    """Say what a function is given and gives. `step_2` is a sampler's step with two earlier predictions; it may give more, which it remembers."""
+    steps = {f"step_{i}": f"x {_T} {_S} k {_past(i)} -> x' x0? {_past((given - 2) // 2, chr(39))}" for i in range(HISTORY_LIMIT + 1)}
+    known = SIGNATURES[kind] | (steps if kind == "sampler" else {})
+    _need(name in known, f"a {kind} has no function {_told(name)}")
+    rest = NUMBER if kind == "sampler" else SAMPLE
+    return [[(word, FIELD if re.fullmatch(r"x'?|x0\??|p(_\d+'?)?", word) else rest) for word in side.split()] for side in known[name].split("->")]
+
+
+def _number_in(low, high, types=(int, float)):
+    return lambda value: _is_number(value, low, high, types)
+
+
+def _is_grid(value):
+    return value is None or isinstance(value, str) and value in GRIDS
+
+
+FACTS = {  # what the library reads of a component besides its functions, and what it may be
+    "process": {"t_min": _number_in(0, 1), "t_max": _number_in(0, 1), "noise_ratio_min": _number_in(1e-12, 1e3), "default_grid": _is_grid},
+    "parametrization": {"sigma_data": _number_in(1e-12, 1e12)},
+    "sampler": {
+        "n_steps_default": _number_in(1, 10_000, (int,)),
+        "n_history": _number_in(0, HISTORY_LIMIT, (int,)),
+        "default_grid": _is_grid,
+        "order": lambda value: value is None or _is_number(value, 0, 16),
+        "is_stochastic": lambda value: type(value) is bool,
+    },
+}
+
 # %% ../../nbs/10_files/10_operations.ipynb #e9bd4660
 class Function:
     """A straight line of operations, checked: each value is made of values that came before.
@@ -288,59 +341,6 @@ class Function:
             most = max(most, now + beside)
             now -= sum(sizes[self.kinds[gone]] for gone in dead)
         return most
-
-# %% ../../nbs/10_files/10_operations.ipynb #6a2f4e2b
-_T, _S = [
-    "{0} alpha_{0} sigma_{0} alpha'_{0} sigma'_{0}".format(level) for level in "ts"
-]  # a level of the process: the five numbers that a step is given
-SIGNATURES = {  # kind: function: what it is given -> what it gives. Those without which a kind cannot be come first; steps of a sampler: `signature`
-    "schedule": {"beta": "t -> beta(t)", "integral": "t -> B(t)", "time_of_integral": "B -> t(B)"},
-    "process": {
-        "alpha": "t -> alpha(t)",
-        "sigma": "t -> sigma(t)",
-        "half_log_snr": "t -> lambda(t)",
-        "time_of_half_log_snr": "lambda -> t(lambda)",
-        "rates": "t -> alpha'(t) sigma'(t)",
-    },
-    "parametrization": {"coefficients": "t -> p(t) q(t)", "to_x0": "t -> a(t) b(t)", "scale": "t -> scale(t)", "input_scale": "t -> c_in(t)"},
-    "sampler": {"finish": f"x {_T} k -> x' x0?", "memory": f"x x0 {_T} -> p"},
-    "guidance": {"x0": "x t -> x0"},
-}
-_NEEDED = {"schedule": 2, "process": 2, "parametrization": 1, "sampler": 0, "guidance": 1}
-
-
-def _past(count, mark=""):
-    return " ".join(f"lambda_{i}{mark} p_{i}{mark}" for i in range(1, count + 1))
-
-
-def signature(kind: str, name: str, given: int = 2) -> list[list[tuple[str, int]]]:  # names and kinds of inputs and of outputs
-    """Say what a function is given and gives. `step_2` is a sampler's step with two earlier predictions; it may give more, which it remembers."""
-    steps = {f"step_{i}": f"x {_T} {_S} k {_past(i)} -> x' x0? {_past((given - 2) // 2, chr(39))}" for i in range(HISTORY_LIMIT + 1)}
-    known = SIGNATURES[kind] | (steps if kind == "sampler" else {})
-    _need(name in known, f"a {kind} has no function {_told(name)}")
-    rest = NUMBER if kind == "sampler" else SAMPLE
-    return [[(word, FIELD if re.fullmatch(r"x'?|x0\??|p(_\d+'?)?", word) else rest) for word in side.split()] for side in known[name].split("->")]
-
-
-def _number_in(low, high, types=(int, float)):
-    return lambda value: _is_number(value, low, high, types)
-
-
-def _is_grid(value):
-    return value is None or isinstance(value, str) and value in GRIDS
-
-
-FACTS = {  # what the library reads of a component besides its functions, and what it may be
-    "process": {"t_min": _number_in(0, 1), "t_max": _number_in(0, 1), "noise_ratio_min": _number_in(1e-12, 1e3), "default_grid": _is_grid},
-    "parametrization": {"sigma_data": _number_in(1e-12, 1e12)},
-    "sampler": {
-        "n_steps_default": _number_in(1, 10_000, (int,)),
-        "n_history": _number_in(0, HISTORY_LIMIT, (int,)),
-        "default_grid": _is_grid,
-        "order": lambda value: value is None or _is_number(value, 0, 16),
-        "is_stochastic": lambda value: type(value) is bool,
-    },
-}
 
 # %% ../../nbs/10_files/10_operations.ipynb #4cdd917f
 class CallBound(NamedTuple):

@@ -28,8 +28,7 @@ import diffnb.core
 from ..denoise.denoisers import BaseDenoiser, Prediction
 from .container import canonical_json
 from .errors import API, ProgramError
-from .operations import CASTS, FACTS, FIELD, NUMBER, OPERATIONS, SAMPLE, SIGNATURES, Program
-from .operations import letters_of, result_of, signature, values_in
+from .operations import CASTS, FACTS, FIELD, NUMBER, OPERATIONS, SAMPLE, SIGNATURES, Program, letters_of, result_of, signature, values_in
 from ..noise.parametrizations import Parametrization
 from ..noise.schedules import NoiseSchedule
 from ..noise.sdes import SDE, Level
