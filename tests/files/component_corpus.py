@@ -1070,6 +1070,6 @@ STAY = {  # the line, and what to write instead
     RescaledGuidance: r"line \d+: `both = .*ask the denoiser twice",
     MeanBrightness: r"line \d+: `x = x.detach\(\).requires_grad_.*components=",
     CachedByHand: r"line \d+: `@functools.lru_cache`.*unhashable",
-    LongTable: r"line \d+: `def beta.*torch.full_like\(t, value\)",
+    LongTable: r"line \d+: `def beta.*torch.full_like",
     **dict.fromkeys(METRICS, "is no schedule, process, parametrization, sampler or guidance.*components="),
 }
