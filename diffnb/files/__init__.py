@@ -9,22 +9,15 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .container import *
     from .errors import *
     from .jail import *
-    from .lowered_bodies import *
-    from .lowered_expressions import *
     from .manifest import *
     from .master import *
     from .model_file import *
-    from .recipe_components import *
-    from .recipe_expressions import *
-    from .recipe_host import *
-    from .recipe_interpreter import *
-    from .recipe_operations import *
-    from .recipe_plans import *
-    from .recipe_scopes import *
-    from .recipes import *
+    from .operations import *
+    from .programs import *
     from .report import *
     from .sandbox import *
     from .sources import *
+    from .tracing import *
     from .trust import *
     from .worker import *
 

@@ -322,6 +322,8 @@ class Container:
         except UnicodeDecodeError as error:
             raise BadHeader(f"its header is not UTF-8: {error.reason} at byte {error.start}") from None
         self.metadata, self.table = parse_header(text, self.limits)
+        if self.metadata.get("diffnb.recipes") == "{}":  # what the table of programs was called at first; with entries it is unknown here
+            self.metadata["diffnb.programs"] = self.metadata.pop("diffnb.recipes")
         self.body_size = self.size - 8 - length
         check_tiling(self.table, self.body_size)
 
@@ -415,7 +417,7 @@ def check_values(
     return checked
 
 # %% ../../nbs/10_files/01_container.ipynb #8f0b9497
-DIGESTED = ("diffnb.version", "diffnb.manifest", "diffnb.recipes", "diffnb.sources")
+DIGESTED = ("diffnb.version", "diffnb.manifest", "diffnb.programs", "diffnb.sources")
 
 
 def digest_of(

@@ -6,10 +6,9 @@ Docs: https://diffnb.github.io/diffnb/10_files/errors.html.md"""
 
 # %% auto #0
 __all__ = ['API', 'Said', 'ModelFileError', 'BadHeader', 'BadManifest', 'UnsupportedVersion', 'LimitExceeded', 'DigestMismatch',
-           'WeightsMismatch', 'NonFiniteWeights', 'UnknownComponent', 'RecipeError', 'TrustError', 'CodeNotTrusted',
+           'WeightsMismatch', 'NonFiniteWeights', 'UnknownComponent', 'ProgramError', 'TrustError', 'CodeNotTrusted',
            'NotInteractive', 'SandboxUnavailable', 'ComponentError', 'ComponentTimeout', 'ComponentCrashed',
-           'ComponentProtocol', 'ComponentBadResult', 'RecipeLimit', 'Limits', 'ComponentSource', 'escaped', 'numbered',
-           'invisible']
+           'ComponentProtocol', 'ComponentBadResult', 'Limits', 'ComponentSource', 'escaped', 'numbered', 'invisible']
 
 # %% ../../nbs/10_files/00_errors.ipynb #56f5f6a5
 import hashlib
@@ -67,8 +66,8 @@ class UnknownComponent(ModelFileError):
     """The file names a component that is not known here."""
 
 
-class RecipeError(ModelFileError):
-    """A recipe is malformed, or code cannot be written as one."""
+class ProgramError(ModelFileError):
+    """A program is malformed, or a component cannot be written as one."""
 
 # %% ../../nbs/10_files/00_errors.ipynb #8f25ab68
 class TrustError(Said, PermissionError):
@@ -106,10 +105,6 @@ class ComponentProtocol(ComponentError):
 class ComponentBadResult(ComponentError):
     """A component returned a value of a wrong shape, type or size."""
 
-
-class RecipeLimit(ComponentError):
-    """A recipe used more steps, memory or time than one call may."""
-
 # %% ../../nbs/10_files/00_errors.ipynb #0c5080f5
 @dataclass(frozen=True)
 class Limits:
@@ -121,8 +116,8 @@ class Limits:
     dimensions: int = 8  # of a tensor
     name_length: int = 256  # of a tensor's name
     manifest_bytes: int = 2**20  # the description of the model
-    part_bytes: int = 256 * 2**10  # one recipe, or one source
-    parts_bytes: int = 2**20  # all recipes, or all sources
+    part_bytes: int = 256 * 2**10  # one program, or one source
+    parts_bytes: int = 2**20  # all programs, or all sources
     sampling_steps: int = 10_000  # steps of a run, times in a grid, numbers in a list among a sampler's settings
     sampler_counts: int = 1_000  # each whole number among a sampler's settings
     evaluations: int = 2**24  # of the network, in a run
@@ -130,13 +125,6 @@ class Limits:
     attention_pixels: int = 2**20  # places of an image, each of which looks at each other
     json_depth: int = 32  # nesting of the description
     components: int = 64  # in the description, those inside one another counted
-    nodes: int = 4096  # of a recipe
-    depth: int = 64  # nesting of a recipe
-    steps: int = 2_000_000  # of one call of a recipe
-    call_bytes: int = 256 * 2**20  # that one call of a recipe may touch, and 256 times its arguments beyond that
-    matrix_side: int = 2048  # rows or columns of a matrix that a recipe may decompose
-    host_calls: int = 256  # denoiser evaluations and the like that one call of a recipe may ask for
-    seconds: float = 30.0  # of one call of a recipe, without the time that the network takes
 
     def __post_init__(self):
         """Check that every limit is a positive number."""

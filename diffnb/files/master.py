@@ -57,7 +57,7 @@ def require() -> None:
     """
     if why := unavailable():
         raise SandboxUnavailable(
-            f"there is no sandbox here: {why}. Nothing was run. A component's recipe runs everywhere (code='recipe'); "
+            f"there is no sandbox here: {why}. Nothing was run. A component's program runs everywhere (code='program'); "
             "or give a class of your own, as in load(path, components={'Name': Name})"
         )
 

@@ -99,8 +99,8 @@ def save(
         raise ValueError(f"the records and labels of a model must be plain data that JSON can write: {error}") from None
     if (n := count_components(manifest)) > Limits.components:
         raise ValueError(f"this model consists of {n} components, more than the {Limits.components} that a reader accepts")
-    recipes, sources = parts.texts()
-    for what, size in (("manifest", text), ("recipes", recipes), ("sources", sources)):
+    programs, sources = parts.texts()
+    for what, size in (("manifest", text), ("programs", programs), ("sources", sources)):
         if len(size.encode()) > Limits.manifest_bytes:
             raise ValueError(
                 f"the {what} of this model would have {len(size.encode()):,} bytes, more than the {Limits.manifest_bytes:,} that a reader accepts"
@@ -111,7 +111,9 @@ def save(
     tensors |= {f"calibration.{name}": value for name, value in (contents.calibration or {}).items()}
     if bad := [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
         raise ValueError(f"{bad[0]} holds values that are infinite or not a number, which no reader accepts")
-    return write_container(path, tensors, {"diffnb.version": VERSION, "diffnb.manifest": text, "diffnb.recipes": recipes, "diffnb.sources": sources})
+    return write_container(
+        path, tensors, {"diffnb.version": VERSION, "diffnb.manifest": text, "diffnb.programs": programs, "diffnb.sources": sources}
+    )
 
 
 _WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # what wrappers add to the names of weights
@@ -233,8 +235,8 @@ class _NetworkMaker:
         reference, settings = check_row(row, "network", "network")
         sort, _, name = reference.partition(":")
         self.row, self.context, self.own = row, context, sort != "builtin"
-        if sort == "recipe":
-            fail("network", "is a recipe; networks are builtin, or classes of your own")
+        if sort == "program":
+            fail("network", "is a program; networks are builtin, or classes of your own")
         if sort == "python":
             source = context.sources.get(name) or fail("network", f"refers to the source {short(name)}, which the file does not hold")
             if source.name not in context.components:
@@ -298,14 +300,14 @@ def _options(code, trust, components, limits):
 def load(
     path: str | os.PathLike,  # a model file
     *,
-    code: str = "recipe",  # what may happen with a component that is not diffnb's: "builtin", "recipe", "sandbox" or "inprocess"
+    code: str = "program",  # what may happen with a component that is not diffnb's: "builtin", "program", "sandbox" or "inprocess"
     trust: Any = None,  # a diffnb.files.trust.TrustStore, asked where code shall run; None: the user's own
     components: Mapping[str, Callable] | None = None,  # your own classes by name: they are used, whatever the file has under these names
     limits: Limits = Limits(),  # how much of each thing is accepted
     device: str | torch.device = "cpu",  # where the network shall be
     keep_sampler: bool = True,  # False: leave the file's sampler, grid and number of steps aside
 ) -> Contents:  # the model
-    """Read a model. By default nothing in the file runs: components are diffnb's own, or recipes that are interpreted.
+    """Read a model. By default nothing in the file runs: components are diffnb's own, or programs, computed by their formulas.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -328,7 +330,7 @@ def _load(file, context, device, keep_sampler):
     body = file.read() if file.body_size <= _SMALL else None
     if body is not None:
         check_digest(file.metadata, file.table, [body])
-    manifest, context.recipes, context.sources = read_manifest(file)
+    manifest, context.programs, context.sources = read_manifest(file)
     maker = _NetworkMaker(manifest["network"], context)
     maker.check(file.table, manifest["weights"], manifest["data"])
     made = _components(manifest, context, keep_sampler)

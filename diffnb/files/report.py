@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from .container import DIGESTED, Container, canonical_json, check_digest, parse_json
+from .container import DIGESTED, Container, check_digest, parse_json
 from .errors import BadManifest, ComponentSource, LimitExceeded, Limits, ModelFileError, UnsupportedVersion, numbered
-from .manifest import CODES, check_row, fail, read_sources, read_table, settings_text, short
+from .manifest import CODES, check_row, fail, read_programs, read_sources, settings_text, short
+from .operations import Program
 from ..printing import printable
 from ..samplers.base import GRIDS
 
@@ -140,8 +141,8 @@ def check_version(
 
 def read_manifest(
     file: Container,  # an open file
-) -> tuple[dict, dict, dict[str, ComponentSource]]:  # the manifest; graphs of recipes, and sources, by ID
-    """Read and check manifest, recipes and sources.
+) -> tuple[dict, dict[str, Program], dict[str, ComponentSource]]:  # the manifest; programs and sources by ID
+    """Read and check manifest, programs and sources.
 
     Raises:
         ModelFileError: if one of them is malformed or too large, or the file is of another format.
@@ -157,8 +158,8 @@ def read_manifest(
         manifest = parse_json(text, limits.json_depth)
     except ValueError as error:
         raise BadManifest(f"its manifest is not JSON as manifests are written: {error}") from None
-    recipes = read_table(file.metadata["diffnb.recipes"], "diffnb.recipes", limits, 4 * limits.depth)
-    return check_manifest(manifest, limits), recipes, read_sources(file.metadata["diffnb.sources"], limits)
+    programs, sources = read_programs(file.metadata["diffnb.programs"], limits), read_sources(file.metadata["diffnb.sources"], limits)
+    return check_manifest(manifest, limits), programs, sources
 
 # %% ../../nbs/10_files/03_report.ipynb #a0877fad
 @dataclass(frozen=True)
@@ -167,8 +168,8 @@ class ComponentReport:
 
     slot: str  # where it stands: "process", "sampling.sampler", "process.schedule", ...
     kind: str  # its kind
-    reference: str  # "builtin:vp", "recipe:ID" or "python:ID"
-    settings: dict  # as they stand in the file
+    reference: str  # "builtin:vp", "program:ID" or "python:ID"
+    settings: dict | None  # as they stand in the file; None: it does not say
     made_with: str  # the same as trust covers them: canonical JSON, with the digests of what they refer to
 
     @property
@@ -177,10 +178,10 @@ class ComponentReport:
         sort = self.reference.partition(":")[0]
         if sort == "builtin":
             return dict.fromkeys(CODES, "diffnb's own class")
-        if sort == "recipe":
-            return {code: "refused" if code == "builtin" else "interpreted, no code runs" for code in CODES}
+        if sort == "program":
+            return {code: "refused" if code == "builtin" else "computed by its formulas, no code runs" for code in CODES}
         confined = "refused" if self.kind == "network" else "its source runs in a confined program, if confirmed"
-        return {"builtin": "refused", "recipe": "refused", "sandbox": confined, "inprocess": "its source runs with all your rights, if confirmed"}
+        return {"builtin": "refused", "program": "refused", "sandbox": confined, "inprocess": "its source runs with all your rights, if confirmed"}
 
     def __str__(self):
         """Describe it in a line."""
@@ -209,7 +210,7 @@ class ModelReport:
     names: tuple[str, ...] | None  # classes by name
     records: tuple[dict, ...]  # training runs
     components: tuple[ComponentReport, ...]  # by slot
-    recipes: dict[str, int]  # characters of each recipe, by ID
+    programs: dict[str, Program]  # by ID
     sources: dict[str, ComponentSource]  # by ID
 
     @property
@@ -232,27 +233,40 @@ class ModelReport:
             *[f"  {component}" for component in self.components],
         ]
         if self.runs_code:
-            lines += ["", "Some components are code. load(path) refuses them; nothing in this file has been run.", *self._modes()]
+            lines += ["", "Some components are code. load(path) refuses them; nothing in this file has been run."]
         else:
-            lines += ["", "load(path) runs no code from this file" + (": recipes are interpreted." if self.recipes else ".")]
+            lines += ["", "load(path) runs no code from this file" + (": programs are computed by their formulas." if self.programs else ".")]
+        lines += [*self._modes(), *self._formulas()]
         for ident, source in self.sources.items():
             lines += ["", f"source of {ident}: {source.kind}, class {source.name}({source.base})", f"sha256 {source.digest}", numbered(source.text)]
         return "\n".join(lines)
 
     def _modes(self):
-        """What would run, for each component that is code."""
-        code = [component for component in self.components if component.reference.startswith("python:")]
-        return [f"  {c.slot}, code={mode!r}: {what}" for c in code for mode, what in c.modes.items()]
+        """What would happen with each component that is not diffnb's own, by the value of code."""
+        for component in self.components:
+            if not component.reference.startswith("builtin:"):
+                fates = {fate: [f"code={code!r}" for code, one in component.modes.items() if one == fate] for fate in component.modes.values()}
+                yield f"  {component.slot}: " + "; ".join(f"{fate} ({', '.join(codes)})" for fate, codes in fates.items())
+
+    def _formulas(self):
+        """What each program computes, and what a call of it takes at most."""
+        for ident, program in self.programs.items():
+            bound = program.bound((1, *self.shape))
+            yield ""
+            yield f"program {ident}: {program.kind} {program.name}" + "".join(f", {name} {value}" for name, value in program.facts.items())
+            yield f"a call takes at most {bound.memory:,} bytes and {bound.questions} evaluations of the denoiser, for one sample"
+            for name, equations in program.equations().items():
+                yield from (f"  {name}:", *(f"    {equation}" for equation in equations))
 
 
-def _rows(row, slot, recipes, sources):
+def _rows(row, slot, programs, sources):
     """A component and those in its settings."""
     check_row(row, None, slot)
-    made_with = settings_text(row["settings"], recipes, sources)
+    made_with = settings_text(row["settings"], programs, sources)
     yield ComponentReport(slot, row["kind"], row["component"], row["settings"], made_with)
     for key, value in (row["settings"] or {}).items():
         if isinstance(value, dict):
-            yield from _rows(value, f"{slot}.{key}", recipes, sources)
+            yield from _rows(value, f"{slot}.{key}", programs, sources)
 
 
 def _slots(manifest, *parts):
@@ -303,7 +317,7 @@ def stated_digest(
 
 def _report(file):
     """The report of an open file."""
-    manifest, recipes, sources = read_manifest(file)
+    manifest, programs, sources = read_manifest(file)
     # a file of gigabytes may be empty on the disk: to describe it takes a second, to read it takes minutes
     is_checked = file.body_size <= CHECKED_BYTES
     digest = check_digest(file.metadata, file.table, file.chunks()) if is_checked else stated_digest(file)
@@ -324,7 +338,7 @@ def _report(file):
         labels=tuple(data["labels"]),
         names=None if data["names"] is None else tuple(data["names"]),
         records=tuple(manifest["records"]),
-        components=tuple(_slots(manifest, recipes, sources)),
-        recipes={ident: len(canonical_json(graph)) for ident, graph in recipes.items()},
+        components=tuple(_slots(manifest, programs, sources)),
+        programs=programs,
         sources=sources,
     )

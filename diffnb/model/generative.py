@@ -416,7 +416,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
     ) -> None:
         """Write the model into one file: weights, components, labels and records, and no code that runs when it is read.
 
-        A schedule, process, parametrization or sampler of your own travels as a recipe where it can be written as one.
+        A schedule, process, parametrization or sampler of your own travels as a program where it can be written as one.
 
         Raises:
             ValueError: if a part of it cannot be saved; says which, and why.
@@ -454,7 +454,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
         device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
         verbose: bool = True,  # show progress bars
         *,
-        code: str = "recipe",  # what may happen with components that are not diffnb's: "builtin", "recipe", "sandbox" or "inprocess"
+        code: str = "program",  # what may happen with components that are not diffnb's: "builtin", "program", "sandbox" or "inprocess"
         trust=None,  # a diffnb.files.trust.TrustStore, asked where code shall run; None: the user's own
         components: Mapping[str, Callable] | None = None,  # your own classes by name, used in place of what the file has
         limits: Limits = Limits(),  # how much of each thing is accepted

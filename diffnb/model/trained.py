@@ -375,7 +375,7 @@ def contents_of(
 def from_file(
     path: str | os.PathLike,  # a model file
     *,
-    code: str = "recipe",  # what may happen with components that are not diffnb's: "builtin", "recipe", "sandbox" or "inprocess"
+    code: str = "program",  # what may happen with components that are not diffnb's: "builtin", "program", "sandbox" or "inprocess"
     trust=None,  # a diffnb.files.trust.TrustStore, asked where code shall run; None: the user's own
     components: Mapping[str, Callable] | None = None,  # your own classes by name, used in place of what the file has
     limits: Limits = Limits(),  # how much of each thing is accepted

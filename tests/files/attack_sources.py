@@ -2,7 +2,7 @@
 
 `ATTACKS[name]` is a source text with a class `Bad`; `CANARY` in it stands for the path of a file that must not come to be, `SECRET` for one whose
 content must not
-come back, `PORT` for a listener that must not be called. The corpus is used against the sandbox, and against the compiler of recipes.
+come back, `PORT` for a listener that must not be called. The corpus is used against the sandbox.
 """
 
 import textwrap

@@ -73,7 +73,7 @@ def test_only_a_source_is_trusted(store, nonsense):
         store.add(nonsense)
 
 
-@pytest.mark.parametrize("mode", [True, None, "", "all", "Sandbox", "builtin", "recipe"])
+@pytest.mark.parametrize("mode", [True, None, "", "all", "Sandbox", "builtin", "program"])
 def test_modes(store, mode):
     """There are two."""
     for ask in (store.add, store.allows):
