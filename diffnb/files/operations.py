@@ -26,6 +26,7 @@ from torch import Tensor
 from ..core import STREAMS
 from .container import canonical_json, parse_json
 from .errors import API, ComponentBadResult, Limits, ProgramError
+from ..printing import printable
 from ..samplers.base import GRIDS
 
 # %% ../../nbs/10_files/10_operations.ipynb #d4a67a5e

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import threading
+from types import SimpleNamespace
 
 import pytest
 from test_model_files import assembled, parts, tiny
@@ -301,16 +302,17 @@ def test_settings_and_source_cannot_be_shifted_into_each_other():
 
 
 def test_what_settings_refer_to_is_covered():
-    """A source or a recipe that is exchanged under the same ID makes other settings."""
-    row = {"schedule": {"kind": "schedule", "component": "python:Flat-1", "settings": {"a": [1]}}, "b": [{"component": "recipe:R-1", "settings": {}}]}
+    """A source or a program that is exchanged under the same ID makes other settings."""
+    row = {"schedule": {"kind": "schedule", "component": "python:Flat-1", "settings": {"a": [1]}}, "b": [{"component": "program:P-1", "settings": {}}]}
+    one, other = (SimpleNamespace(text=text) for text in "ab")  # of a program its text alone counts
     texts = [
-        settings_text(row, {"R-1": {"x": 1}}, {"Flat-1": FLAT}),
-        settings_text(row, {"R-1": {"x": 2}}, {"Flat-1": FLAT}),
-        settings_text(row, {"R-1": {"x": 1}}, {"Flat-1": changed(text="import os")}),
+        settings_text(row, {"P-1": one}, {"Flat-1": FLAT}),
+        settings_text(row, {"P-1": other}, {"Flat-1": FLAT}),
+        settings_text(row, {"P-1": one}, {"Flat-1": changed(text="import os")}),
         settings_text(row, {}, {}),
-        settings_text({**row, "b": []}, {"R-1": {"x": 1}}, {"Flat-1": FLAT}),
+        settings_text({**row, "b": []}, {"P-1": one}, {"Flat-1": FLAT}),
     ]
-    assert len(set(texts)) == len(texts) and texts[0] == settings_text(row, {"R-1": {"x": 1}}, {"Flat-1": FLAT})
+    assert len(set(texts)) == len(texts) and texts[0] == settings_text(row, {"P-1": one}, {"Flat-1": FLAT})
 
 
 def test_all_settings_are_shown(tmp_path):
