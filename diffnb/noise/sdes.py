@@ -78,8 +78,8 @@ def of_time(
         TypeError: if it is no tensor of the shape of t.
     """
     value = getattr(component, name)(t)
-    # what is neither a number nor a tensor may stand for one, as where a function is written down
-    if value is None or isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and value.shape != t.shape):
+    # where a component is written down as a program, t stands for a tensor and has no shape
+    if type(t) is Tensor and (not isinstance(value, Tensor) or value.shape != t.shape):
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise TypeError(
             f"{type(component).__name__}.{name}(t) must return a tensor of the shape of t, {tuple(t.shape)}, got {got}; "
