@@ -186,7 +186,7 @@ def _need(holds, message):
 
 def _told(value):
     """A value from a file, as an error shows it."""
-    return printable(repr(value), 60)
+    return printable(ascii(value), 60)
 
 
 def _is_number(value, low=-sys.float_info.max, high=sys.float_info.max, types=(int, float)):
