@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import diffnb
-from ..core import read_tensors, tensors_to_bytes, write_atomically
+from ..core import progress_bar, read_tensors, tensors_to_bytes, write_atomically
 from .extractors import EXTRACTORS, user_cache
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #e7fc80a8
