@@ -211,10 +211,9 @@ class Progress:
         self,
         n: int,  # pictures
     ):
-        from tqdm import tqdm
+        from diffnb.core import progress_bar
 
-        # no bar where nobody sees it
-        self.bar = tqdm(total=n, disable=None, leave=False, bar_format="{percentage:3.0f}%|{bar}| {elapsed} < {remaining}")
+        self.bar = progress_bar(n, "picture", "restoring")
         self.over = self.done = 0
         self.written: list[Path] = []
 

@@ -9,6 +9,7 @@ __all__ = ['RESNET20_WEIGHTS', 'RESNET20_SHA256', 'RESNET20_URL', 'ResNet20', 'T
            'as_classifier']
 
 # %% ../../nbs/08_metrics/03_classifiers.ipynb #d4549267
+import importlib.resources
 import urllib.error
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -85,19 +86,31 @@ class ResNet20(Classifier):
 
     def __init__(
         self,
-        weights: str | Path | None = None,  # the file, or its folder; None: the folder in DIFFNB_WEIGHTS, then the user's cache
+        weights: str | Path | None = None,  # the published file, or its folder; None: the packaged copy
     ):
         super().__init__()
+        self.network = on_meta(_ResNet20)
+        self.network.load_state_dict(self._packaged() if weights is None else self._published(weights), assign=True)
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD)[:, None, None], persistent=False)
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _packaged():
+        """The weights that come with the package, which are those of the published file."""
+        from safetensors.torch import load
+
+        return load((importlib.resources.files("diffnb") / "assets" / "cifar10_resnet20.safetensors").read_bytes())
+
+    @staticmethod
+    def _published(weights):
+        """The weights of the published file."""
         names = {RESNET20_WEIGHTS: RESNET20_SHA256, "resnet20-12fca82f.th": RESNET20_SHA256}
         advice = f"Get the file from {RESNET20_URL} (1 MB, sha256 {RESNET20_SHA256}) and name its folder in DIFFNB_WEIGHTS. Without it "
         advice += 'the extractor "fashion-classifier", or a function of yours, works on any images'
         path = find_weights(names, weights, "the ResNet-20 of CIFAR-10", advice)
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        self.network = on_meta(_ResNet20)
-        self.network.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, assign=True)
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD)[:, None, None], persistent=False)
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        return {k.removeprefix("module."): v for k, v in state.items()}
 
     def prepare(self, images: Tensor) -> Tensor:
         """Make images 32 x 32 in three channels, normalised as in training."""

@@ -80,6 +80,10 @@ class MetricResult:
         """Return the value alone."""
         return self.value
 
+    def __format__(self, spec):
+        """Format the number, as `.4f`; without a specification the whole."""
+        return format(self.value, spec) if spec else str(self)
+
     def __str__(self):
         """Write the number, its error, and what it was computed from."""
         error = "" if self.error is None else f" +- {self.error:.2g}"

@@ -32,8 +32,8 @@ from .averages import EMACallback, EMAProfile
 from .interruptions import ResumableLearner
 from .distributed import sharing, together
 from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, weighted_mse
-from .monitoring import LossProgress, LossRecorder
-from .plans import ForecastCallback, say
+from .monitoring import LossRecorder
+from .plans import ForecastCallback, LossProgress, say
 from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
 
 # %% ../../nbs/09_training/00_learner.ipynb #9

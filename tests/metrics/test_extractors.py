@@ -209,7 +209,8 @@ def test_missing_or_other_weights_are_an_error(nowhere):
             InceptionFeatures(nowhere)
         (nowhere / name).unlink()
     with pytest.raises(FileNotFoundError, match=RESNET20_SHA256):
-        ResNet20()
+        ResNet20(nowhere)
+    assert ResNet20().config()["extractor" if "extractor" in ResNet20().config() else "name"] is not None  # a copy is packaged
     assert as_classifier().name == "fashion-classifier"
 
 
