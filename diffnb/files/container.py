@@ -322,8 +322,6 @@ class Container:
         except UnicodeDecodeError as error:
             raise BadHeader(f"its header is not UTF-8: {error.reason} at byte {error.start}") from None
         self.metadata, self.table = parse_header(text, self.limits)
-        if self.metadata.get("diffnb.recipes") == "{}":  # what the table of programs was called at first; with entries it is unknown here
-            self.metadata["diffnb.programs"] = self.metadata.pop("diffnb.recipes")
         self.body_size = self.size - 8 - length
         check_tiling(self.table, self.body_size)
 
