@@ -46,7 +46,7 @@ class OneLineErrors(TyperGroup):
         except (_ClickException, ValueError, OSError, ArithmeticError, ImportError) as error:
             if os.environ.get("DIFFNB_TRACEBACK"):
                 raise
-            tell(f"diffnb: {_sentence(error)}", sys.stderr)
+            tell(f"diffnb: {_sentence(error)}", file=sys.stderr)
             code = 2
         except typer.Abort:
             code = 130
@@ -398,7 +398,7 @@ def _scored(evaluator, generated, num, split, by_class):
         warnings.simplefilter("always", UserWarning)
         scores = evaluator.by_class(generated, num, split) if by_class else evaluator(generated, num, split)
     for text in dict.fromkeys(" ".join(str(w.message).split()) for w in caught if issubclass(w.category, UserWarning)):
-        tell(f"diffnb: {text}", sys.stderr)
+        tell(f"diffnb: {text}", file=sys.stderr)
     if not by_class:
         return str(scores), scores.to_dict()
     return "\n\n".join(f"class {printable(k)}\n{v}" for k, v in scores.items()), {str(k): v.to_dict() for k, v in scores.items()}
@@ -432,7 +432,7 @@ def _score(
     text, data = _scored(evaluator, *_images_or_model(generated, device, num, steps, seed), split_generated, by_class)
     if json_file is not None:
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    tell(text)
+    tell(*text.split("\n"))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #20weights2
 @app.command("weights")
@@ -458,7 +458,7 @@ def _inspect(file: Annotated[Path, typer.Argument(help="A model file.", metavar=
     """Say what is in a model file; nothing in it runs."""
     from diffnb.files.report import inspect as look
 
-    tell(look(file))
+    tell(*str(look(file)).split("\n"))
 
 
 trust = typer.Typer(help="Confirm, list and take back code that may run.", rich_markup_mode=None)
@@ -481,7 +481,7 @@ def trust_list():
     from diffnb.files.trust import TrustStore
 
     entries = TrustStore().list()
-    tell("\n".join(map(str, entries)) or "nothing has been confirmed")
+    tell(*entries or ["nothing has been confirmed"])
 
 
 @trust.command("revoke")

@@ -70,11 +70,11 @@ def sentence(
 
 
 def tell(
-    text: Any,  # what a command says
+    *lines: Any,  # what a command says, one thing a line
     file=None,  # where to; None: the output stream
 ) -> None:
-    """Print, such that no line steers the terminal, whatever a file or its name has put into it."""
-    print("\n".join(printable(line, None) for line in str(text).split("\n")), file=file or sys.stdout)
+    """Print lines, none of which steers the terminal or becomes two, whatever a file or its name has put into it."""
+    print(*(printable(line, None) for line in lines), sep="\n", file=file or sys.stdout)
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #9
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -238,7 +238,7 @@ class Progress:
         if error is not None:
             self.bar.clear()
             told = sentence(error)
-            tell(f"diffnb: {told if printable(source, None) in told else f'{source}: {told}'}", sys.stderr)
+            tell(f"diffnb: {told if printable(source, None) in told else f'{source}: {told}'}", file=sys.stderr)
         self.bar.n = self.over
         self.bar.refresh()
 
