@@ -434,7 +434,7 @@ def _score(
     settings = {"extractor": extractor, "floor": floor, "split": split, "size": _size(size), "root": root, "cache": cache, "seed": seed}
     evaluator = Evaluator(real, names, **settings)
     text, data = _scored(evaluator, *_images_or_model(generated, device, num, steps, seed), split_generated, by_class)
-    tell(text, **data)
+    tell(*text.split("\n"), **data)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #20weights2
 @app.command("weights")
@@ -463,8 +463,8 @@ def _inspect(file: Annotated[Path, typer.Argument(help="A model file.", metavar=
     """Say what is in a model file; nothing in it runs."""
     from diffnb.files.report import inspect as look
 
-    report = look(file)
-    tell(str(report), file=str(file), report=str(report).splitlines())
+    report = str(look(file)).split("\n")
+    tell(*report, file=str(file), report=report)
 
 
 trust = typer.Typer(help="Confirm, list and take back code that may run.", rich_markup_mode=None)
@@ -489,7 +489,7 @@ def trust_list():
     from diffnb.files.trust import TrustStore
 
     entries = TrustStore().list()
-    tell("\n".join(map(str, entries)) or "nothing has been confirmed", entries=[str(entry) for entry in entries])
+    tell(*entries or ["nothing has been confirmed"], entries=[str(entry) for entry in entries])
 
 
 @trust.command("revoke")

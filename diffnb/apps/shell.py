@@ -126,7 +126,7 @@ _REPORT: contextvars.ContextVar = contextvars.ContextVar("report", default=None)
 
 
 def tell(
-    line: str,  # what a person reads
+    *lines: Any,  # what a person reads, one thing a line
     **facts: Any,  # the same as plain values; lists of the same name are put together
 ) -> None:
     """Give out a result: as a line, or as part of a JSON object where that is asked for."""
@@ -136,19 +136,19 @@ def tell(
             known = report["facts"].get(name)
             report["facts"][name] = [*known, *value] if isinstance(known, list) else value
     if report is None or not report["replaces"]:
-        print(_harmless(line))
+        _print(lines, sys.stdout)
 
 
 def warn(
-    text: str,  # what a person reads, beside the results
+    *lines: Any,  # what a person reads beside the results, one thing a line
 ) -> None:
     """Say something on the error stream."""
-    print(_harmless(text), file=sys.stderr)
+    _print(lines, sys.stderr)
 
 
-def _harmless(text):
-    """Lines of which none steers a terminal, whatever a file or its name has put into them."""
-    return "\n".join(printable(line, None) for line in str(text).split("\n"))
+def _print(lines, file):
+    """Print lines, none of which steers the terminal or becomes two, whatever a file or its name has put into it."""
+    print(*(printable(line, None) for line in lines), sep="\n", file=file)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Settings that a file may have, the images that its network can make, and the length of a run: what would be refused or never end when images are made is refused when the file is read.
+"""Settings, images and runs that would be refused, or never end, when images are made are refused when the file is read.
 
 Docs: https://diffnb.github.io/diffnb/10_files/bounds.html.md"""
 

@@ -62,7 +62,8 @@ def require() -> None:
         )
 
 # %% ../../nbs/10_files/08_master.ipynb #a4f7c823
-_BOOT = "import sys; sys.path += {paths!r}; from diffnb.files import zygote; zygote({fd})"
+# it ends at once when its master has gone, since its workers, which may be stopped, end with it
+_BOOT = "import os, sys; sys.path += {paths!r}; from diffnb.files import zygote; zygote({fd}); os._exit(0)"
 _F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 
@@ -240,8 +241,8 @@ class Worker:
     def _transmit(self, message, deadline):
         """Write a frame, which a worker that does not read cannot hold up."""
         self._let(signal.SIGCONT)
-        self.connection.settimeout(max(1e-3, deadline - time.monotonic()))
         try:
+            self.connection.settimeout(max(1e-3, deadline - time.monotonic()))
             self.connection.sendall(worker.frame(message))
         except TimeoutError:
             raise self._kill(ComponentTimeout, f"it did not listen within {self.timeout:g} seconds") from None
