@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffnb.training import binned
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from scipy.optimize import brentq
@@ -44,6 +43,7 @@ from diffnb.training import (
     TrainingError,
     TrainingSettings,
     Uncertainty,
+    binned,
     diffusion_learner,
     fit,
     load_state,
@@ -482,7 +482,7 @@ def test_what_cannot_be_logged_to_is_said(monkeypatch, tmp_path):
 
 
 def test_names_stay_importable_from_one_place():
-    import diffnb.training.learner as training
+    import diffnb.training as training
 
     assert all(hasattr(training, name) for name in training.__all__)
     for name in "Equal MinSNR LogNormal UniformTime stratified EMACallback SampleCallback MetricCallback CheckpointCallback lr_factor fit".split():
