@@ -152,11 +152,11 @@ MISTAKES = {
     "a schedule without beta": (schedule_by(integral=lambda t: t), r"Mine must define beta\(t\), the rate of noising"),
     "a schedule of nothing": (lambda: NoiseSchedule(), r"NoiseSchedule must define beta\(t\)"),
     "an integral that is a number": (
-        lambda: schedule_by(beta=lambda t: t, integral=lambda t: 3.0)().alpha(torch.tensor([0.5])),
+        lambda: schedule_by(beta=lambda t: t, integral=lambda t: 3.0)().half_log_snr(torch.tensor([0.5])),
         r"Mine.integral\(t\) must return a tensor of the shape of t, \(1,\), got 3.0",
     ),
     "an integral that is one tensor for all": (
-        lambda: schedule_by(beta=lambda t: t, integral=lambda t: torch.tensor(3.0))().sigma(torch.tensor([0.5])),
+        lambda: schedule_by(beta=lambda t: t, integral=lambda t: torch.tensor(3.0))().half_log_snr(torch.tensor([0.5])),
         r"Mine.integral\(t\) must return .* got a tensor of shape \(\)",
     ),
     "a target that says nothing": (

@@ -77,9 +77,17 @@ def of_time(
     Raises:
         TypeError: if it is no tensor of the shape of t.
     """
-    value = getattr(component, name)(t)
+    schedule = getattr(component, "schedule", None)
+    try:
+        value = getattr(component, name)(t)
+    except TypeError:
+        if schedule is not None:  # which may be the reason
+            of_time(schedule, "integral", t)
+        raise
     # where a component is written down as a program, t stands for a tensor and has no shape
     if type(t) is Tensor and (not isinstance(value, Tensor) or value.shape != t.shape):
+        if schedule is not None:
+            of_time(schedule, "integral", t)
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise TypeError(
             f"{type(component).__name__}.{name}(t) must return a tensor of the shape of t, {tuple(t.shape)}, got {got}; "
@@ -244,11 +252,11 @@ class VP(SDE):
 
     def alpha(self, t):
         """exp(-B/2)."""
-        return torch.exp(-of_time(self.schedule, "integral", t) / 2)
+        return torch.exp(-self.schedule.integral(t) / 2)
 
     def sigma(self, t):
         """sqrt(1 - exp(-B))."""
-        return torch.sqrt(-torch.expm1(-of_time(self.schedule, "integral", t)))
+        return torch.sqrt(-torch.expm1(-self.schedule.integral(t)))
 
     def time_of_half_log_snr(self, value):
         """exp(-B) = alpha^2 = sigmoid(2 lambda)."""
@@ -272,11 +280,11 @@ class SubVP(SDE):
 
     def alpha(self, t):
         """exp(-B/2)."""
-        return torch.exp(-of_time(self.schedule, "integral", t) / 2)
+        return torch.exp(-self.schedule.integral(t) / 2)
 
     def sigma(self, t):
         """1 - exp(-B)."""
-        return -torch.expm1(-of_time(self.schedule, "integral", t))
+        return -torch.expm1(-self.schedule.integral(t))
 
     def time_of_half_log_snr(self, value):
         """sigma/alpha = 2 sinh(B/2), so B = 2 asinh(exp(-lambda)/2)."""

@@ -75,7 +75,8 @@ class LossRecorder(Recorder):
         loss = self.log[-1 - len(self.metrics)]
         if isinstance(loss, float) and not math.isfinite(loss):
             raise NonFiniteLoss(
-                f"validation loss is {loss} after epoch {self.epoch} (counted from 0); look for values in the data that are not finite"
+                f"validation loss is {loss} after epoch {self.epoch} (counted from 0), though the losses of training are finite; try a smaller lr, "
+                "or look for values in the images to validate on that are not finite"
             )
 
     def after_train(self):
