@@ -53,7 +53,7 @@ def compare(native, program, rounds: int, repeats: int) -> dict:
 def main():
     """Run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", default="benchmarks/results/programs.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -572,6 +572,12 @@ def in_program(**changes):
     return change
 
 
+def program_elsewhere(header, manifest):
+    """The schedule's program where a process should be."""
+    (ident,) = json.loads(header["__metadata__"]["diffnb.programs"])
+    manifest["process"] = {"kind": "process", "component": f"program:{ident}", "settings": {}}
+
+
 HUGE = {"kind": "network", "component": "builtin:mlp", "settings": {"dim": 2, "width": 8, "depth": 30_000}}
 DDIM_ROW = {"kind": "sampler", "component": "builtin:ddim", "settings": {}}
 MANIFESTS = {
@@ -651,6 +657,7 @@ MANIFESTS = {
     "recipe of an earlier version": (field("process.component", "recipe:x"), UnknownComponent),
     "table of an earlier version": (text("diffnb.recipes", '{"a": {}}'), BadManifest),
     "program is of another kind": (in_program(kind="parametrization"), ProgramError),
+    "program in another slot": (program_elsewhere, BadManifest),
     "program calls what there is not": (in_program(functions={"beta": {"operations": [["os.system", 0]], "outputs": [1]}}), ProgramError),
     "program is a text": (text("diffnb.programs", '{"a": "b"}'), ProgramError),
     "programs with NaN": (text("diffnb.programs", '{"a": NaN}'), BadManifest),

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import random
+import sys
 import time
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from diffnb.core import NoiseSource, expand
 from diffnb.denoise import BaseDenoiser, GaussianMixture
 from diffnb.files.errors import ComponentBadResult
 from diffnb.files.operations import OPERATIONS, SIGNATURES, Host, Program, ProgramError, choose
-from diffnb.files.programs import component_of, program_of
+from diffnb.files.programs import _same, component_of, program_of
 from diffnb.files.tracing import trace
 from diffnb.noise import VP, Linear, NoiseSchedule
 from diffnb.samplers import DDIM, Sampler, State
@@ -175,7 +176,12 @@ def guided(function):
     return type("S", (BaseDenoiser,), {"__init__": lambda self, d: vars(self).update(denoiser=d, sde=d.sde), "x0": x0})
 
 
-NETWORK, BUFFER, CACHE = torch.nn.Linear(4, 4), torch.zeros(4), {}
+NETWORK, BUFFER, CACHE, KEPT = torch.nn.Linear(4, 4), torch.zeros(4), {}, []
+
+
+def keeps(self, t):
+    KEPT.append(t)
+    return t + KEPT[0]
 
 
 def hidden(self, t):
@@ -271,6 +277,9 @@ REFUSED = {
     "mean over the batch": (guided(lambda self, x, t, x0, c: x0 - x0.mean(0)), "each sample"),
     "mean over all": (guided(lambda self, x, t, x0, c: x0 - x0.mean()), "each sample"),
     "a number a sample unshaped": (guided(lambda self, x, t, x0, c: x0 * t), "expand"),
+    "how many dimensions a time has": (schedule(lambda self, t: t * t.ndim), "expand"),
+    "a flat batch": (guided(lambda self, x, t, x0, c: x0.flatten()), "keeps them apart"),
+    "kept from an earlier call": (type("S", (NoiseSchedule,), {"beta": keeps, "integral": keeps}), "kept from an earlier call"),
     "another view": (guided(lambda self, x, t, x0, c: x0.view(-1) + x0), "expand"),
     "a made-up condition": (guided(lambda self, x, t, x0, c: self.denoiser.x0(x, t, {"label": torch.zeros(3)})), "label"),
     "another label": (guided(lambda self, x, t, x0, c: self.denoiser.x0(x, t, {"label": torch.full_like(c["label"], 3)})), "label"),
@@ -322,6 +331,44 @@ def test_a_shape_that_decides_is_found_on_save():
     """While traced a field has four dimensions; a step that computes something else for two is no program."""
     with pytest.raises(ProgramError, match="does not give what the class gives"):
         program_of(step(lambda self, d, x, t, s, n: d(x, t.time).x0 * (1.0 if x.ndim == 4 else 2.0))())
+
+
+def test_a_component_that_fails_on_a_probe_is_not_saved():
+    def beta(self, t):
+        return torch.where(t > 2, t, t * 1.0) if calls.append(1) or len(calls) < 3 else t.no_such_method()
+
+    calls = []
+    with pytest.raises(ProgramError, match="could not be compared with its program: AttributeError"):
+        program_of(schedule(beta)())
+
+
+def test_bits_are_compared():
+    """Type, shape and sign of zero as well; NaN is NaN."""
+    x = torch.tensor([0.0, 1.0, math.nan])
+    assert _same(x, x.clone()) and _same((x, 3), (x.clone(), 3))
+    for other in (x.double(), x[None], -x, x + 1e-7, torch.tensor([0.0, 1.0, 2.0]), (x,), 0.0):
+        assert not _same(x, other) and not _same(other, x)
+
+
+def test_the_component_itself_stays_as_it_is():
+    """Tracing works on a copy, and on copies of its lists."""
+    seen = type("S", (schedule(lambda self, t: self.seen.append(t) or t),), {"__init__": lambda self: vars(self).update(seen=[])})()
+    with pytest.raises(ProgramError, match="changes itself"):
+        trace(seen)
+    assert seen.seen == []
+
+
+def test_a_profiler_goes_on():
+    def mine(frame, event, argument):
+        pass
+
+    before = sys.getprofile()
+    sys.setprofile(mine)
+    try:
+        trace(Linear())
+        assert sys.getprofile() is mine
+    finally:
+        sys.setprofile(before)
 
 
 def test_two_denoisers():
@@ -445,13 +492,14 @@ CONSTRUCTS["descriptor"] = type("S", (schedule(lambda self, t: t * self.rate),),
 CONSTRUCTS["class attribute"] = type("S", (schedule(lambda self, t: t * type(self).rates[self.n]),), {"rates": [1.0, 4.0], "n": -1})
 CONSTRUCTS["star"] = schedule(lambda self, t: (lambda *parts, **named: parts[0] * named["k"])(*[t], **{"k": 2.0}))
 CONSTRUCTS["view"] = step(view)
+CONSTRUCTS["sums of numbers"] = step(lambda self, d, x, t, s, n: d(x, t.time).x0 * (sum([t.alpha, 0.1, s.alpha, 1e-9]) + sum((t.sigma, 1), 0.5)))
 
 
 @pytest.mark.parametrize("name", CONSTRUCTS)
 def test_constructs_are_right(name):
     native = CONSTRUCTS[name]()
     program = component_of(program_of(native))
-    if name == "view":
+    if issubclass(CONSTRUCTS[name], Sampler):
         a, b = (sampler(MIXTURE.denoiser(VP()), shape=(3, 4), n_steps=4, seeds=0).x for sampler in (native, program))
         same(a, b)
     else:
@@ -607,6 +655,8 @@ HOSTILE = {
     "quantile of a field": stepped(["quantile", 0, 0]),
     "sum of fields": stepped(["total", 0, 0]),
     "sum of none": stepped(["total"]),
+    "sum of 65": stepped(["total", *[1] * 65]),
+    "noise at the end": changed(STEP, functions=STEP["functions"] | {"finish": {"operations": [["noise", "step", 6]], "outputs": [7, None]}}),
     "choice between kinds": stepped(["lt", 1, 2], ["where", 12, 0, 1]),
     "number for x": stepped(outputs=[1, None]),
     "history that is not declared": stepped(["as_tensor", 1], outputs=[0, None, 1, 0]),
@@ -662,6 +712,7 @@ BROKEN = {  # programs that are valid, and whose operations have no result: a do
     "noise below zero": [["noise", "step", [-1]]],
     "noise between two": [["noise", "step", [0.5]]],
     "noise beyond": [["noise", "step", [1e300]]],
+    "the process at whole numbers": [["as_tensor", 1], ["long", 12], ["alpha_rate", 13], ["mul", 0, 14]],
     "quantile beyond one": [["quantile", 0, [2.0]], ["mul", 0, 12]],
 }
 
@@ -681,6 +732,29 @@ def test_errors_of_the_denoiser_pass():
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         traced(corpus.MyHeun)[1](Broken(), shape=(2, 4), n_steps=3, seeds=0)
+
+
+def test_an_answer_of_another_shape_is_no_answer():
+    class Broken(Labelled):
+        def x0(self, x, t, condition):
+            return x[:1]
+
+    with pytest.raises(ComponentBadResult, match=r"the denoiser gave shape \(1, 4\) for \(2, 4\)"):
+        traced(corpus.MyHeun)[1](Broken(), shape=(2, 4), n_steps=3, seeds=0)
+
+
+def test_formulas_stay_short():
+    """Sixty values, each the sum of the last with itself: written out in place they would be 2^60 terms."""
+    lines = read(beta(*[["add", i, i] for i in range(60)])).equations()["beta"]
+    assert len(lines) == 60 and max(map(len, lines)) < 30
+
+
+def test_guidance_needs_something_to_steer():
+    with pytest.raises(ProgramError, match="has no denoiser to steer yet"):
+        traced(corpus.SoftThreshold)[1].x0(torch.zeros(1, 4), torch.tensor(0.5), {})
+    steered = traced(corpus.SoftThreshold)[1](Labelled())
+    again, ask = pickle.loads(pickle.dumps(traced(corpus.SoftThreshold)[1])), (torch.ones(2, 4), torch.tensor(0.5), {"label": torch.ones(2)})
+    same(again(Labelled()).x0(*ask), steered.x0(*ask))
 
 
 def test_a_table_is_never_left():
