@@ -63,7 +63,8 @@ class _Impulses(_Recorded):
 
     def normal(self, shape, stream, draw=0, dtype=torch.float32):
         """One number for each sample."""
-        return super().normal(shape, stream, draw, dtype) + expand(self._sizes[stream, draw].to(dtype), torch.zeros(len(self), *shape))
+        z = super().normal(shape, stream, draw, dtype)
+        return z + expand(self._sizes[stream, draw], z)
 
 # %% ../../nbs/03_samplers/06_checks.ipynb #625346d2
 def affine_map(
