@@ -1,4 +1,4 @@
-"""The one object that samplers, guidance and likelihood consume.
+"""The one object that samplers, guidance and likelihoods work with.
 
 Docs: https://diffnb.github.io/diffnb/02_denoise/denoisers.html.md"""
 

@@ -1,4 +1,4 @@
-"""Data whose noisy densities, scores and posterior means are known in closed form: the answers to test everything against.
+"""Data whose noisy densities, scores and posterior means are known in closed form, to test everything else against.
 
 Docs: https://diffnb.github.io/diffnb/02_denoise/oracles.html.md"""
 

@@ -1,4 +1,4 @@
-"""Sampling from what is compatible with a measurement: the published methods as wrappers and hooks, each for every process and sampler.
+"""Sampling images that agree with a measurement, by the published methods, as wrappers and hooks for every process and sampler.
 
 Docs: https://diffnb.github.io/diffnb/04_guidance/inverse.html.md"""
 

@@ -1,4 +1,4 @@
-"""What is known of an image, as an operator: its adjoint, its pseudo-inverse, and how to check them.
+"""Linear measurements of an image as operators, with their adjoints and pseudo-inverses, and how to check them.
 
 Docs: https://diffnb.github.io/diffnb/04_guidance/operators.html.md"""
 

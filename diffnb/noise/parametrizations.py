@@ -1,4 +1,4 @@
-"""What the network is asked to predict: one line of a table, one inversion for all.
+"""What a network may be trained to predict, and one inversion for all choices.
 
 Docs: https://diffnb.github.io/diffnb/01_noise/parametrizations.html.md"""
 

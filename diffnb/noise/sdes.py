@@ -1,4 +1,4 @@
-"""One noising process is two functions of time; everything else follows from them.
+"""A noising process is given by two functions of time, and everything else is derived from them.
 
 Docs: https://diffnb.github.io/diffnb/01_noise/sdes.html.md"""
 

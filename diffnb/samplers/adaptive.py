@@ -1,4 +1,4 @@
-"""The flow on the circle, and a Runge-Kutta method that chooses its own steps for each sample.
+"""The probability flow as a turn on a circle, and a Runge-Kutta method that chooses the steps of each sample.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/adaptive.html.md"""
 

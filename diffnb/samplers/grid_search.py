@@ -1,4 +1,4 @@
-"""Where few evaluations should go, found for a given model and sampler in a minute or two.
+"""Noise levels for a few evaluations, searched for a given model and sampler in a minute or two.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/grid_search.html.md"""
 

@@ -1,4 +1,4 @@
-"""Remember the last predictions instead of asking again: DPM-Solver(++), DEIS, iPNDM and UniPC as one method.
+"""Methods that use earlier predictions again, one evaluation a step: DPM-Solver(++), DEIS, iPNDM and UniPC as one formula.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/multistep.html.md"""
 

@@ -1,4 +1,4 @@
-"""The probability flow in time, in noise level, and in log-SNR.
+"""The probability flow, solved in time, in the noise level, and in the log-SNR.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/ode.html.md"""
 

@@ -1,4 +1,4 @@
-"""The reverse SDE and its corrector, the posterior steps of DDPM, noise put back on purpose, and steps that fit.
+"""The reverse SDE and its corrector, the ancestral steps of DDPM, samplers that add noise on purpose, and adaptive steps.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/stochastic.html.md"""
 
