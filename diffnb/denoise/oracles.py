@@ -245,7 +245,7 @@ class OracleDenoiser(BaseDenoiser):
         self.oracle, self.sde = oracle, sde
 
     def x0(self, x, t, condition):
-        """Posterior mean."""
+        """Give the posterior mean."""
         if condition:
             raise ValueError(f"condition has {', '.join(sorted(condition))}, but an oracle takes no condition")
         return self.oracle.posterior_mean(x, self.sde, t)

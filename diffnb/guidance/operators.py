@@ -76,7 +76,7 @@ class LinearOperator:
         self,
         x: Tensor,  # images (n, c, h, w)
     ) -> Tensor:  # measurements (n, ...)
-        """Measure."""
+        """Measure images."""
         raise TypeError(f"{type(self).__name__} must define A(x)")
 
     def At(
@@ -292,7 +292,7 @@ class Downsample(LinearOperator):
         return rows @ image @ columns.mT
 
     def A(self, x):
-        """Shrink."""
+        """Make the images smaller."""
         return self._apply(x, x.shape[-2:], lambda matrix: matrix)
 
     def At(self, y):

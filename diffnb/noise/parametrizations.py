@@ -94,7 +94,7 @@ class X0(Parametrization):
     """The clean image: (p, q) = (1, 0)."""
 
     def coefficients(self, sde, t):
-        """(1, 0)."""
+        """Give (1, 0)."""
         return torch.ones_like(t), torch.zeros_like(t)
 
 
@@ -107,7 +107,7 @@ class Epsilon(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(0, 1)."""
+        """Give (0, 1)."""
         return torch.zeros_like(t), torch.ones_like(t)
 
 # %% ../../nbs/01_noise/02_parametrizations.ipynb #2f19dc9b
@@ -120,7 +120,7 @@ class Score(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(0, -1/sigma)."""
+        """Give (0, -1/sigma)."""
         return torch.zeros_like(t), -1 / sde.sigma(t)
 
     def scale(self, sde, t):
@@ -137,7 +137,7 @@ class V(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(-sigma, alpha)."""
+        """Give (-sigma, alpha)."""
         return -sde.sigma(t), sde.alpha(t)
 
     def scale(self, sde, t):
@@ -154,7 +154,7 @@ class Flow(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(alpha', sigma')."""
+        """Give (alpha', sigma')."""
         return sde.rates(t)
 
     def scale(self, sde, t):
@@ -174,7 +174,7 @@ class Karras(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(sigma / (sd D), -alpha sd / D)."""
+        """Give (sigma / (sd D), -alpha sd / D)."""
         inverse_d = self.input_scale(sde, t)
         return sde.sigma(t) * inverse_d / self.sigma_data, -sde.alpha(t) * inverse_d * self.sigma_data
 

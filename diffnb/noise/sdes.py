@@ -285,7 +285,7 @@ class VE(SDE):
         return VEPower(base)
 
     def alpha(self, t):
-        """One."""
+        """Give one."""
         return torch.ones_like(t)
 
     def sigma(self, t):
@@ -320,7 +320,7 @@ class VEPower(SDE):
             raise ValueError(f"VEPower needs base > 1, got {self.base}")
 
     def alpha(self, t):
-        """One."""
+        """Give one."""
         return torch.ones_like(t)
 
     def sigma(self, t):
@@ -357,7 +357,7 @@ class EDM(SDE):
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
     def alpha(self, t):
-        """One."""
+        """Give one."""
         return torch.ones_like(t)
 
     def sigma(self, t):
@@ -390,7 +390,7 @@ class FlowMatching(SDE):
         return 1 - t
 
     def sigma(self, t):
-        """The time itself."""
+        """Give the time itself."""
         return t * 1
 
     def time_of_half_log_snr(self, value):

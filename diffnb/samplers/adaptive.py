@@ -121,7 +121,7 @@ class DormandPrince(Sampler):
                 raise ValueError(f"{name} must be a positive number, such as 1e-4, got {value}")
 
     def evaluations(self, n_steps):
-        """Not known beforehand; `Result.nfe` tells afterwards."""
+        """Return None: the number is not known beforehand, and `Result.nfe` has it afterwards."""
         return None
 
     def step(self, denoiser, state, t, s, noise):

@@ -97,7 +97,9 @@ def affine_map(
         noise = torch.stack(noise)
         error, size = error + (mixture - sizes[-1] @ noise).abs(), size + noise.abs().sum(0)
     if not bool((error <= 1e-8 * (1 + size)).all()):
-        raise ValueError(f"{sampler!r} is not affine on Gaussian data; a sampler that looks at samples or noise to choose its steps has no affine map")
+        raise ValueError(
+            f"{sampler!r} is not affine on Gaussian data; a sampler that looks at samples or noise to choose its steps has no affine map"
+        )
     return AffineMap(gain, shift, noise, result.nfe)
 
 # %% ../../nbs/03_samplers/06_checks.ipynb #8d39eafe

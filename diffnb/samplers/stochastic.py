@@ -111,24 +111,24 @@ class PredictorCorrector(Sampler):
 
     @property
     def default_grid(self):
-        """The predictor's."""
+        """Use the time grid of the predictor."""
         return self.predictor.default_grid
 
     @property
     def n_history(self):
-        """The predictor's."""
+        """Count the earlier predictions that the predictor can use."""
         return self.predictor.n_history
 
     def plan(self, sde, levels, past):
-        """The predictor's."""
+        """Tabulate what the predictor needs."""
         return self.predictor.plan(sde, levels, past)
 
     def memory(self, x, x0, t):
-        """The predictor's."""
+        """Remember what the predictor remembers."""
         return self.predictor.memory(x, x0, t)
 
     def evaluations(self, n_steps):
-        """Those of the predictor, and one for each correction."""
+        """Add one evaluation for each correction to those of the predictor."""
         own = self.predictor.evaluations(n_steps)
         return None if own is None else own + (n_steps - 1) * self.corrector_steps
 
@@ -146,7 +146,7 @@ class PredictorCorrector(Sampler):
         return replace(state, x=x)
 
     def finish(self, denoiser, state, t):
-        """As the predictor does."""
+        """Go to clean samples as the predictor does."""
         return self.predictor.finish(denoiser, state, t)
 
 # %% ../../nbs/03_samplers/04_stochastic.ipynb #75250242
@@ -353,11 +353,11 @@ class StochasticHeun(Sampler):
 
     @property
     def order(self):
-        """The solver's, where no noise is added."""
+        """Convergence order of the solver, where no noise is added."""
         return self.solver.order
 
     def evaluations(self, n_steps):
-        """The solver's."""
+        """Forecast the evaluations of the solver."""
         return self.solver.evaluations(n_steps)
 
     def plan(self, sde, levels, past):
@@ -404,7 +404,7 @@ class Restart(Sampler):
         check_solver(self.solver)
 
     def evaluations(self, n_steps):
-        """Those of the solver, down the grid and in the intervals, if the run passes through all of them."""
+        """Add up the evaluations of the solver down the grid and in the intervals, if the run passes through all of them."""
         own = self.solver.evaluations(n_steps)
         return own + sum(repeats * (self.solver.evaluations(steps + 1) - 1) for _, _, steps, repeats in self.intervals)
 
@@ -456,14 +456,14 @@ class _Increments:
         self.span, self.owed = torch.zeros_like(h), torch.zeros_like(x)
 
     def draw(self, h, z):
-        """Increment over h, from standard normal z: inside what is owed by a bridge, beyond it by fresh noise."""
+        """Make the increment over h from standard normal z: by a bridge inside what was drawn before, by fresh noise beyond it."""
         inside, span = h < self.span, self.span.clamp(min=1e-300)
         share = torch.where(inside, h / span, 1.0)
         variance = torch.where(inside, h * (span - h) / span, h - self.span)
         return expand(share, z) * self.owed + expand(variance.clamp(min=0).sqrt(), z) * z
 
     def settle(self, h, w, taken):
-        """Owe the rest of what was there after a step that was taken, all of w after one that was refused."""
+        """Keep the rest of what was drawn after a step that was taken, and all of w after one that was refused."""
         rest = torch.where(_like(h < self.span, w), self.owed - w, 0.0)
         self.owed = torch.where(_like(taken, w), rest, w)
         self.span = torch.where(taken, (self.span - h).clamp(min=0), h)
@@ -501,7 +501,7 @@ class AdaptiveSDE(Sampler):
                 raise ValueError(f"{name} must be a positive number, such as 0.05, got {value}")
 
     def evaluations(self, n_steps):
-        """Not known beforehand; `Result.nfe` tells afterwards."""
+        """Return None: the number is not known beforehand, and `Result.nfe` has it afterwards."""
         return None
 
     def step(self, denoiser, state, t, s, noise):
