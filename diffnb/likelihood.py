@@ -1,4 +1,4 @@
-"""The exact log-density of a model, by carrying images to noise and counting how volumes change on the way.
+"""The exact log-density of a model, from carrying images to noise and adding up how volumes change on the way, and the bound that training minimises.
 
 Docs: https://diffnb.github.io/diffnb/likelihood.html.md"""
 

@@ -1,4 +1,4 @@
-"""The one object that samplers, guidance and likelihood consume.
+"""The one object that samplers, guidance and likelihoods work with.
 
 Docs: https://diffnb.github.io/diffnb/02_denoise/denoisers.html.md"""
 
@@ -242,7 +242,7 @@ class Denoiser(BaseDenoiser):
         return out.to(x.dtype)
 
     def _check(self, condition, n):
-        """The condition's keys are the network's, and its entries are one a sample."""
+        """Check that the condition's keys are the network's, and that it has one entry for each sample."""
         name, taken = type(self.network).__name__, getattr(self.network, "condition_names", ())
         if unknown := sorted(set(condition) - set(taken)):
             raise ValueError(f"condition has {', '.join(unknown)}, but {name} takes {', '.join(taken) or 'no condition'}")
@@ -301,7 +301,7 @@ class StaticThreshold(BaseDenoiser):
         self.denoiser, self.sde, self.limit = denoiser, denoiser.sde, limit
 
     def x0(self, x, t, condition):
-        """Ask, and cut off."""
+        """Predict with the denoiser, and cut off."""
         return static_threshold(self.denoiser.x0(x, t, condition), self.limit)
 
 
@@ -327,7 +327,7 @@ class DynamicThreshold(BaseDenoiser):
         self.denoiser, self.sde, self.percentile, self.limit, self.maximum = denoiser, denoiser.sde, percentile, limit, maximum
 
     def x0(self, x, t, condition):
-        """Ask, cut off, and scale."""
+        """Predict with the denoiser, cut off, and scale."""
         return dynamic_threshold(self.denoiser.x0(x, t, condition), self.percentile, self.limit, self.maximum)
 
 # %% ../../nbs/02_denoise/00_denoisers.ipynb #aae71b35

@@ -1,4 +1,4 @@
-"""Data whose noisy densities, scores and posterior means are known in closed form: the answers to test everything against.
+"""Data whose noisy densities, scores and posterior means are known in closed form, to test everything else against.
 
 Docs: https://diffnb.github.io/diffnb/02_denoise/oracles.html.md"""
 
@@ -245,7 +245,7 @@ class OracleDenoiser(BaseDenoiser):
         self.oracle, self.sde = oracle, sde
 
     def x0(self, x, t, condition):
-        """Posterior mean."""
+        """Give the posterior mean."""
         if condition:
             raise ValueError(f"condition has {', '.join(sorted(condition))}, but an oracle takes no condition")
         return self.oracle.posterior_mean(x, self.sde, t)

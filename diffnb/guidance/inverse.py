@@ -1,4 +1,4 @@
-"""Sampling from what is compatible with a measurement: the published methods as wrappers and hooks, each for every process and sampler.
+"""Sampling images that agree with a measurement, by the published methods, as wrappers and hooks for every process and sampler.
 
 Docs: https://diffnb.github.io/diffnb/04_guidance/inverse.html.md"""
 
@@ -216,7 +216,7 @@ class Wrapped(Sampler):
     is_stochastic = property(lambda self: self.sampler.is_stochastic)
 
     def evaluations(self, n_steps):
-        """As many as the other sampler."""
+        """Forecast as many evaluations as the other sampler makes."""
         return self.sampler.evaluations(n_steps)
 
     def grid(self, sde, n_steps, start=1.0, grid=None):
@@ -318,12 +318,12 @@ class Resampled(Wrapped):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def evaluations(self, n_steps):
-        """As many times as many, but for the end and what is left over."""
+        """Forecast the evaluations of the other sampler, with those of each whole stretch counted `times` times."""
         end, again = (self.sampler.evaluations(n) for n in (1, (n_steps - 1) // self.jump * self.jump + 1))
         return self.sampler.evaluations(n_steps) + (self.times - 1) * (again - end)
 
     def plan(self, sde, levels, past):
-        """For each step what the other sampler prepares for all, and the levels of the stretch that ends with it, if one does."""
+        """Tabulate for each step what the other sampler prepares, and the levels of the stretch that ends with it, if one does."""
         inner = self.sampler.plan(sde, levels, past)
         ends = range(1, len(levels))
         return [(inner, tuple(levels[k - self.jump : k + 1]) if k % self.jump == 0 else None) for k in ends]

@@ -1,4 +1,4 @@
-"""What is known of an image, as an operator: its adjoint, its pseudo-inverse, and how to check them.
+"""Linear measurements of an image as operators, with their adjoints and pseudo-inverses, and how to check them.
 
 Docs: https://diffnb.github.io/diffnb/04_guidance/operators.html.md"""
 
@@ -77,7 +77,7 @@ class LinearOperator:
         self,
         x: Tensor,  # images (n, c, h, w)
     ) -> Tensor:  # measurements (n, ...)
-        """Measure."""
+        """Measure images."""
         raise TypeError(f"{type(self).__name__} must define A(x)")
 
     def At(
@@ -293,7 +293,7 @@ class Downsample(LinearOperator):
         return rows @ image @ columns.mT
 
     def A(self, x):
-        """Shrink."""
+        """Make the images smaller."""
         return self._apply(x, x.shape[-2:], lambda matrix: matrix)
 
     def At(self, y):

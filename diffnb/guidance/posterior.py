@@ -1,4 +1,4 @@
-"""Draw what is not known instead of averaging it: a calibrated covariance, exact reverse steps, and no derivatives.
+"""Draw what is not known instead of averaging it, with a calibrated covariance, exact reverse steps, and no derivatives.
 
 Docs: https://diffnb.github.io/diffnb/04_guidance/posterior.html.md"""
 
@@ -94,8 +94,8 @@ class SpectralCovariance:
 
     lambdas: tuple[float, ...]  # half log-SNR of the levels, growing, at least two
     rotation: Tensor  # (c, c), principal axes of the channels as rows
-    scale: Tensor  # (levels, c, h, w): standard deviation of each pixel, relative to kappa / sqrt(1 + kappa^2)
-    spectrum: Tensor  # (levels, c, h, w): variance of each cosine coefficient after scaling
+    scale: Tensor  # (levels, c, h, w): factor of each pixel, relative to kappa / sqrt(1 + kappa^2)
+    spectrum: Tensor  # (levels, c, h, w): variance of each cosine coefficient after division by the scale
 
     def at(
         self,
@@ -160,14 +160,18 @@ def _spectral(errors, lambdas):
     """A covariance for images from their errors at each level."""
     across = sum(torch.einsum("nchw,ndhw->cd", e, e) / (_round(lam) * e.numel()) for e, lam in zip(errors, lambdas))
     rotation = torch.linalg.eigh(across)[1].mT
+    rows, columns = (cosines(n) for n in errors[0].shape[-2:])
     scales, spectra = [], []
     for e, lam in zip(errors, lambdas):
         e = torch.einsum("dc,nchw->ndhw", rotation, e) / _round(lam) ** 0.5
         variance = e.square().mean(0)
         # a pixel that never erred in the sample may err yet
-        scales.append(_smoothed(variance + 1e-3 * variance.mean(), len(e)).sqrt())
-        e = cosines(e.shape[-2]) @ (e / scales[-1]) @ cosines(e.shape[-1]).mT
-        spectra.append(_smoothed(e.square().mean(0).clamp(min=1e-6), len(e)))
+        std = scale = _smoothed(variance + 1e-3 * variance.mean(), len(e)).sqrt()
+        for _ in range(3):
+            spectrum = _smoothed((rows @ (e / scale) @ columns.mT).square().mean(0).clamp(min=1e-6), len(e))
+            # cosines of any spectrum add up to more at the edges than inside; what they give there must not be scaled up once more
+            scale = std / (rows.square().mT @ spectrum @ columns.square()).sqrt()
+        scales.append(scale), spectra.append(spectrum)
     return SpectralCovariance(tuple(lambdas), rotation, torch.stack(scales), torch.stack(spectra))
 
 

@@ -8,6 +8,8 @@ Docs: https://diffnb.github.io/diffnb/08_metrics/frechet.html.md"""
 __all__ = ['frechet_distance', 'FeatureStatistics', 'as_statistics', 'frechet_of_features', 'frechet_infinity']
 
 # %% ../../nbs/08_metrics/00_frechet.ipynb #6be07de0
+import math
+
 import torch
 from torch import Tensor
 
@@ -252,7 +254,8 @@ def frechet_infinity(
 ) -> tuple[float, float]:  # the distance that infinitely many samples would have, and its standard error; can be negative
     """Fréchet distance without the bias of few samples: distances of parts of the sets, extrapolated along a straight line in 1 / n.
 
-    The error is that of the mean over the parts of the last level, which are independent of each other.
+    The error is that of the mean over the parts of the last level, which are independent of each other. It has levels - 1 degrees of
+    freedom; near distance zero it is too large, by half or more.
 
     Raises:
         ValueError: if parts would have fewer than two members, or there are fewer than two levels.
@@ -269,5 +272,6 @@ def frechet_infinity(
     parts = torch.arange(1, levels + 1, dtype=torch.float64)  # proportional to 1 / n
     distances = torch.tensor([sum(row) / len(row) for row in cut], dtype=torch.float64)
     slope = ((parts - parts.mean()) * distances).sum() / (parts - parts.mean()).square().sum()
-    error = torch.tensor(cut[-1]).std() / levels**0.5
+    c4 = (2 / (levels - 1)) ** 0.5 * math.exp(math.lgamma(levels / 2) - math.lgamma((levels - 1) / 2))  # mean of std / sigma for normal values
+    error = torch.tensor(cut[-1]).std() / (c4 * levels**0.5)
     return (distances.mean() - slope * parts.mean()).item(), error.item()

@@ -1,4 +1,4 @@
-"""What the network is asked to predict: one line of a table, one inversion for all.
+"""What a network may be trained to predict, and one inversion for all choices.
 
 Docs: https://diffnb.github.io/diffnb/01_noise/parametrizations.html.md"""
 
@@ -95,7 +95,7 @@ class X0(Parametrization):
     """The clean image: (p, q) = (1, 0)."""
 
     def coefficients(self, sde, t):
-        """(1, 0)."""
+        """Give (1, 0)."""
         return torch.ones_like(t), torch.zeros_like(t)
 
 
@@ -108,7 +108,7 @@ class Epsilon(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(0, 1)."""
+        """Give (0, 1)."""
         return torch.zeros_like(t), torch.ones_like(t)
 
 # %% ../../nbs/01_noise/02_parametrizations.ipynb #2f19dc9b
@@ -121,7 +121,7 @@ class Score(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(0, -1/sigma)."""
+        """Give (0, -1/sigma)."""
         return torch.zeros_like(t), -1 / sde.sigma(t)
 
     def scale(self, sde, t):
@@ -138,7 +138,7 @@ class V(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(-sigma, alpha)."""
+        """Give (-sigma, alpha)."""
         return -sde.sigma(t), sde.alpha(t)
 
     def scale(self, sde, t):
@@ -155,7 +155,7 @@ class Flow(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(alpha', sigma')."""
+        """Give (alpha', sigma')."""
         return sde.rates(t)
 
     def scale(self, sde, t):
@@ -175,7 +175,7 @@ class Karras(Parametrization):
     """
 
     def coefficients(self, sde, t):
-        """(sigma / (sd D), -alpha sd / D)."""
+        """Give (sigma / (sd D), -alpha sd / D)."""
         inverse_d = self.input_scale(sde, t)
         return sde.sigma(t) * inverse_d / self.sigma_data, -sde.alpha(t) * inverse_d * self.sigma_data
 

@@ -1,4 +1,4 @@
-"""One noising process is two functions of time; everything else follows from them.
+"""A noising process is given by two functions of time, and everything else is derived from them.
 
 Docs: https://diffnb.github.io/diffnb/01_noise/sdes.html.md"""
 
@@ -315,7 +315,7 @@ class VE(SDE):
         return VEPower(base)
 
     def alpha(self, t):
-        """One."""
+        """Give one."""
         return torch.ones_like(t)
 
     def sigma(self, t):
@@ -350,7 +350,7 @@ class VEPower(SDE):
             raise ValueError(f"VEPower needs base > 1, got {self.base}")
 
     def alpha(self, t):
-        """One."""
+        """Give one."""
         return torch.ones_like(t)
 
     def sigma(self, t):
@@ -387,7 +387,7 @@ class EDM(SDE):
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
     def alpha(self, t):
-        """One."""
+        """Give one."""
         return torch.ones_like(t)
 
     def sigma(self, t):
@@ -420,7 +420,7 @@ class FlowMatching(SDE):
         return 1 - t
 
     def sigma(self, t):
-        """The time itself."""
+        """Give the time itself."""
         return t * 1
 
     def time_of_half_log_snr(self, value):

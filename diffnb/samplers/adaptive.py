@@ -1,4 +1,4 @@
-"""The flow on the circle, and a Runge-Kutta method that chooses its own steps for each sample.
+"""The probability flow as a turn on a circle, and a Runge-Kutta method that chooses the steps of each sample.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/adaptive.html.md"""
 
@@ -121,7 +121,7 @@ class DormandPrince(Sampler):
                 raise ValueError(f"{name} must be a positive number, such as 1e-4, got {value}")
 
     def evaluations(self, n_steps):
-        """Not known beforehand; `Result.nfe` tells afterwards."""
+        """Return None: the number is not known beforehand, and `Result.nfe` has it afterwards."""
         return None
 
     def step(self, denoiser, state, t, s, noise):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import NoiseSource
+from ..core import NoiseSource, expand
 from ..denoise.denoisers import BaseDenoiser
 from ..denoise.oracles import Gaussian, GaussianMixture, OracleDenoiser
 from ..noise.schedules import bisect
@@ -55,17 +55,16 @@ class _Recorded(NoiseSource):
 
 
 class _Impulses(_Recorded):
-    """Noise of which sample k sees the k-th draw, as ones, and no other."""
+    """Noise whose k-th draw has the same value in all elements of a sample: sizes[i, k] in sample i."""
 
-    def __init__(self, asked):
-        super().__init__(len(asked))
-        self._rank = {address: k for k, address in enumerate(asked)}
+    def __init__(self, asked, sizes):
+        super().__init__(len(sizes))
+        self._sizes = dict(zip(asked, sizes.T))
 
     def normal(self, shape, stream, draw=0, dtype=torch.float32):
-        """Ones for one sample, zeros for the others."""
+        """One number for each sample."""
         z = super().normal(shape, stream, draw, dtype)
-        z[self._rank[stream, draw]] = 1
-        return z
+        return z + expand(self._sizes[stream, draw], z)
 
 # %% ../../nbs/03_samplers/06_checks.ipynb #625346d2
 def affine_map(
@@ -91,11 +90,16 @@ def affine_map(
     quiet = _Recorded(3)
     result = run(torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)[:, None].expand(3, d), quiet)
     shift, gain = result.x[0], result.x[1] - result.x[0]
-    noise = torch.zeros(0, d, dtype=torch.float64)
-    if quiet.asked:
-        noise = run(torch.zeros(len(quiet.asked), d, dtype=torch.float64), _Impulses(quiet.asked)).x - shift
-    if not torch.allclose(result.x[2], shift - 2 * gain, rtol=1e-9, atol=1e-9):
-        raise ValueError(f"{sampler!r} is not affine on Gaussian data; a sampler that looks at the samples to choose its steps has no affine map")
+    noise, error, size = torch.zeros(0, d, dtype=torch.float64), (result.x[2] - shift + 2 * gain).abs(), shift.abs() + 2 * gain.abs()
+    if n := len(quiet.asked):
+        sizes = torch.cat([torch.eye(n, dtype=torch.float64), torch.arange(1, n + 1, dtype=torch.float64).cos()[None]])
+        *noise, mixture = run(torch.zeros(n + 1, d, dtype=torch.float64), _Impulses(quiet.asked, sizes)).x - shift
+        noise = torch.stack(noise)
+        error, size = error + (mixture - sizes[-1] @ noise).abs(), size + noise.abs().sum(0)
+    if not bool((error <= 1e-8 * (1 + size)).all()):
+        raise ValueError(
+            f"{sampler!r} is not affine on Gaussian data; a sampler that looks at samples or noise to choose its steps has no affine map"
+        )
     return AffineMap(gain, shift, noise, result.nfe)
 
 # %% ../../nbs/03_samplers/06_checks.ipynb #8d39eafe

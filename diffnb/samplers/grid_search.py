@@ -1,4 +1,4 @@
-"""Where few evaluations should go, found for a given model and sampler in a minute or two.
+"""Noise levels for a few evaluations, searched for a given model and sampler in a minute or two.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/grid_search.html.md"""
 
@@ -46,12 +46,12 @@ class Tuned(Sampler):
 
     @property
     def is_stochastic(self):
-        """The sampler's."""
+        """Whether the sampler draws random numbers."""
         return self.sampler.is_stochastic
 
     @property
     def n_history(self):
-        """The sampler's."""
+        """Earlier predictions that the sampler can use."""
         return self.sampler.n_history
 
     order = None  # levels of their own have no limit of many steps
@@ -74,23 +74,23 @@ class Tuned(Sampler):
         return self.sampler.grid(sde, n_steps, 1.0, sde.settle(torch.cat([torch.tensor([sde.t_max], dtype=torch.float64), times])))
 
     def plan(self, sde, levels, past):
-        """The sampler's."""
+        """Tabulate what the sampler needs."""
         return self.sampler.plan(sde, levels, past)
 
     def memory(self, x, x0, t):
-        """The sampler's."""
+        """Remember what the sampler remembers."""
         return self.sampler.memory(x, x0, t)
 
     def evaluations(self, n_steps):
-        """The sampler's."""
+        """Forecast the evaluations of the sampler."""
         return self.sampler.evaluations(n_steps)
 
     def step(self, denoiser, state, t, s, noise):
-        """The sampler's."""
+        """Take a step of the sampler."""
         return self.sampler.step(denoiser, state, t, s, noise)
 
     def finish(self, denoiser, state, t):
-        """The sampler's."""
+        """Go to clean samples as the sampler does."""
         return self.sampler.finish(denoiser, state, t)
 
 # %% ../../nbs/03_samplers/05_grid_search.ipynb #c0761972

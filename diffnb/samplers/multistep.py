@@ -1,4 +1,4 @@
-"""Remember the last predictions instead of asking again: DPM-Solver(++), DEIS, iPNDM and UniPC as one method.
+"""Methods that use earlier predictions again, one evaluation a step: DPM-Solver(++), DEIS, iPNDM and UniPC as one formula.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/multistep.html.md"""
 
@@ -51,7 +51,7 @@ class Multistep(Sampler):
 
     @property
     def order(self):
-        """Convergence order: one for each prediction used. None where the last steps are of lower order: then no one number says it."""
+        """Convergence order, the number of predictions used; None where the last steps are of lower order, for which no single number holds."""
         return None if self.lower_order_final else self.extrapolation
 
     @property
@@ -77,11 +77,11 @@ class Multistep(Sampler):
         return False
 
     def memory(self, x, x0, t):
-        """x0_hat, or the noise."""
+        """Remember x0_hat, or the noise."""
         return prediction_of(self.prediction, x, x0, t)
 
     def plan(self, sde, levels, past):
-        """Weights of all steps; the correction of a step stands at the level where it ended."""
+        """Tabulate the weights of all steps; the correction of a step is stored at the level where it ended."""
         lambdas, steps, correction = [*reversed(past), *(level.half_log_snr for level in levels)], [], ()
         for i, (t, s) in enumerate(zip(levels, levels[1:]), len(past) + 1):
             known = lambdas[max(0, i - self.extrapolation) : i][::-1]
@@ -100,7 +100,7 @@ class Multistep(Sampler):
         return replace(self, lower_order_final=False).planned(sde, state, t, s) if lone else super().planned(sde, state, t, s)
 
     def step(self, denoiser, state, t, s, noise):
-        """Predict, correct the step before if that is wanted, and go on."""
+        """Predict, correct the step before where that is planned, and take the next step."""
         row = self.planned(denoiser.sde, state, t, s)
         x, x0 = state.x, denoiser(state.x, t.time).x0
         newest = self.memory(x, x0, t)
@@ -135,11 +135,11 @@ class ExponentialIntegrator(Multistep):
         check_choice("corrected_start", self.corrected_start, (True, False))
 
     def corrects(self, n_known):
-        """Where the start would limit the order, if asked for."""
+        """Correct the first steps where they would limit the order, if asked to."""
         return self.corrected_start and n_known < self.extrapolation - 1
 
     def weights(self, sde, t, s, nodes):
-        """Weights against the exponential."""
+        """Integrate the polynomial against the exponential."""
         return exponential_weights(self.prediction, t, s, nodes, self.line)
 
 # %% ../../nbs/03_samplers/02_multistep.ipynb #d9786208
@@ -230,12 +230,12 @@ class DEIS(Multistep):
 
     @property
     def order_grid(self):
-        """Equal steps of sigma/alpha for what assumes equal steps; uniform lambda otherwise."""
+        """Grid for which the order is stated: equal steps of sigma/alpha for what assumes equal steps, uniform lambda otherwise."""
         return "noise-ratio" if self.variable == "step" else "log-snr"
 
     @property
     def order_start(self):
-        """From among low noise on equal steps of sigma/alpha, which from pure noise would all be spent where nothing happens."""
+        """Where that grid starts: at low noise for equal steps of sigma/alpha, which from pure noise would all be spent where little changes."""
         return 0.25 if self.variable == "step" else 1.0
 
     def weights(self, sde, t, s, nodes):
@@ -288,5 +288,5 @@ class UniPC(ExponentialIntegrator):
         return self.extrapolation
 
     def corrects(self, n_known):
-        """Always."""
+        """Correct every step."""
         return True

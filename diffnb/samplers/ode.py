@@ -1,4 +1,4 @@
-"""The probability flow in time, in noise level, and in log-SNR.
+"""The probability flow, solved in time, in the noise level, and in the log-SNR.
 
 Docs: https://diffnb.github.io/diffnb/03_samplers/ode.html.md"""
 
@@ -57,7 +57,7 @@ class ProbabilityFlow(Sampler):
         return 2 if self.method == "heun" else 1
 
     def evaluations(self, n_steps):
-        """2n - 1 with Heun's method, n with Euler's."""
+        """Forecast 2n - 1 evaluations with Heun's method, n with Euler's."""
         return 2 * n_steps - 1 if self.method == "heun" else n_steps
 
     def step(self, denoiser, state, t, s, noise):
@@ -100,7 +100,7 @@ class Heun(_NoiseRatioSampler):
     order = 2
 
     def evaluations(self, n_steps):
-        """2n - 1."""
+        """Forecast 2n - 1 evaluations."""
         return 2 * n_steps - 1
 
     def step(self, denoiser, state, t, s, noise):
@@ -123,17 +123,17 @@ class RK4(_NoiseRatioSampler):
     order = 4
 
     def evaluations(self, n_steps):
-        """4 (n - 1) + 1."""
+        """Forecast 4 (n - 1) + 1 evaluations."""
         return 4 * (n_steps - 1) + 1
 
     def plan(self, sde, levels, past):
-        """The level in the middle of each step."""
+        """Tabulate the level in the middle of each step."""
         ratios = [level.noise_ratio for level in levels]
         middles = [-math.log((a + b) / 2) for a, b in zip(ratios, ratios[1:])]
         return sde.levels(sde.time_of_half_log_snr(torch.tensor(middles, dtype=torch.float64)))
 
     def step(self, denoiser, state, t, s, noise):
-        """Four slopes: one at each end and two in the middle."""
+        """Combine four slopes, one at each end and two in the middle."""
         y, h, m = state.x / t.alpha, s.noise_ratio - t.noise_ratio, self.planned(denoiser.sde, state, t, s)
         k1, x0 = self.slope(denoiser, y, t)
         k2, _ = self.slope(denoiser, y + (h / 2) * k1, m)
@@ -253,11 +253,11 @@ class SingleStep(Sampler):
         return self.stages
 
     def evaluations(self, n_steps):
-        """One for each stage of a step, and one for the end."""
+        """Forecast one evaluation for each stage of a step, and one for the end."""
         return self.stages * (n_steps - 1) + 1
 
     def plan(self, sde, levels, past):
-        """For each step, its stages: the level reached, the factor of x, and the weights of the predictions so far."""
+        """Tabulate the stages of each step: the level reached, the factor of x, and the weights of the predictions so far."""
         inner = {1: [], 2: [1 / 2], 3: [1 / 3, 2 / 3]}[self.stages]
         lambdas = [level.half_log_snr for level in levels]
         nodes = [[a + r * (b - a) for r in inner] for a, b in zip(lambdas, lambdas[1:])]

@@ -167,8 +167,8 @@ def test_calibration_measures_the_posterior_covariance():
         factor = spectral.at(lam, z)
         basis = torch.eye(128, dtype=torch.float64).view(128, 2, 8, 8)
         found = factor.multiply(basis).flatten(1)
-        assert (found - exact).norm() < 0.35 * exact.norm()  # a product of three factors is not every covariance
-        assert abs(found.trace() / exact.trace() - 1) < 0.15
+        assert (found - exact).norm() < 0.08 * exact.norm()  # 0.22 to 0.31 if the edges, where cosines add up to more, are scaled up once more
+        assert abs(found.trace() / exact.trace() - 1) < 0.03
         half = factor.root(basis).flatten(1).T
         torch.testing.assert_close(half @ half.T, found, atol=1e-9, rtol=0)
 

@@ -27,7 +27,9 @@ from diffnb.samplers import (
     StochasticHeun,
     add_noise,
     affine_map,
+    fixed_ratio_langevin_step,
     ideal_end,
+    langevin_step,
     levels_at,
     noised,
     propagate,
@@ -131,6 +133,32 @@ def test_the_bias_of_the_prior_is_no_error_of_the_sampler():
     assert error(DPMSolverPP2M(), 400, None) == pytest.approx(bias, rel=0.02)
     assert error(DPMSolverPP2M(), 400, exact) < bias / 50
     assert error(SDEDPMSolverPP(), 200, None) < bias / 8
+
+
+def test_a_fixed_ratio_is_kept_by_every_sample():
+    generator = torch.Generator().manual_seed(3)
+    x, score, z = (scale * torch.randn(5, 2, 3, generator=generator, dtype=torch.float64) for scale in (1.0, 30.0, 1.0))
+    score = score * torch.tensor([1e-3, 1.0, 10.0, 1e3, 1.0], dtype=torch.float64).view(-1, 1, 1)
+    by_score = fixed_ratio_langevin_step(x, score, 0.2, z) - x
+    by_noise = fixed_ratio_langevin_step(x, score, 0.2, -z) - x
+    moved, shaken = (by_score + by_noise) / 2, (by_score - by_noise) / 2
+    ratio = moved.flatten(1).norm(dim=1) / shaken.flatten(1).norm(dim=1)
+    assert torch.allclose(ratio, torch.full((5,), 0.2, dtype=torch.float64), rtol=1e-12)
+    size = (moved / score).flatten(1)[:, 0]
+    assert torch.allclose(shaken, (2 * size).sqrt().view(-1, 1, 1) * z, rtol=1e-9)  # Langevin: the noise has variance 2 size
+    torch.testing.assert_close(fixed_ratio_langevin_step(x[:2], score[:2], 0.2, z[:2]), x[:2] + by_score[:2])  # no sample sees another
+    # a score of the length sqrt(d) / sigma and noise of the length sqrt(d): the annealed step
+    score, z = (a * (6**0.5 / a.flatten(1).norm(dim=1)).view(-1, 1, 1) for a in (score, z))
+    torch.testing.assert_close(fixed_ratio_langevin_step(x, score / 0.7, 0.2, z), langevin_step(x, score / 0.7, 0.7, 0.2, z), rtol=1e-12, atol=1e-12)
+
+
+def test_steps_that_look_at_the_noise_have_no_affine_map():
+    sampler = PredictorCorrector(step_size="fixed-ratio", predictor=DDIM())
+    with pytest.raises(ValueError, match="is not affine"):
+        affine_map(sampler, AXES, VP(), 5)
+    seeds = {"seeds": [5, 6, 7], "n_steps": 6, "dtype": torch.float64}
+    together = sampler(AXES.denoiser(VP()), shape=(3, 3), **seeds).x
+    assert torch.allclose(sampler(AXES.denoiser(VP()), shape=(1, 3), **(seeds | {"seeds": [6]})).x, together[1:2], atol=1e-12)
 
 
 def test_corrections_end_where_theory_says():
@@ -362,6 +390,7 @@ def test_names(cls, spellings):
         (lambda: AdaptiveSDE(atol=math.inf), "atol must be"),
         (lambda: PredictorCorrector(predictor=PredictorCorrector()), "corrects already"),
         (lambda: PredictorCorrector(predictor="nothing"), "unknown sampler"),
+        (lambda: PredictorCorrector(step_size="song"), "step_size must be 'annealed' or 'fixed-ratio'"),
         (lambda: Restart(((0.3, 1e6, 2, 1),))(LINE.denoiser(VP()), shape=(1, 1), n_steps=5), "reaches above t_max"),
     ],
 )
