@@ -126,7 +126,6 @@ def read_position(
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged, or no checkpoint of a training: {type(error).__name__} {error}") from None
 
-
 # %% ../../nbs/09_training/04_checkpoints.ipynb #13
 def random_state() -> dict:  # plain values and tensors
     """Read the global random generators of Python, NumPy and torch."""
