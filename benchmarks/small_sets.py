@@ -2,15 +2,16 @@
 
     python benchmarks/small_sets.py --root DIR [--images 400] [--seconds 30] [--network micro] [--sets fashion flowers cifar]
 
-DIR holds flowers64 (photos in class folders) and cifar10; the packaged part of Fashion-MNIST stands for drawings in grey. Of each set as many images
-as asked for are trained on, and 400 others are kept aside. The batch comes first: what a step costs is measured, and as many steps are made as fit into
-the time, so that small batches have many steps and large ones few. Then, at a batch of 16, one setting at a time is changed: the length of the average
-of the weights (a decay), dropout, the steps of warm-up, and whether images are mirrored at random.
+DIR holds flowers64 (photos in class folders) and cifar10; the packaged part of Fashion-MNIST stands for drawings in grey. Of each set as many
+images as asked for are trained on, and 400 others are kept aside. The batch comes first: what a step costs is measured, and as many steps are made
+as fit into the time, so that small batches have many steps and large ones few. Then, at a batch of 16, one setting at a time is changed: the length
+of the average of the weights (a decay), dropout, the steps of warm-up, and whether images are mirrored at random.
 
 The network "micro" is a quarter of "tiny": in half a minute of one processor it makes as many steps as "small" in some ten minutes of two.
 
-The number is the squared error on the images kept aside, at fixed times and noise, of the averaged weights; beside it that on the images trained on:
-the gap is what was learned by heart. Rows are written to benchmarks/results/small_sets.json as soon as they are done; one that is there is not made again.
+The number is the squared error on the images kept aside, at fixed times and noise, of the averaged weights; beside it that on the images trained
+on: the gap is what was learned by heart. Rows are written to benchmarks/results/small_sets.json as soon as they are done; one that is there is not
+made again.
 """
 
 import argparse

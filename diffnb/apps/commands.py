@@ -272,7 +272,7 @@ def _train(
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without a lower validation loss.", show_default=False)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step: 16 of a few hundred, up to 128 of a few thousand.", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step: 16 to 128, by their number.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate: 0.001.", show_default=False)] = None,
     rate: Annotated[
         str | None, typer.Option(help="How it falls: cosine, linear, constant, or inverse-sqrt:2000 after so many steps.", show_default=False)
@@ -314,7 +314,7 @@ def _train(
     log_to: Annotated[str | None, typer.Option(help="Log losses and scores besides: tensorboard or wandb.", show_default=False)] = None,
     save_every: Annotated[float, typer.Option(min=1, help="Seconds of work between two states from which to go on, at most.")] = 120,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove what an earlier training has left in OUT; with --resume, begin anew where it has left no state.")
+        bool, typer.Option("--overwrite", help="Remove what an earlier training has left in OUT; with --resume, begin anew without a state.")
     ] = False,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", show_default=False)] = None,
     compile: Annotated[

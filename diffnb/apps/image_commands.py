@@ -54,7 +54,7 @@ def comma_list(
 
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; chosen by itself if not given.", show_default=False)]
-OPTIONS = {"resize=True": "--resize", "overwrite=True": "--overwrite", "class_labels": "--labels", "imputation": "impute"}  # what stands for arguments in a shell
+OPTIONS = {"resize=True": "--resize", "overwrite=True": "--overwrite", "class_labels": "--labels", "imputation": "impute"}  # in a shell
 
 
 def sentence(
@@ -157,8 +157,8 @@ class Job:
     """Which pictures, by which model, and where to."""
 
     files: Annotated[list[Path], typer.Argument(help="Pictures (PNG, JPG, WebP), or folders of them.", metavar="FILES", show_default=False)]
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, made if it is not there; or a file, for one picture.")] = (
-        Path("diffnb-out")
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, made if it is not there; or a file, for one picture.")] = Path(
+        "diffnb-out"
     )
     model: Annotated[str, typer.Option("--model", "-m", help="A model file, or the name of a packaged model.")] = "cifar10"
     resize: Annotated[bool, typer.Option("--resize", help="Resize pictures (and masks) to the size that the model makes.")] = False
@@ -169,7 +169,7 @@ class Job:
     )
     guidance_scale: Annotated[float, typer.Option(min=0, help="How much the class is exaggerated; 1: not at all.")] = 1.0
     variants: Annotated[int, typer.Option(min=1, help="Results for each picture, NAME-1, NAME-2, ...")] = 1
-    form: Annotated[str, typer.Option("--format", help="What to write into a folder: png, jpg (changes pixels a little, known ones too), webp.")] = "png"
+    form: Annotated[str, typer.Option("--format", help="What to write into a folder: png, webp, or jpg, which changes pixels.")] = "png"
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False
     device: Device = None
 

@@ -184,8 +184,8 @@ def begin_run(
     """
     out = Path(out)
     if (left := _left_in(out)) and not overwrite:
-        words = f"{out} holds a training already ({', '.join(left)}): diffnb train --resume {out} goes on with it"
-        raise ValueError(f"{words}; or choose another folder, or give overwrite=True to remove it")
+        words = f"{out} holds a training already: diffnb train --resume {out} goes on with it"
+        raise ValueError(f"{words}; or choose another folder, or give overwrite=True to remove {', '.join(left)}")
     return _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume=False)
 
 

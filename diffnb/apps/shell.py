@@ -24,7 +24,6 @@ import typer
 
 from ..printing import printable
 
-
 # %% ../../nbs/12_apps/04_shell.ipynb #sh6
 FORMS: dict[str, dict] = {  # how a picture is saved, by the ending of its name
     ".png": {"format": "PNG"},
@@ -89,7 +88,6 @@ def made(
             with contextlib.suppress(OSError):  # which it is where something is in it
                 one.rmdir()
         raise
-
 
 # %% ../../nbs/12_apps/04_shell.ipynb #8
 def grid(
@@ -179,7 +177,6 @@ def with_place(
             given.append("-")
     return given
 
-
 # %% ../../nbs/12_apps/04_shell.ipynb #sh11
 def usable_processors(
     root: str | Path = "/",  # of the file system, where Linux tells of quotas
@@ -218,11 +215,10 @@ def set_threads(
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))
 
-
 # %% ../../nbs/12_apps/04_shell.ipynb #sh14
 Json = Annotated[
     str | None,
-    typer.Option("--json", metavar="[FILE.json]", help="Give out what is told as JSON: into a file, or without one in place of text.", show_default=False),
+    typer.Option("--json", metavar="[FILE.json]", help="Tell it as JSON: into a file, or without one in place of text.", show_default=False),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads that compute; as many as there are free processors if not given.", show_default=False)
@@ -248,4 +244,3 @@ def reported(
 
     command.__name__, command.__doc__, command.__signature__ = task.__name__, task.__doc__, signature.replace(parameters=parameters)
     return command
-

@@ -174,6 +174,28 @@ class ImageLoader:
         """First batch of the coming epoch, which is still to come."""
         return next(self._batches(self.epoch))
 
+    def show_batch(
+        self,
+        b: tuple | None = None,  # a batch; None: the first of the coming epoch
+        max_n: int = 9,  # images
+        **kwargs,  # of `matplotlib.figure.Figure`
+    ):  # a matplotlib Figure
+        """Show images of a batch with the names of their classes."""
+        from matplotlib.figure import Figure
+
+        x, label, _ = self.one_batch() if b is None else b
+        n = min(max_n, len(x))
+        columns = math.ceil(n**0.5)
+        figure = Figure(**{"figsize": (1.4 * columns, 1.5 * math.ceil(n / columns)), "layout": "constrained", **kwargs})
+        names = self.dataset.names or self.dataset.values or []
+        for ax, image, k in zip(figure.subplots(math.ceil(n / columns), columns, squeeze=False).flat, x[:n].cpu(), label[:n].tolist()):
+            image = (image.clamp(-1, 1) + 1) / 2
+            ax.imshow(image.permute(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=1)
+            ax.set_title(str(names[k]) if 0 <= k < len(names) else "", fontsize=8)
+        for ax in figure.axes:
+            ax.set_axis_off()
+        return figure
+
     def batches(
         self,
         start: int = 0,  # batches to pass over

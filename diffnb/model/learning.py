@@ -18,7 +18,6 @@ from torch import nn
 from .trained import Trained, checkpoint_writer
 from ..samplers.base import Sampler
 
-
 # %% ../../nbs/11_model/05_learning.ipynb #le6
 def learn(
     model,  # a GenerativeModel, which is given what was learned
@@ -44,7 +43,7 @@ def learn(
     from diffnb.training.learner import fit
     from diffnb.training.plans import say
 
-    done, seen = sum(r.get("epochs", 0) for r in trained.records), tuple(sum(r.get(key, 0) for r in trained.records) for key in ("steps", "images_seen"))
+    done, *seen = (sum(r.get(key, 0) for r in trained.records) for key in ("epochs", "steps", "images_seen"))
     if total_epochs is not None and total_epochs < done + (epochs or 1):
         raise ValueError(f"total_epochs={total_epochs} must hold the {done} epochs of earlier calls and the {epochs or 1} of this one")
     again = AgainCallback(seen, done, model._again, settings.get("seed", 0))
@@ -100,4 +99,3 @@ def checkpoint_callbacks(
         files = ", ".join(f"{name}.safetensors" for name in there)
         raise ValueError(f"checkpoints={str(folder)!r} holds a training already ({files}); resume=True goes on with it, or give another folder")
     return [CheckpointCallback(checkpoint_writer(folder, trained, sampler)), ResumeCallback(state, resume=resume)]
-

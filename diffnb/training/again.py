@@ -25,7 +25,6 @@ from diffnb.training.checkpoints import (
 )
 from .steps import is_in_fit
 
-
 # %% ../../nbs/09_training/09_again.ipynb #ag7
 def copied(
     tree,  # mappings, lists, tensors and plain values
@@ -101,4 +100,3 @@ class AgainCallback(Callback):
                 "random": random_state(),
             }
         )
-

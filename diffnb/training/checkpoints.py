@@ -131,7 +131,6 @@ def read_position(
     except Exception as error:  # of whatever kind, as above
         raise CheckpointError(f"{path} is damaged, or no checkpoint of a training: {type(error).__name__} {printable(error)}") from None
 
-
 # %% ../../nbs/09_training/04_checkpoints.ipynb #13
 def random_state() -> dict:  # plain values and tensors
     """Read the global random generators of Python, NumPy and torch."""

@@ -29,7 +29,6 @@ from fastai.learner import Learner
 from ..parallel import agreed, world_size
 from .steps import OwnWords
 
-
 # %% ../../nbs/09_training/08_interruptions.ipynb #int8
 class Signals:
     """Note Ctrl-C and SIGTERM inside a `with` block rather than break off; the second one breaks off.
@@ -42,6 +41,7 @@ class Signals:
         self.noted, self.is_at_once, self.before = None, False, {}
 
     def __enter__(self):
+        """Take the place of Python's own handlers."""
         if threading.current_thread() is threading.main_thread():
             for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
                 if signal.getsignal(number) is usual:
@@ -62,9 +62,9 @@ class Signals:
             print("training ends with this step; once more, and it is broken off at once", file=sys.stderr, flush=True)
 
     def __exit__(self, *error):
+        """Put them back."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
 
 # %% ../../nbs/09_training/08_interruptions.ipynb #int11
 def _skip(loader, n) -> Iterator:
@@ -197,4 +197,3 @@ def _original(error):
     """The error of a callback: fastai, which adds to the first part of its message, stumbles over one without any."""
     context = error.__context__
     return context if isinstance(error, IndexError) and context is not None and not context.args else error
-

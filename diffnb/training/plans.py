@@ -23,7 +23,6 @@ from fastcore.basics import noop
 from ..core import in_notebook, progress_bar
 from .steps import is_in_fit
 
-
 # %% ../../nbs/09_training/10_plans.ipynb #pl8
 FEW, ENOUGH = 1000, 2000  # steps: pictures of fewer are grainy or noise; of a small network they are recognisable after these
 
@@ -104,7 +103,6 @@ def forecast(
         return line
     short = f"{wording[1]}".format(math.ceil(ENOUGH * each / 10) * 10) if within < planned else wording[0].format(ENOUGH)
     return f"{line}. So few steps leave noise or grainy pictures; about {ENOUGH:,} would do, in {duration(ENOUGH * each)}: {short}"
-
 
 # %% ../../nbs/09_training/10_plans.ipynb #pl13
 class LossProgress(ProgressCallback):

@@ -14,6 +14,7 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelTrainException
@@ -157,10 +158,14 @@ class ScaledOptimizer(OptimWrapper):
         self.scaler.step(self.opt)
         self.scaler.update()
 
+    def set_hypers(self, **hypers):
+        """Set settings of all groups, also by numbers of NumPy and of torch, which fastai takes for lists."""
+        super().set_hypers(**{name: value.item() if hasattr(value, "item") and value.ndim == 0 else value for name, value in hypers.items()})
+
     @property
     def hypers(self):
         """The settings of each group that are numbers."""
-        return [{k: v for k, v in group.items() if type(v) in (int, float)} for group in super().hypers]
+        return [{k: v for k, v in group.items() if isinstance(v, Real) and not isinstance(v, bool)} for group in super().hypers]
 
 # %% ../../nbs/09_training/03_steps.ipynb #15
 def is_in_fit(

@@ -407,10 +407,11 @@ def test_an_interruption_leaves_the_plain_network_and_training_can_go_on(where):
     assert learn.model is network
     assert not torch.is_autocast_enabled("cpu")
     network.armed = False
-    raw = learn.ema.averages[0].clone() if where == "validation" else network.stem.weight.clone()
+    raw = [p.clone() for p in network.parameters()]
     learn.ema.before_fit()  # what the next fit begins with
-    if where == "validation":  # interrupted with the average in the network: it comes out again
-        assert any(torch.equal(raw, p) for p in network.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(raw, network.parameters()))
+    if where == "validation":  # interrupted with the average in the network: it has come out again
+        assert not torch.equal(raw[0], learn.ema.averages[0])
     learn.fit(1)
     assert math.isfinite(learn.recorder.values[0][1])
 
