@@ -537,7 +537,7 @@ def test_questions_have_the_shape_of_the_state(question, monkeypatch):
     own = f"x = state.x\n        p = type('P', (), {{'x0': denoiser.ask('denoiser', 'x0', {question}).to(x)}})"
     text = "import torch\n" + LEVELS.replace("p = denoiser(state.x, t.time)", own)
     made, reached = SandboxedSampler(ComponentSource("sampler", "Jump", "Sampler", text), {}), []
-    denoiser = Gaussian([0.4] * 9, [0.09] * 9).denoiser(VP())
+    denoiser = Gaussian([0.4] * 9, 0.09).denoiser(VP())
     ask = type(denoiser).x0
     monkeypatch.setattr(type(denoiser), "x0", lambda self, x, t, condition: reached.append(tuple(x.shape)) or ask(self, x, t, condition))
     run = dict(shape=(2, 1, 3, 3), n_steps=3, seeds=0)
