@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/01_noise/schedules.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'bisect', 'NoiseSchedule', 'Linear', 'Cosine', 'Exponential', 'linear_betas', 'scaled_linear_betas',
-           'cosine_betas', 'Betas', 'check_schedule']
+           'cosine_betas', 'Betas', 'of_time', 'check_schedule']
 
 # %% ../../nbs/01_noise/00_schedules.ipynb #e5c97452
 import math
@@ -309,6 +309,35 @@ class Betas(NoiseSchedule):
         value = value.clamp(0, table[-1])
         k = (torch.searchsorted(table, value.contiguous()) - 1).clamp(0, len(self.betas) - 1)
         return (k + (value - table[k]) / (table[k + 1] - table[k])) / len(self.betas)
+
+# %% ../../nbs/01_noise/00_schedules.ipynb #of-time-code
+def of_time(
+    component,  # a process or a schedule
+    name: str,  # of one of its functions of time: "alpha", "sigma", "beta", "integral"
+    t: Tensor,  # times, any shape
+) -> Tensor:  # what it returns, same shape
+    """Ask a component for a function of time, and tell its author where the answer is none.
+
+    Raises:
+        TypeError: if it is no tensor of the shape of t.
+    """
+    schedule = getattr(component, "schedule", None)
+    try:
+        value = getattr(component, name)(t)
+    except TypeError:
+        if schedule is not None:  # which may be the reason
+            of_time(schedule, "integral", t)
+        raise
+    # where a component is written down as a program, t stands for a tensor and has no shape
+    if type(t) is Tensor and (not isinstance(value, Tensor) or value.shape != t.shape):
+        if schedule is not None:
+            of_time(schedule, "integral", t)
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(
+            f"{type(component).__name__}.{name}(t) must return a tensor of the shape of t, {tuple(t.shape)}, got {got}; "
+            "a constant c is c * torch.ones_like(t)"
+        )
+    return value
 
 # %% ../../nbs/01_noise/00_schedules.ipynb #0d309e07
 def _integrate(
