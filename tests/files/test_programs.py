@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import json
 import math
 import pickle
@@ -278,6 +279,8 @@ REFUSED = {
     "mean over all": (guided(lambda self, x, t, x0, c: x0 - x0.mean()), "each sample"),
     "a number a sample unshaped": (guided(lambda self, x, t, x0, c: x0 * t), "expand"),
     "how many dimensions a time has": (schedule(lambda self, t: t * t.ndim), "expand"),
+    "a part of the times": (guided(lambda self, x, t, x0, c: x0 * t[:, 0]), "a part of a tensor"),
+    "times in a row": (guided(lambda self, x, t, x0, c: x0 * t.view(1, -1)), "expand"),
     "a flat batch": (guided(lambda self, x, t, x0, c: x0.flatten()), "keeps them apart"),
     "kept from an earlier call": (type("S", (NoiseSchedule,), {"beta": keeps, "integral": keeps}), "kept from an earlier call"),
     "another view": (guided(lambda self, x, t, x0, c: x0.view(-1) + x0), "expand"),
@@ -342,11 +345,18 @@ def test_a_component_that_fails_on_a_probe_is_not_saved():
         program_of(schedule(beta)())
 
 
+def test_a_component_that_changes_its_mind_late_is_not_saved():
+    """After all probes in double precision: those in single precision are not idle."""
+    calls = []
+    with pytest.raises(ProgramError, match="does not give what the class gives: beta at torch.float32"):
+        program_of(schedule(lambda self, t: t * (1.0 if calls.append(1) or len(calls) < 12 else 2.0))())
+
+
 def test_bits_are_compared():
     """Type, shape and sign of zero as well; NaN is NaN."""
     x = torch.tensor([0.0, 1.0, math.nan])
     assert _same(x, x.clone()) and _same((x, 3), (x.clone(), 3))
-    for other in (x.double(), x[None], -x, x + 1e-7, torch.tensor([0.0, 1.0, 2.0]), (x,), 0.0):
+    for other in (x.double(), x[None], torch.tensor([-0.0, 1.0, math.nan]), x + 1e-7, torch.tensor([0.0, 1.0, 2.0]), (x,), 0.0):
         assert not _same(x, other) and not _same(other, x)
 
 
@@ -838,6 +848,30 @@ def test_the_bound_knows_of_copies():
         sampler, state = component_of(program), State(state_of(shape, dtype))
         memory, _ = measured(lambda: sampler.step(MIXTURE.denoiser(VP()), state, *levels, NoiseSource.of(0, 2)))
         assert least * 2**23 < memory <= program.bound(shape).memory
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_operation_needs_more_than_its_row_says(name):
+    """On a field, a number a sample and a number, in every place where they fit: `2 / x`, too, for which torch makes two fields."""
+    shape, levels, tried = (2, 2**17), VP().levels(torch.tensor([0.9, 0.5])), 0
+    before, denoiser = [["as_tensor", 1], ["lt", 0, [0.5]]], MIXTURE.denoiser(VP())  # values 12 and 13
+    denoiser.x0 = lambda x, t, condition: x
+    of = {"v": [0, 2, 12], "n": [2, 11], "e": [0, 12], "s": [12], "f": [0], "m": [13], "t": [[0.5, 1.0]], "w": OPERATIONS[name].words}
+    for arguments in itertools.product(*[of[letter] for letter in OPERATIONS[name].takes.rstrip("*")]):
+        try:
+            program = read(stepped(*before, [name, *arguments]))
+        except ProgramError:
+            continue
+        for dtype in (torch.float32, torch.float64):
+            sampler, state = component_of(program), State(state_of(shape, dtype))
+            try:
+                sampler._lines["step_0"](Host(VP(), denoiser, state.x, {}, NoiseSource.of(0, 2)), state.x, *levels[0], *levels[1], 1.0)
+            except (ComponentBadResult, ValueError):
+                continue
+            memory, _ = measured(lambda: sampler.step(denoiser, state, *levels, NoiseSource.of(0, 2)))
+            assert memory <= 8 * program.functions["step_0"].alive((0, 2, 2**18)) + 2**16, (arguments, dtype)
+            tried += 1
+    assert tried
 
 
 @pytest.mark.parametrize("cls", [corpus.MyHeun, corpus.AdamsBashforth, corpus.NormCorrected, corpus.SoftThreshold])
