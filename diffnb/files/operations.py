@@ -83,7 +83,7 @@ def _bounded(both, one):
 _add("add", "vv", operator.add, operator.add, "{0} + {1}", binds=(1, 1, 1))
 _add("sub", "vv", operator.sub, operator.sub, "{0} - {1}", binds=(1, 1, 2))
 _add("mul", "vv", operator.mul, operator.mul, "{0} {1}", r"{0}\,{1}", (3, 3, 3))
-_add("div", "vv", operator.truediv, operator.truediv, "{0} / {1}", r"\frac{{0}}{{1}}", (2, 3, 4))
+_add("div", "vv", operator.truediv, operator.truediv, "{0} / {1}", r"\frac{{0}}{{1}}", (2, 3, 4), work=1)
 _add("pow", "vv", operator.pow, math.pow, "{0}^{1}", "{0}^{{1}}", (5, 6, 6))
 _add("minimum", "vv", _bounded(torch.minimum, lambda a, b: torch.clamp(a, max=b)), min, "min({0}, {1})", r"\min\left({0}, {1}\right)")
 _add("maximum", "vv", _bounded(torch.maximum, lambda a, b: torch.clamp(a, min=b)), max, "max({0}, {1})", r"\max\left({0}, {1}\right)")
