@@ -227,7 +227,8 @@ class Progress:
             told = sentence(error)
             print("diffnb:", told if str(source) in told else f"{source}: {told}", file=sys.stderr)
         self.bar.n = self.over
-        self.bar.refresh()
+        if sys.stderr.isatty():  # a file gets its lines by time alone
+            self.bar.refresh()
 
 
 def _read(read, model, pictures, progress):
