@@ -237,7 +237,8 @@ class Progress:
             told = sentence(error)
             warn(f"diffnb: {told if printable(source, None) in told else f'{source}: {told}'}")
         self.bar.n = self.over
-        self.bar.refresh()
+        if sys.stderr.isatty():  # a file gets its lines by time alone
+            self.bar.refresh()
 
 
 def _read(read, model, pictures, progress):
