@@ -449,8 +449,7 @@ def _weights(
     from diffnb.metrics.inception import build_fid_weights, fetch_fid_weights
 
     path = (fetch_fid_weights if release else build_fid_weights)(folder)
-    line = f"{path}: ready" if folder is None else f"{path}: ready; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"
-    tell(line, file=str(path))
+    tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
 for _command in COMMANDS:
@@ -539,6 +538,5 @@ def _show(out, train_seconds, rows, seed, device):
     # small batches: in a minute the number of steps counts, more than how good each is
     model.train("packaged", epochs=10_000, batch_size=16, lr=2e-3, time_limit=train_seconds, seed=seed)
     _timed_grid(model, out / "trained.png", seed, rows)
-    model.save(out / "trained.safetensors")
-    path = out / "trained.safetensors"
+    model.save(path := out / "trained.safetensors")
     tell(f"{path}: the new model; try: diffnb generate {path} --labels bag --out bags.png", files=[str(path)])

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import Registry, check_counts, first_weights
+from ..core import Registry, check_counts
 from ..data.image_sets import ImageSet
 from ..data.loaders import image_loaders, image_set, put_aside
 from ..data.readers import data_root
 from ..model.trained import resolve_process
+from ..networks.base import first_weights
 from ..networks.unet import UNet, build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule

@@ -22,12 +22,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import diffnb
-from ..core import NoiseSource, best_device, first_weights, progress_bar, to_unit
+from ..core import NoiseSource, best_device, progress_bar, to_unit
 from ..data.image_sets import height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
-from ..networks.base import check_network
+from ..networks.base import check_network, first_weights
 from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import first_weights
-from .base import NETWORKS, HalfLogSNREmbedding, check_network, embed, zero_start
+from .base import NETWORKS, HalfLogSNREmbedding, check_network, embed, first_weights, zero_start
 
 # %% ../../nbs/06_networks/01_unet.ipynb #d49c8a8b
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}

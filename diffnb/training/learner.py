@@ -25,8 +25,9 @@ from fastcore.basics import noop
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import NoiseSource, check_counts, expand, float32_by_default, to_unit
+from ..core import NoiseSource, check_counts, expand, to_unit
 from ..denoise.denoisers import Denoiser
+from ..networks.base import float32_by_default
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
 from ..noise.sdes import SDE
 from ..parallel import launched
