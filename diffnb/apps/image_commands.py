@@ -12,6 +12,7 @@ __all__ = ['Device', 'OPTIONS', 'AT_A_TIME', 'COMMANDS', 'Method', 'load_model',
 import csv
 import inspect
 import secrets
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -66,9 +67,6 @@ def sentence(
     for argument, option in OPTIONS.items():
         text = text.replace(argument, option)
     return printable(" ".join(text.split()), None)
-
-
-
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #9
 def pictures_in(

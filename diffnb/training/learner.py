@@ -194,7 +194,9 @@ def _unpack(batch, first=0):
     for name, one in zip(("label", "index"), rest):
         if not isinstance(one, Tensor) or one.shape != (n,) or one.is_floating_point():
             got = f"{one.dtype} of shape {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
-            raise TrainingError(f"{name} must hold one whole number for each of the {n} images of a batch, got {got}; image_loaders makes such batches")
+            raise TrainingError(
+                f"{name} must hold one whole number for each of the {n} images of a batch, got {got}; image_loaders makes such batches"
+            )
     label = as_plain(rest[0]) if rest else torch.full((n,), -1, device=x0.device)
     index = as_plain(rest[1]) if len(rest) > 1 else first + torch.arange(n, device=x0.device)
     return x0, label, index

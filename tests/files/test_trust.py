@@ -303,7 +303,10 @@ def test_settings_and_source_cannot_be_shifted_into_each_other():
 
 def test_what_settings_refer_to_is_covered():
     """A source or a program that is exchanged under the same ID makes other settings."""
-    row = {"schedule": {"kind": "schedule", "component": "python:Flat-1", "settings": {"a": [1]}}, "b": [{"component": "program:P-1", "settings": {}}]}
+    row = {
+        "schedule": {"kind": "schedule", "component": "python:Flat-1", "settings": {"a": [1]}},
+        "b": [{"component": "program:P-1", "settings": {}}],
+    }
     one, other = (SimpleNamespace(text=text) for text in "ab")  # of a program its text alone counts
     texts = [
         settings_text(row, {"P-1": one}, {"Flat-1": FLAT}),
