@@ -31,6 +31,7 @@ from diffnb.guidance import (
     cosines,
     gaussian_kernel,
 )
+from diffnb.guidance.posterior import _smoothed
 from diffnb.noise import EDM, VE, VP, FlowMatching, SubVP
 from diffnb.samplers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun, State
 
@@ -244,25 +245,24 @@ def test_calibration_noises_every_image_at_every_level_anew():
 def test_variances_are_pulled_to_their_neighbours_by_what_the_number_of_samples_says(n):
     """One variance stands out among equal ones. Its logarithm moves by 1 / (1 + n / 32) of the way to the mean of its nine."""
     pull, tall = 1 / (1 + n / 32), 3.0
-
-    even = torch.ones(4, 4, dtype=torch.float64)
-    # in space: the pixel (1, 1), once in the window of each of its neighbours
-    variance = even.clone()
+    inside, corner = torch.zeros(2, 4, 4, dtype=torch.float64)
+    inside[:3, :3] = 1 / 9  # the pixel (1, 1), once in the window of each of its neighbours
+    # (0, 0), four times in its own window: the edge is repeated outwards
+    corner[:2, :2] = torch.tensor([[4.0, 2.0], [2.0, 1.0]], dtype=torch.float64) / 9
+    for place, shares in (((1, 1), inside), ((0, 0), corner)):
+        variance = torch.ones(1, 4, 4, dtype=torch.float64)
+        variance[0][place] = tall
+        expected = math.log(tall) * (pull * shares + (1 - pull) * (variance == tall))
+        torch.testing.assert_close(_smoothed(variance, n).log(), expected, atol=1e-12, rtol=0)
+    # each pixel has the variance that was measured in it, pulled in space and with the floor, up to one factor for the image
+    variance = torch.ones(4, 4, dtype=torch.float64)
     variance[1, 1] = tall
     errors = with_second_moment(variance.sqrt().flatten().diag(), (1, 4, 4), n)
+    spectral, basis = calibrated_on(errors, errors), torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4)
+    given = spectral.at(0.0, basis).multiply(basis).flatten(1).diagonal().view(4, 4)
     floor = 1e-3 * (15 + tall) / 16
-    shares = torch.zeros(4, 4, dtype=torch.float64)
-    shares[:3, :3] = 1 / 9
-    expected = math.log(1 + floor) + math.log((tall + floor) / (1 + floor)) * (pull * shares + (1 - pull) * (variance == tall))
-    torch.testing.assert_close(calibrated_on(errors, errors).scale.log() * 2, expected.expand(2, 1, 4, 4), atol=1e-10, rtol=0)
-    # among the cosines: the mean over the image, four times in its own window, whose edge is repeated outwards
-    spectrum = even.clone()
-    spectrum[0, 0] = tall
-    errors = with_second_moment(torch.kron(cosines(4), cosines(4)).T * spectrum.sqrt().flatten(), (1, 4, 4), n)
-    shares = torch.zeros(4, 4, dtype=torch.float64)
-    shares[:2, :2] = torch.tensor([[4.0, 2.0], [2.0, 1.0]], dtype=torch.float64) / 9
-    expected = -math.log(1.001 * (15 + tall) / 16) + math.log(tall) * (pull * shares + (1 - pull) * (spectrum == tall))
-    torch.testing.assert_close(calibrated_on(errors, errors).spectrum.log(), expected.expand(2, 1, 4, 4), atol=1e-10, rtol=0)
+    expected = math.log((tall + floor) / (1 + floor)) * (pull * inside + (1 - pull) * (variance == tall))
+    torch.testing.assert_close((given / given[3, 3]).log(), expected, atol=1e-10, rtol=0)
 
 
 def sliced_w2(a, b):
