@@ -230,12 +230,14 @@ class Progress:
     def finished(self, n=1, error=None, source=None):
         """Count pictures; tell the error of one."""
         self.over, self.done = self.over + n, self.done + (n if error is None else 0)
+        is_drawn = sys.stderr.isatty()  # a file gets its lines by time alone
         if error is not None:
-            self.bar.clear()
+            if is_drawn:
+                self.bar.clear()
             told = sentence(error)
             warn(f"diffnb: {told if printable(source, None) in told else f'{source}: {told}'}")
         self.bar.n = self.over
-        if sys.stderr.isatty():  # a file gets its lines by time alone
+        if is_drawn:
             self.bar.refresh()
 
 
