@@ -169,8 +169,9 @@ def _spectral(errors, lambdas):
         std = scale = _smoothed(variance + 1e-3 * variance.mean(), len(e)).sqrt()
         for _ in range(3):
             spectrum = _smoothed((rows @ (e / scale) @ columns.mT).square().mean(0).clamp(min=1e-6), len(e))
-            # cosines of any spectrum add up to more at the edges than inside; what they give there must not be scaled up once more
-            scale = std / (rows.square().mT @ spectrum @ columns.square()).sqrt()
+            # cosines of low frequency add up to more at the edges than inside; what they give there must not be scaled up once more
+            given = rows.square().mT @ spectrum @ columns.square()
+            scale = std * (given.mean((1, 2), keepdim=True) / given).sqrt()
         scales.append(scale), spectra.append(spectrum)
     return SpectralCovariance(tuple(lambdas), rotation, torch.stack(scales), torch.stack(spectra))
 
