@@ -11,6 +11,7 @@ __all__ = ['Device', 'OPTIONS', 'AT_A_TIME', 'COMMANDS', 'Method', 'load_model',
 # %% ../../nbs/12_apps/02_image_commands.ipynb #3
 import csv
 import inspect
+import itertools
 import secrets
 import sys
 import time
@@ -49,8 +50,8 @@ def load_model(
 def comma_list(
     text: str | None,  # such as '3,7', 'bag,coat' or '"shoe, brown",coat'
 ) -> list[str] | None:  # as they stand there; None where there is nothing
-    """Read what is separated by commas; what holds a comma itself stands in double quotes."""
-    parts = next(csv.reader([text or ""], skipinitialspace=True), [])
+    """Read what is separated by commas or lines; what holds a comma itself stands in double quotes."""
+    parts = itertools.chain.from_iterable(csv.reader((text or "").splitlines(), skipinitialspace=True))
     return [part.strip() for part in parts if part.strip()] or None
 
 

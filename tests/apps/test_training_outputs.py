@@ -149,7 +149,7 @@ def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         begin_run(recipe, out, progress=False, device="cpu", save_every=2, callbacks=[Cut(3)])
-    resume_run(out, progress=False, device="cpu", save_every=2)
+    resume_run(out, progress=False, device="cpu", save_every=2, log_to="tensorboard")  # asked for again: a folder cannot
     assert [given[:2] for given in asked] == [("tensorboard", out)] * 2 and asked[0][2]["data"] == "packaged"
     assert [path.name for path in sorted((out / "samples").iterdir())] == ["epoch_003.png", "epoch_004.png"]
     found = snapshots(out / "snapshots")

@@ -9,7 +9,7 @@ from PIL import Image
 
 import diffnb.apps.recipes as module
 from diffnb.apps import RECIPES, Recipe, recipe_from_plain, recipe_images, recipe_network, recipe_process, recipe_table, to_plain, train_recipe
-from diffnb.data import ImageSet, image_set, read_picture, resize_images
+from diffnb.data import image_set, read_picture, resize_images
 from diffnb.noise import EDM, PARAMETRIZATIONS, Discrete, Karras
 from diffnb.samplers import SAMPLERS
 from diffnb.training import TIMES, InverseSqrtRate, LogNormal, MinSNR, PowerLaw, TrainingResult, TrainingSettings
@@ -164,7 +164,6 @@ def test_the_command_line_changes_what_is_given_and_nothing_else():
         (lambda: Recipe("mnist", valid=1.0), "valid must name a split, or be a share of at least 0 and less than 1, got 1.0"),
         (lambda: recipe_process(Recipe("mnist", process="ve", schedule="linear")), "VE has no noise schedule"),
         (lambda: RECIPES["flower"], "did you mean 'flowers'"),
-        (lambda: recipe_images(Recipe(ImageSet(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))), verbose=False), "two images or more"),
     ],
 )
 def test_what_cannot_be_is_said(make, words):

@@ -189,7 +189,7 @@ def test_broken_files_are_named_and_counted(tmp_path):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("no image, and not meant to be one")
-    with pytest.warns(UserWarning, match="3 of 4 files .* skipped") as caught:
+    with pytest.warns(UserWarning, match="3 of 4 pictures .* skipped") as caught:
         found = read(tmp_path)
     assert len(found) == 1 and all(name in str(caught[0].message) for name in ("cut.png", "empty.jpg", "deep.png (its pixels have more than 8 bits"))
     assert str(tmp_path) not in found.source  # a path of the user is nobody's business but theirs
@@ -336,7 +336,7 @@ def test_loaders_are_what_fastai_takes(packaged, tmp_path):
 def test_a_batch_larger_than_the_set_is_refused_and_none_fits_it(packaged):
     few = packaged.select(torch.arange(20))
     loaders = image_loaders(few, device="cpu")
-    assert [len(list(loader)) for loader in loaders] == [1, 1] and loaders.train.bs == 18
+    assert [len(list(loader)) for loader in loaders] == [1, 1] and loaders.train.bs == 16
     assert image_loaders(packaged, device="cpu").train.bs == 128
     with pytest.raises(ValueError, match="batch_size=19 is more than the 18 images to train on"):
         image_loaders(few, batch_size=19, device="cpu")

@@ -288,8 +288,9 @@ def test_a_number_of_another_network_has_another_name(sets):
     names = [r.result.name for r in got.rows]
     assert names == [f"{kind}[fashion-classifier]" for kind in ("frechet", "kernel", "is", "prdc")]
     assert all(r.floor is not None and r.result.config["extractor"] == "fashion-classifier" for r in got.rows)
-    with pytest.raises(FileNotFoundError, match="sha256"):
-        score(torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32), ["fid"])
+    with pytest.warns(UserWarning, match="'fid' is computed with cifar10-resnet20"):
+        colour = score(torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32), ["fid"])
+    assert [r.result.name.split("[")[1] for r in colour.rows] == ["cifar10-resnet20]"]
     with pytest.raises(FileNotFoundError, match="sha256"):
         score(real, other, extractor="inception-2015")
 
@@ -443,8 +444,9 @@ def test_scores_are_plain_data_and_print_what_they_depend_on(sets):
     assert "the floor is of fewer images" in text
     for part in ("fashion-classifier", "resize 28", "600 / 400", "300 / 300", "seed 7", "nfe 18", "guidance_scale 1.5", "packaged", "precision"):
         assert part in text, part
+    assert got["fid"] is got["frechet_inception_distance"] is got["frechet"] and got["fid"].name == "frechet[fashion-classifier]"
     with pytest.raises(KeyError, match="there are frechet"):
-        got["fid"]
+        got["is"]
 
 
 def sampled_facts(images):

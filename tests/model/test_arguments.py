@@ -120,7 +120,7 @@ WRONG = [
     ("edit", {"image": IMAGE, "strength": "half"}, "strength must be a number, got 'half'"),
     ("edit", {"image": IMAGE, "strength": -0.1}, "t must lie in"),
     ("train", {"dataset": IMAGE.expand(4, -1, -1, -1), "seed": -1}, r"seed must be a whole number from 0 to \d+, got -1"),
-    ("train", {"dataset": IMAGE.expand(4, -1, -1, -1), "epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+    ("train", {"dataset": IMAGE.expand(4, -1, -1, -1), "epochs": 1.5}, "epochs must be a whole number or None, got 1.5"),
 ]
 
 

@@ -9,6 +9,7 @@ import torch
 from fastai.callback.core import Callback
 
 import diffnb
+from diffnb.apps.runs import AboutCallback
 from diffnb.data import ImageSet, image_loaders
 from diffnb.networks import UNet
 from diffnb.noise import EDM
@@ -64,6 +65,7 @@ def learner(folder, **settings):
         ScheduleCallback(1e-3, time_limit=600),
         AgainCallback(),
         ForecastCallback(tell=lambda line: None),
+        AboutCallback(folder),
     ]
     loaders = image_loaders(IMAGES, IMAGES.select(torch.arange(16)), batch_size=16, device="cpu")
     return diffusion_learner(loaders, network, EDM(), weight="uncertainty", progress=True, callbacks=callbacks, **settings)

@@ -85,7 +85,8 @@ def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(whole, 
     result = torchrun(tmp_path, "die")
     assert result.returncode != 0 and "SIGKILL" in result.stderr
     state = load_state(tmp_path / "training.safetensors")
-    assert state["position"] == {"epoch": 1, "batch": 2, "train_iter": 12}  # the twelfth step of the 13 that were taken
+    # that of the last time that the state was due, or of the step that the other process ended when it was told to stop
+    assert state["position"]["epoch"] == 1 and 12 <= state["position"]["train_iter"] == 10 + state["position"]["batch"] <= 14
     # and both go on from there, to the same end as if nothing had happened
     again = run_together(worker.resumable, 2, args=[tmp_path, 2, True])
     for (weights, losses, images), (expected, expected_losses, n) in zip(again, whole):

@@ -145,7 +145,7 @@ def test_loaders_of_fastai_are_taken(name, folder):
         (lambda f: learner(callbacks=[fastai.CutMix()]).fit(1), "CutMix mixes images"),
         (lambda f: learner().export(), r"save\('model.safetensors'\)"),
         (lambda f: learner(pairs(f, batch_tfms=[fastai.Normalize.from_stats(*fastai.imagenet_stats)]), 2).fit(1), "leave Normalize out"),
-        (lambda f: learner(block(f, fastai.ImageBlock, fastai.ImageBlock, get_y=lambda p: p), 0).fit(1), "labels must be whole numbers"),
+        (lambda f: learner(block(f, fastai.ImageBlock, fastai.ImageBlock, get_y=lambda p: p), 0).fit(1), "label must hold one whole number"),
     ],
 )
 def test_what_does_not_fit_says_what_to_do(call, words, folder):
