@@ -433,6 +433,25 @@ def test_the_deadline_holds_against_bytes_that_drip():
     assert time.monotonic() - started < 2
 
 
+def test_no_byte_renews_the_deadline(monkeypatch):
+    """The same with a clock that no busy machine disturbs: a byte each hundredth of a second."""
+    worker = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", GOOD), {}).worker
+
+    class Slow:
+        def settimeout(self, seconds):
+            assert seconds > 0
+
+        def recv(self, n):
+            time.sleep(0.01)
+            return b" "
+
+    monkeypatch.setattr(worker, "connection", Slow())
+    started = time.monotonic()
+    with pytest.raises(ComponentTimeout):
+        worker._exactly(500, started + 0.2)
+    assert time.monotonic() - started < 2
+
+
 DEAF = TOOLS + GOOD.replace("return self.low + t", "conversation().receive = lambda: time.sleep(60)\n        return self.low + t")
 
 
