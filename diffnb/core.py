@@ -381,12 +381,12 @@ def write_atomically(
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         with open(os.open(unfinished, flags, 0o666 if mode is None else 0o600), "wb") as file:
-            if mode is not None:
-                os.chmod(unfinished, mode)
             for piece in (data,) if isinstance(data, bytes) else data:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(unfinished, mode)
         os.replace(unfinished, path)
     finally:
         with contextlib.suppress(OSError):

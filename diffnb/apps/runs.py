@@ -276,9 +276,10 @@ def read_settings(
         if not path.is_file() or path.stat().st_size > 2**20:  # a pipe would be waited for
             raise ValueError("it is no regular file of at most a megabyte")
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found["root"], str) or not isinstance(found["diffnb"], str):
+        read = found | {"recipe": recipe_from_plain(found["recipe"])}
+        if not isinstance(read["root"], str) or not isinstance(read["diffnb"], str):
             raise ValueError("root and diffnb must be texts")
-        return found | {"recipe": recipe_from_plain(found["recipe"])}
+        return read
     except Exception as error:  # of whatever kind, too deep nesting among them: the folder may be a stranger's
         raise ValueError(f"{path} cannot be read as the settings of a run: {type(error).__name__} {printable(error)}") from None
 
