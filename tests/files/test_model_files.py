@@ -389,14 +389,9 @@ def test_a_grid_is_used_and_belongs_to_sampler_and_process(tmp_path):
         model.n_steps = 0
     model.sampler = "ddim"
     assert model.grid is None
-<<<<<<< HEAD
     with pytest.raises(ValueError, match="t_min"):  # times that the process has not; a file that says so: tests/files/test_bounds.py
         save(tiny(grid=(0.5, 1e-9)), tmp_path / "m")
     assert not (tmp_path / "m").exists()
-=======
-    with pytest.raises(ValueError, match="t_min"):  # times that the process has not
-        save(tiny(grid=(0.5, 1e-9)), tmp_path / "m")
->>>>>>> limits
 
 
 def test_a_file_from_a_gpu_loads_without_one(tmp_path):
