@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from .image_commands import COMMANDS, Device, comma_list, load_model, sentence
-from .shell import check_absent, grid, is_picture, made, reported, tell, warn, with_place, write_png
+from .shell import check_absent, grid, is_picture_name, made, reported, tell, warn, with_place, write_png
 from ..printing import printable
 
 # %% ../../nbs/12_apps/03_commands.ipynb #6
@@ -105,10 +105,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that
 
 def _places(out, files, num, overwrite):
     """The files to write, for a grid one; checked before time is spent on pictures."""
-    if files and is_picture(out):
+    if files and is_picture_name(out):
         raise ValueError(f"--files writes several files and needs a folder; --out is {out}")
     digits = max(4, len(str(num - 1)))
-    places = [out / f"{i:0{digits}}.png" for i in range(num)] if files else [out if is_picture(out) else out / "grid.png"]
+    places = [out / f"{i:0{digits}}.png" for i in range(num)] if files else [out if is_picture_name(out) else out / "grid.png"]
     check_absent(places, overwrite)
     return places
 
@@ -138,7 +138,7 @@ def _generate_set(generative, out, num, kind, **how):
     from diffnb.model.shards import generate_shards
     from diffnb.parallel import launched
 
-    if is_picture(out):
+    if is_picture_name(out):
         raise ValueError(f"--{kind} needs a folder; --out is {out}")
     start, (rank, world) = time.perf_counter(), launched()
     with made(out):

@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from .shell import FORMS, check_absent, is_picture, made, reported, tell, warn, write_picture
+from .shell import FORMS, check_absent, is_picture_name, made, reported, tell, warn, write_picture
 from ..printing import printable
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #6
@@ -105,10 +105,10 @@ def results_of(
         ValueError: if two results would get the same name, or a file of that name is there.
     """
     endings = [suffix] if variants == 1 else [f"-{k + 1}{suffix}" for k in range(variants)]
-    if is_picture(out) and len(pictures) > 1:
+    if is_picture_name(out) and len(pictures) > 1:
         raise ValueError(f"--out {out} is one file, for {len(pictures)} pictures; give a folder")
     places = [[out / (picture.stem + ending) for ending in endings] for picture in pictures]
-    if is_picture(out):
+    if is_picture_name(out):
         places = [[out] if variants == 1 else [out.with_stem(f"{out.stem}-{k + 1}") for k in range(variants)]]
     owners: dict[Path, Path] = {}
     for picture, own in zip(pictures, places):
@@ -284,7 +284,7 @@ def carry_out(
     labels = [job.each(text, len(files), name) for name, text in zip(("labels", *(m.replace("_", "-") for m in more)), (job.labels, *more.values()))]
     model, seed = load_model(job.model, job.device), secrets.randbits(32) if job.seed is None else job.seed
     model.verbose = False
-    with made(job.out.parent if is_picture(job.out) else job.out):
+    with made(job.out.parent if is_picture_name(job.out) else job.out):
         _carry_out(job, model, seed, [Picture(*parts) for parts in zip(files, places, zip(*labels))], names, read, restore)
 
 

@@ -27,7 +27,7 @@ from ..files.model_file import Contents, save
 from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
 from .editing import Editing
-from .learning import learn
+from .learning import teach
 from .restoration import Restoration
 from diffnb.model.trained import (
     Labels,
@@ -359,7 +359,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
         loaders = image_loaders(images, **how, device=self.device)
         settings = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
         plan = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "total_epochs": total_epochs}
-        learn(self, trained, network, loaders, callbacks, checkpoints, resume, **plan, **settings)
+        teach(self, trained, network, loaders, callbacks, checkpoints, resume, **plan, **settings)
         return self.record
 
     def score(

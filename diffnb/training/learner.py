@@ -36,7 +36,7 @@ from .distributed import sharing, together
 from .interruptions import ResumableLearner
 from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, weighted_mse
 from .monitoring import LossRecorder
-from .plans import ForecastCallback, LossProgress, say
+from .plans import ForecastCallback, LossProgress, announce
 from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
@@ -425,7 +425,7 @@ def _try_to_keep(keep, result, error):
         keep(result)
     except OSError as failed:
         if not isinstance(error, OSError):  # else it is the same full disk again
-            say(str(failed))
+            announce(str(failed))
 
 
 def planned_epochs(
