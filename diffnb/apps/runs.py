@@ -43,7 +43,7 @@ from ..training.checkpoints import CheckpointCallback, ResumeCallback, read_posi
 from ..training.learner import TrainingSettings, fit, planned_epochs
 from ..training.losses import QUANTILES, TIMES, WEIGHTS
 from ..training.monitoring import HistoryCallback, LevelLossCallback, SampleCallback, log_callbacks
-from ..training.plans import ForecastCallback, say
+from ..training.plans import ForecastCallback, announce
 from ..training.reports import write_report
 from ..training.steps import RATES, EarlyStopCallback
 
@@ -410,7 +410,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
             _write_about(out, {})
         if is_first and result.record["stopped"] == "interrupted":
             where = f"step {result.record['steps']:,}, after {result.record['epochs']} of {epochs} epochs"
-            say(f"{out}: interrupted at {where}; state and averaged weights are kept. Go on by: diffnb train --resume {out}")
+            announce(f"{out}: interrupted at {where}; state and averaged weights are kept. Go on by: diffnb train --resume {out}")
 
     fit(
         loaders,
