@@ -59,6 +59,100 @@ class Contents:
         """Itself: what `save` asks of any model."""
         return self
 
+# %% ../../nbs/10_files/05_model_file.ipynb #7157788f
+_FILLS = {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, Tensor.normal_, Tensor.uniform_}
+
+
+class _Counting(TorchFunctionMode):
+    """Ends a construction that makes more tensors than it should, and fills none: on meta, filling makes torch load its compiler."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.left, self.most = most, most
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        self.left -= 1
+        if self.left < 0:
+            raise LimitExceeded(f"building the network takes more than {self.most:,} operations, for the number of tensors that the file holds")
+        if function in _FILLS:
+            return arguments[0] if arguments else keywords["tensor"]
+        return function(*arguments, **(keywords or {}))
+
+
+def _largest(value):
+    """The largest whole number in settings."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, int) else 0
+
+
+def _compare(expected, table, name, prefix):
+    """Compare a network's tensors with those of the file."""
+    own = {key.removeprefix(prefix): entry for key, entry in table.items() if key.startswith(prefix)}
+    for what, keys in (("are missing", [k for k in expected if k not in own]), ("have no place", [k for k in own if k not in expected])):
+        if keys:
+            raise WeightsMismatch(f"weights of {name} {what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}")
+    for key, tensor in expected.items():
+        entry = own[key]
+        if tuple(tensor.shape) != entry.shape:
+            raise WeightsMismatch(f"{key} of {name} has shape {tuple(tensor.shape)}, in the file {entry.shape}")
+        if tensor.dtype != entry.dtype and not (tensor.dtype.is_floating_point and entry.dtype.is_floating_point):
+            raise WeightsMismatch(f"{key} of {name} is of type {tensor.dtype}, in the file of {entry.dtype}")
+
+
+class _NetworkMaker:
+    """Builds the network of a manifest: for its shapes, and then for good."""
+
+    def __init__(self, row, context):
+        reference, settings = check_row(row, "network", "network")
+        sort, _, name = reference.partition(":")
+        self.row, self.context, self.own = row, context, sort != "builtin"
+        if sort == "program":
+            fail("network", "is a program; networks are builtin, or classes of your own")
+        if sort == "python":
+            source = context.sources.get(name) or fail("network", f"refers to the source {short(name)}, which the file does not hold")
+            if source.name not in context.components:
+                context.allow(source, settings, "network")
+            self.name = source.name
+        else:
+            builtin("network", name, "network")
+            self.name = name
+
+    def make(self):
+        return self.context.revive(self.row, "network", "network")
+
+    def check(self, table, weights, data):
+        """Compare with the table what the network would be, and with its images and classes what it can make."""
+        seen = max([65_536, *[n for entry in table.values() if entry.end > entry.begin for n in entry.shape]])
+        if _largest(self.row["settings"]) > min(seen, 2**24):
+            raise LimitExceeded(f"the settings of {self.name} hold the number {_largest(self.row['settings']):,}, larger than anything in the file")
+        try:
+            with torch.random.fork_rng(devices=[]), _Counting(64 * len(table) + 2000), torch.device("meta"):
+                network = self.make()
+        except ModelFileError:
+            raise
+        except Exception:
+            if not self.own:
+                raise
+            with torch.random.fork_rng(devices=[]):  # a class of the user's own that cannot be built without memory
+                network = self.make()
+        expected = network.state_dict()
+        for prefix in weights:
+            if prefix != "calibration":
+                _compare(expected, {k: v for k, v in table.items() if k.startswith(prefix + ".")}, self.name, prefix + ".")
+        if stray := [k for k in table if k.split(".")[0] not in weights]:
+            raise WeightsMismatch(f"tensors that belong to no set of weights: {', '.join(stray[:3])}")
+        check_image(network, data["shape"], data["labels"], self.context.limits)
+
+    def build(self, state, device):
+        """Build it, and give it its weights: all of them, and no others."""
+        with torch.random.fork_rng(devices=[]):
+            network = self.make()
+        network.load_state_dict(state, strict=True)
+        return network.eval().requires_grad_(False).to(device)
+
 # %% ../../nbs/10_files/05_model_file.ipynb #60417b2d
 def cast(
     tensors: Mapping[str, Tensor],  # by name
@@ -184,100 +278,6 @@ def _manifest(contents, parts):
         "metrics": [parts.describe(one, "metric") for one in contents.metrics],
         "records": list(contents.records),
     }
-
-# %% ../../nbs/10_files/05_model_file.ipynb #7157788f
-_FILLS = {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, Tensor.normal_, Tensor.uniform_}
-
-
-class _Counting(TorchFunctionMode):
-    """Ends a construction that makes more tensors than it should, and fills none: on meta, filling makes torch load its compiler."""
-
-    def __init__(self, most):
-        super().__init__()
-        self.left, self.most = most, most
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        self.left -= 1
-        if self.left < 0:
-            raise LimitExceeded(f"building the network takes more than {self.most:,} operations, for the number of tensors that the file holds")
-        if function in _FILLS:
-            return arguments[0] if arguments else keywords["tensor"]
-        return function(*arguments, **(keywords or {}))
-
-
-def _largest(value):
-    """The largest whole number in settings."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return max(map(_largest, value), default=0)
-    return value if isinstance(value, int) else 0
-
-
-def _compare(expected, table, name, prefix):
-    """Compare a network's tensors with those of the file."""
-    own = {key.removeprefix(prefix): entry for key, entry in table.items() if key.startswith(prefix)}
-    for what, keys in (("are missing", [k for k in expected if k not in own]), ("have no place", [k for k in own if k not in expected])):
-        if keys:
-            raise WeightsMismatch(f"weights of {name} {what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}")
-    for key, tensor in expected.items():
-        entry = own[key]
-        if tuple(tensor.shape) != entry.shape:
-            raise WeightsMismatch(f"{key} of {name} has shape {tuple(tensor.shape)}, in the file {entry.shape}")
-        if tensor.dtype != entry.dtype and not (tensor.dtype.is_floating_point and entry.dtype.is_floating_point):
-            raise WeightsMismatch(f"{key} of {name} is of type {tensor.dtype}, in the file of {entry.dtype}")
-
-
-class _NetworkMaker:
-    """Builds the network of a manifest: for its shapes, and then for good."""
-
-    def __init__(self, row, context):
-        reference, settings = check_row(row, "network", "network")
-        sort, _, name = reference.partition(":")
-        self.row, self.context, self.own = row, context, sort != "builtin"
-        if sort == "program":
-            fail("network", "is a program; networks are builtin, or classes of your own")
-        if sort == "python":
-            source = context.sources.get(name) or fail("network", f"refers to the source {short(name)}, which the file does not hold")
-            if source.name not in context.components:
-                context.allow(source, settings, "network")
-            self.name = source.name
-        else:
-            builtin("network", name, "network")
-            self.name = name
-
-    def make(self):
-        return self.context.revive(self.row, "network", "network")
-
-    def check(self, table, weights, data):
-        """Compare with the table what the network would be, and with its images and classes what it can make."""
-        seen = max([65_536, *[n for entry in table.values() if entry.end > entry.begin for n in entry.shape]])
-        if _largest(self.row["settings"]) > min(seen, 2**24):
-            raise LimitExceeded(f"the settings of {self.name} hold the number {_largest(self.row['settings']):,}, larger than anything in the file")
-        try:
-            with torch.random.fork_rng(devices=[]), _Counting(64 * len(table) + 2000), torch.device("meta"):
-                network = self.make()
-        except ModelFileError:
-            raise
-        except Exception:
-            if not self.own:
-                raise
-            with torch.random.fork_rng(devices=[]):  # a class of the user's own that cannot be built without memory
-                network = self.make()
-        expected = network.state_dict()
-        for prefix in weights:
-            if prefix != "calibration":
-                _compare(expected, {k: v for k, v in table.items() if k.startswith(prefix + ".")}, self.name, prefix + ".")
-        if stray := [k for k in table if k.split(".")[0] not in weights]:
-            raise WeightsMismatch(f"tensors that belong to no set of weights: {', '.join(stray[:3])}")
-        check_image(network, data["shape"], data["labels"], self.context.limits)
-
-    def build(self, state, device):
-        """Build it, and give it its weights: all of them, and no others."""
-        with torch.random.fork_rng(devices=[]):
-            network = self.make()
-        network.load_state_dict(state, strict=True)
-        return network.eval().requires_grad_(False).to(device)
 
 # %% ../../nbs/10_files/05_model_file.ipynb #7436525d
 _SMALL = 64 * 2**20  # bytes of a body that is read before anything else is looked at
