@@ -55,3 +55,9 @@ def test_importing_costs_little_more_than_torch():
     torch, model = best.values()
     assert model <= 1.3 * torch + 0.3, best
     assert run("import diffnb")[1] < 0.3 * torch
+
+
+@pytest.mark.parametrize("module", ["diffnb.apps.runs", "diffnb.training", "diffnb.model.generative"])
+def test_what_commands_import_says_nothing(module):
+    """Libraries warn of each other when they are imported; a person who trains cannot do anything about it."""
+    assert subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=300).stderr == ""

@@ -21,6 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import diffnb.training  # first, for it imports fastai without its warnings
+
+# isort: split
 from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
