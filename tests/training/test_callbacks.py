@@ -9,7 +9,6 @@ import torch
 from fastai.callback.core import Callback
 
 import diffnb
-from diffnb.apps.runs import AboutCallback
 from diffnb.data import ImageSet, image_loaders
 from diffnb.networks import UNet
 from diffnb.noise import EDM
@@ -32,7 +31,7 @@ IMAGES = ImageSet(torch.randint(256, (48, 1, 8, 8), generator=torch.Generator().
 
 
 def callback_classes():
-    """Every callback that diffnb defines."""
+    """Every callback that diffnb defines, but for that of the folder of a run, which tests/apps has."""
     for module in pkgutil.walk_packages(diffnb.__path__, "diffnb."):
         if module.name != "diffnb.files.worker":  # what runs inside the sandbox
             importlib.import_module(module.name)
@@ -40,7 +39,10 @@ def callback_classes():
     def below(cls):
         return {one for sub in cls.__subclasses__() for one in {sub, *below(sub)}}
 
-    return sorted((cls for cls in below(Callback) if cls.__module__.startswith("diffnb.")), key=lambda cls: cls.__name__)
+    return sorted(
+        (cls for cls in below(Callback) if cls.__module__.startswith("diffnb.") and not cls.__module__.startswith("diffnb.apps.")),
+        key=lambda cls: cls.__name__,
+    )
 
 
 def pixels(images):
@@ -65,7 +67,6 @@ def learner(folder, **settings):
         ScheduleCallback(1e-3, time_limit=600),
         AgainCallback(),
         ForecastCallback(tell=lambda line: None),
-        AboutCallback(folder),
     ]
     loaders = image_loaders(IMAGES, IMAGES.select(torch.arange(16)), batch_size=16, device="cpu")
     return diffusion_learner(loaders, network, EDM(), weight="uncertainty", progress=True, callbacks=callbacks, **settings)
