@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/07_data/picture_files.html.md"""
 
 # %% auto #0
 __all__ = ['MOST_PIXELS', 'LARGE_PICTURE', 'picture_formats', 'is_picture', 'check_regular', 'open_picture', 'upright',
-           'is_hidden', 'walk_pictures', 'told', 'plain_name']
+           'is_hidden', 'walk_pictures', 'told']
 
 # %% ../../nbs/07_data/04_picture_files.ipynb #picture-files-03
 import contextlib
@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+
+from ..printing import printable
 
 # %% ../../nbs/07_data/04_picture_files.ipynb #picture-files-06
 _LEFT_OUT = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC", "MCIDAS", "IMT", "SPIDER", "XVTHUMB"}
@@ -146,12 +148,5 @@ def told(
     """Count files by the ending of their names, and name some."""
     kinds: dict[str, list[str]] = {}
     for file in files:
-        kinds.setdefault(file.suffix.lower() or "without ending", []).append(plain_name(file.relative_to(folder)))
+        kinds.setdefault(file.suffix.lower() or "without ending", []).append(printable(file.relative_to(folder)))
     return ", ".join(f"{len(names)} {kind} ({', '.join(names[:most] + ['...'] * (len(names) > most))})" for kind, names in sorted(kinds.items()))
-
-
-def plain_name(
-    path: str | os.PathLike,  # the name of a file that somebody else has chosen
-) -> str:  # the same, with characters that nobody sees written as their numbers
-    """Write a name such that no terminal is misled by it."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(path))

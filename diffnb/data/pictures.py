@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..arguments import as_tensor
 from .image_sets import channels_second
-from .picture_files import open_picture, plain_name, upright
+from .picture_files import open_picture, upright
 from ..guidance.operators import REC601
+from ..printing import printable
 
 # %% ../../nbs/07_data/03_pictures.ipynb #6
 def _from_pillow(image):
@@ -43,7 +44,7 @@ def _from_file(path, read):
         try:
             image = opened.enter_context(open_picture(path))
         except ValueError as error:
-            raise ValueError(f"{plain_name(path)} is not read: {error}") from None
+            raise ValueError(f"{printable(path)} is not read: {error}") from None
         return read(image)
 
 

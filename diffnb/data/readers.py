@@ -31,7 +31,7 @@ from torch.utils.data import IterableDataset
 
 from ..core import Registry
 from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
-from .picture_files import open_picture, plain_name, told, walk_pictures
+from .picture_files import open_picture, told, walk_pictures
 from ..printing import printable
 
 # %% ../../nbs/07_data/01_readers.ipynb #6
@@ -170,7 +170,7 @@ def _read_file(path, size, large):
             return read_picture(image, size)
     except Exception as error:  # a decoder of Pillow may raise anything on a broken file, and the others are to be read all the same
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return f"{plain_name(path.name)} ({plain_name(reason)})"
+        return f"{printable(path.name)} ({printable(reason)})"
 
 
 def _stack(items):
@@ -230,9 +230,9 @@ def _account(folder, broken, n, others, classes):
     if others:
         parts.append(f"files that are no pictures are passed over: {told(others, folder)}")
     if classes:
-        parts.append(f"subfolders without a picture are left out: {', '.join(map(plain_name, classes))}")
+        parts.append(f"subfolders without a picture are left out: {', '.join(map(printable, classes))}")
     if parts:
-        warnings.warn(f"in folder {plain_name(folder.name)}, {'; '.join(parts)}", stacklevel=7)  # where `image_set` was called
+        warnings.warn(f"in folder {printable(folder.name)}, {'; '.join(parts)}", stacklevel=7)  # where `image_set` was called
 
 # %% ../../nbs/07_data/01_readers.ipynb #14
 _IMAGE_KEYS, _LABEL_KEYS = "image images img pixel_values x".split(), "label labels class target y fine_label".split()

@@ -15,21 +15,6 @@ QUICK = ["--method", "ddnm", "--steps", "3", "--seed", "1"]  # needs no calibrat
 GREY = ["--model", "fashion_mnist"]
 
 
-@pytest.fixture
-def diffnb(capsys, monkeypatch):
-    """Run a command in this process; exit code, output, errors."""
-    from diffnb.apps import main
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["diffnb", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        said = capsys.readouterr()
-        return stop.value.code, said.out, said.err
-
-    return run
-
-
 def pixels(path):
     """A picture as bytes (c, h, w)."""
     with Image.open(path) as image:

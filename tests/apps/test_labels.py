@@ -1,7 +1,5 @@
 """Labels on the command line: names first, text always; and folders named by class."""
 
-import sys
-
 import pytest
 import torch
 from PIL import Image
@@ -24,20 +22,6 @@ def model_of(path, values, names):
             nn.init.normal_(weights, std=0.2)
     GenerativeModel.of(Trained(network, EDM(), Karras(), (1, 8, 8), Labels(values, names)), sampler="heun", device="cpu").save(path)
     return path
-
-
-@pytest.fixture
-def diffnb(capsys, monkeypatch):
-    from diffnb.apps import main
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["diffnb", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        said = capsys.readouterr()
-        return stop.value.code, said.out, said.err
-
-    return run
 
 
 NUMBERED = ((0, 1, 2, 3), ("1", "2", "3", "other"))

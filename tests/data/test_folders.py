@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffnb.data import image_set, open_picture, picture_formats, plain_name
+from diffnb.data import image_set, open_picture, picture_formats
+from diffnb.printing import printable
 
 
 def picture(path, value=100, size=(6, 6), **options):
@@ -199,4 +200,4 @@ def test_names_are_written_so_that_no_terminal_is_misled():
         ("\u202e", "\\u202e"),
         ("\u200b", "\\u200b"),
     ):
-        assert plain_name(Path(name)) == shown
+        assert printable(Path(name)) == shown
