@@ -1,8 +1,9 @@
 """Say which code a page shows, by one rule for all pages, and write it into the notebooks as directives; --check only says what differs.
 
-Exported code that defines something is shown beside its equation (`#| exports`); imports are plumbing (`#| export`), and so is all exported code on the
-pages of a few sections of the sidebar. On pages that export a module, the code of tests and of figures is folded under a line that says what it is;
-what it prints or draws stays. A misuse that is shown with its error is no test. On all other pages, such as tutorials, nothing is folded.
+Exported code that defines something is shown beside its equation (`#| exports`); imports are plumbing (`#| export`), and so is all exported code on
+the pages of a few sections of the sidebar. On pages that export a module, other imports and the code of tests and of figures are folded under a line
+that says what they are; what a cell prints or draws stays. A misuse that is shown with its error is no test. On all other pages, such as tutorials,
+nothing is folded.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def source_of(cell, shown: bool) -> str:
         return re.sub(r"^#\| exports?$", "#| exports" if defines else "#| export", source, count=1, flags=re.MULTILINE)
     if re.search(r"^#\| ?(hide|default_exp|code-fold|echo)", source, re.MULTILINE):
         return source
-    what = "Code of the figure" if draws(cell) else "Test" if tests(statements) else None
+    imports = statements and all(isinstance(statement, IMPORTS[:2]) for statement in statements)
+    what = "Imports" if imports else "Code of the figure" if draws(cell) else "Test" if tests(statements) else None
     return f'#| code-fold: true\n#| code-summary: "{what}"\n{source}' if what else source
 
 
