@@ -13,3 +13,26 @@ function Image(image)
     return image
   end
 end
+
+-- Whether a line is a row of a table: three columns, with two spaces or more between them.
+local function is_row(line)
+  return line:find("%S  +%S.*%S  +%S") ~= nil
+end
+
+-- What a cell prints wraps at the end of the line, unless it is a table, which scrolls.
+function Div(div)
+  if not div.classes:includes("cell-output") then
+    return nil
+  end
+  return div:walk({
+    CodeBlock = function(block)
+      for line in block.text:gmatch("[^\n]+") do
+        if is_row(line) then
+          return nil
+        end
+      end
+      block.classes:insert("wrapped")
+      return block
+    end,
+  })
+end
