@@ -6,7 +6,7 @@ DEMO_OUT ?= diffnb-demo
 DEMO_ARGS ?= # such as --train-seconds 10 --rows 2, for a short one
 DIST ?= dist
 
-.PHONY: demo test install dev check docs-check notebooks pytest readme dist clean
+.PHONY: demo test install dev check docs-check notebooks pages pytest readme dist clean
 
 demo: install
 	$(BIN)/diffnb demo --out $(DEMO_OUT) $(DEMO_ARGS)
@@ -40,6 +40,11 @@ notebooks: dev
 
 pytest: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# run pages again, with the looks that all figures share:  make pages PAGES="nbs/01_noise/01_sdes.ipynb"
+PAGES ?= $(error name the pages to run: make pages PAGES="nbs/01_noise/01_sdes.ipynb")
+pages: dev
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python .ci/execute.py $(PAGES)
 
 readme: dev
 	$(BIN)/python .ci/readme.py

@@ -61,6 +61,7 @@ def main() -> int:
         same_after("nbdev-clean", "nbs", "*.ipynb", "not clean; run nbdev-clean"),
         controls_are_stored(),
         run("python", ".ci/readme.py", "--check"),
+        run("python", ".ci/shown.py", "--check"),
         run("ruff", "check", "."),
         run("ruff", "format", "--check", "nbs", "tests", "benchmarks", ".ci", "setup.py"),
         run("ruff", "check", "--select", "D", "--ignore", "D107,D209", "--exclude", "_modidx.py", "diffnb"),

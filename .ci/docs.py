@@ -4,7 +4,7 @@ While nbdev makes a page it runs the exported cells of its notebook, the cells t
 process makes many pages, one after another, and what one page leaves behind can change another. The pages are therefore made twice, in clean copies
 of the project: in one process from first to last, and in another from last to first, so that of any two pages each is made before the other. Both
 times they must be the same, without an error or a warning. Then addresses, links, anchors and names in backticks are looked up in the pages as a
-reader would follow them.
+reader would follow them, and the texts are read: see texts.py.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from urllib.parse import unquote
 
 import yaml
 from markdown_it import MarkdownIt
+from texts import check_code, check_figures, check_formulas, check_outputs, check_spelling
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDERS = ("forward", "backward")
@@ -370,6 +371,13 @@ def check_sidebar(made: Path, pages) -> list[tuple[str, str]]:
     return found + [(name, f"stands {reached[name]} times in the sidebar") for name in pages if reached[name] != 1]
 
 
+def check_repository(made: Path, repository: str) -> list[tuple[str, str]]:
+    """The bar at the top of the site leads to the repository that pyproject.toml names."""
+    navbar = yaml.safe_load((made / "_quarto.yml").read_text(encoding="utf-8"))["website"]["navbar"]
+    wrong = [tool["href"] for tool in navbar["tools"] if tool["href"].rstrip("/") != repository.rstrip("/")]
+    return [("_quarto.yml", f"{href}: pyproject.toml says {repository}") for href in wrong]
+
+
 def entries(contents):
     """Collect the pages, or patterns of pages, of a sidebar."""
     for item in [contents] if isinstance(contents, str) else contents:
@@ -394,9 +402,15 @@ def check_pages(project: Path) -> list[tuple[str, str]]:
         *check_addresses(pages),
         *check_titles(project, pages),
         *check_sidebar(made, pages),
+        *check_repository(made, repository),
         *check_links(project, made, pages, site, repository),
         *check_documentation(pages, sources),
         *check_words(project, pages, symbols, sources),
+        *check_figures(pages),
+        *check_formulas(pages),
+        *check_spelling(project),
+        *check_code(project, pages),
+        *check_outputs(pages),
     ]
 
 

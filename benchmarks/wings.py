@@ -89,21 +89,21 @@ def draw(
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
 
-    figure = Figure(figsize=(7, 6), dpi=160, layout="constrained")
+    figure = Figure(figsize=(8, 7), dpi=192, layout="constrained")  # shown on white and on dark grounds: no ground of its own, grey letters
     axes = figure.subplots()
     floors = {wing: i for i, wing in enumerate(WINGS)}
     for wing, floor in floors.items():
         inside = [module.split(".")[-1] for module in modules() if wing_of(module) == wing]
-        axes.text(0.1, floor, wing, weight="bold", va="center", size=10)
+        axes.text(0.1, floor, wing, weight="bold", va="center", size=11, color="#7a828c")
         names = ", ".join(inside) if inside != [wing] else ""
-        short = names if len(names) < 75 else f"{len(inside)} modules: {names[:58].rpartition(',')[0]}, ..."
-        axes.text(1.45, floor, short, va="center", size=7, color="0.35")
+        short = names if len(names) < 62 else f"{len(inside)} modules: {names[:46].rpartition(',')[0]}, ..."
+        axes.text(1.75, floor, short, va="center", size=9, color="#7a828c")
     for a, b in sorted(arrows()):
         style = dict(arrowstyle="-|>", mutation_scale=6, lw=0.6, color="tab:blue" if floors[b] < floors[a] else "tab:red", alpha=0.7)
         axes.add_patch(FancyArrowPatch((0, floors[a]), (0, floors[b]), connectionstyle="arc3,rad=0.5", **style))
     axes.set(xlim=(-3.6, 6.5), ylim=(-0.7, len(WINGS) - 0.3))
     axes.axis("off")
-    figure.savefig(out, transparent=False)
+    figure.savefig(out, transparent=True)
 
 
 def main():

@@ -191,7 +191,7 @@ class ImageLoader:
         for ax, image, k in zip(figure.subplots(math.ceil(n / columns), columns, squeeze=False).flat, x[:n].cpu(), label[:n].tolist()):
             image = (image.clamp(-1, 1) + 1) / 2
             ax.imshow(image.permute(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=1)
-            ax.set_title(str(names[k]) if 0 <= k < len(names) else "", fontsize=8)
+            ax.set_title(str(names[k]) if 0 <= k < len(names) else "", fontsize=9)
         for ax in figure.axes:
             ax.set_axis_off()
         return figure

@@ -212,9 +212,9 @@ def plot_pairs(
             ax = axes[row, column]
             ax.imshow(image.permute(1, 2, 0).cpu().expand(-1, -1, 3), vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
-        axes[0, column].set_title(f"{distances[i]:.3g}", fontsize=8)
-    axes[0, 0].set_ylabel("generated", fontsize=8)
-    axes[1, 0].set_ylabel("nearest real", fontsize=8)
+        axes[0, column].set_title(f"{distances[i]:.3g}", fontsize=9)
+    axes[0, 0].set_ylabel("generated", fontsize=9)
+    axes[1, 0].set_ylabel("nearest real", fontsize=9)
     return figure
 
 # %% ../../nbs/08_metrics/07_sets.ipynb #59fae83e

@@ -153,7 +153,7 @@ def history_figure(
         axes.set(xlabel="epoch", title=title)
         axes.title.set_fontsize(9)
         if len(keys) > 1:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=9)
     return figure
 
 
@@ -232,7 +232,7 @@ def level_figure(
         shade = str(0.8 * (1 - i / max(1, len(history) - 1)))
         axes.plot(history[i]["log_sigma"], history[i]["loss"], ".-", color=shade, label=f"epoch {history[i]['epoch']}")
     axes.set(xlabel=r"$\log(\sigma/\alpha)$", ylabel="validation loss", yscale="log")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
     return figure
 
 
