@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from .image_commands import COMMANDS, Device, comma_list, load_model, sentence
+from .image_commands import COMMANDS, Device, comma_list, load_model, model_file, sentence
 from .shell import check_absent, grid, is_picture_name, made, reported, tell, warn, with_place, write_png
 from ..printing import printable
 
@@ -95,7 +95,10 @@ def _size(text):
 
 # %% ../../nbs/12_apps/03_commands.ipynb #14
 Model = Annotated[
-    str, typer.Argument(help="A model file, or the name of a packaged model: fashion_mnist, cifar10.", metavar="MODEL", show_default=False)
+    str,
+    typer.Argument(
+        help="A model file, the folder of a training, or a packaged model: fashion_mnist, cifar10.", metavar="MODEL", show_default=False
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; made if it is not there.")]
 
@@ -384,14 +387,18 @@ def _train(
         tell(f"{line}; go on by: diffnb train --resume {out}", folder=str(out), model=str(out / "model.safetensors"), record=model.record)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #32
-def _images_or_model(text, device, num, steps, seed):
-    """The second set: images of a model file, or what `image_set` reads."""
-    if not text.endswith(".safetensors"):
-        return text, num
+def _images_or_model(text, split, device, num, steps, seed):
+    """The second set: images of a model, or what `image_set` reads. A name of both is the model, unless a split is asked for, which only sets have."""
+    from diffnb.data.readers import DATA_SETS
     from diffnb.metrics.gathering import sampled
-    from diffnb.model.generative import GenerativeModel
+    from diffnb.model.trained import packaged_models
 
-    return sampled(GenerativeModel.load(text, device), num or 1000, n_steps=steps, seed=seed), None
+    is_packaged = text in packaged_models() and not Path(text).exists()
+    if is_packaged and split is None and text in DATA_SETS:
+        warn(f"diffnb: {text} stands for the packaged model; --split-generated train, or test, stands for the images of that set")
+    if not Path(text).is_file() and not text.endswith(".safetensors") and (split is not None or not is_packaged):
+        return text, num
+    return sampled(load_model(text, device), num or 1000, n_steps=steps, seed=seed), None
 
 
 def _scored(evaluator, generated, num, split, by_class):
@@ -412,12 +419,14 @@ def _scored(evaluator, generated, num, split, by_class):
 @reported
 def _score(
     real: Annotated[str, typer.Argument(help="Real images: a folder, or a known set such as fashion_mnist.", metavar="A", show_default=False)],
-    generated: Annotated[str, typer.Argument(help="Images to score: the same, or a model file.", metavar="B", show_default=False)],
+    generated: Annotated[
+        str, typer.Argument(help="Images to score: the same, a model file, or a packaged model.", metavar="B", show_default=False)
+    ],
     metrics: Annotated[str, typer.Option(help="Names, separated by commas: frechet, kernel, prdc, is, vendi, fid, kid, ...")] = "frechet,kernel,prdc",
     extractor: Annotated[str | None, typer.Option(help="fashion-classifier, inception-2015, torchvision:resnet18, ...", show_default=False)] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Images of B: all, or 1000 of a model.", show_default=False)] = None,
     split: Annotated[str, typer.Option(help="Split of A, if it has splits.")] = "train",
-    split_generated: Annotated[str, typer.Option(help="Split of B, if it has splits.")] = "train",
+    split_generated: Annotated[str | None, typer.Option(help="Split of B, if it is a set: train.", show_default=False)] = None,
     floor: Annotated[str | None, typer.Option(help="More real images for the floor; a part of A if not given.", show_default=False)] = None,
     by_class: Annotated[bool, typer.Option("--by-class/--together", help="Score each class on its own.")] = False,
     size: Annotated[str | None, typer.Option(help="Crop and resize to 32, or to height x width such as 28x32.", show_default=False)] = None,
@@ -433,7 +442,8 @@ def _score(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     settings = {"extractor": extractor, "floor": floor, "split": split, "size": _size(size), "root": root, "cache": cache, "seed": seed}
     evaluator = Evaluator(real, names, **settings)
-    text, data = _scored(evaluator, *_images_or_model(generated, device, num, steps, seed), split_generated, by_class)
+    images = _images_or_model(generated, split_generated, device, num, steps, seed)
+    text, data = _scored(evaluator, *images, split_generated or "train", by_class)
     tell(*text.split("\n"), **data)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #20weights2
@@ -458,10 +468,11 @@ for _command in COMMANDS:
 # %% ../../nbs/12_apps/03_commands.ipynb #37
 @app.command("inspect")
 @reported
-def _inspect(file: Annotated[Path, typer.Argument(help="A model file.", metavar="FILE", show_default=False)]):
+def _inspect(model: Model):
     """Say what is in a model file; nothing in it runs."""
     from diffnb.files.report import inspect as look
 
+    file = model_file(model)
     report = str(look(file)).split("\n")
     tell(*report, file=str(file), report=report)
 
@@ -473,11 +484,11 @@ Mode = Annotated[str, typer.Option(help="sandbox (confined), or inprocess (with 
 
 @trust.command("add")
 @reported
-def trust_add(file: Annotated[Path, typer.Argument(help="A model file.", metavar="FILE", show_default=False)], mode: Mode = "sandbox"):
+def trust_add(model: Model, mode: Mode = "sandbox"):
     """Show the code in a model file, and ask for each piece."""
     from diffnb.files.trust import confirm
 
-    for entry in confirm(file, mode=mode):
+    for entry in confirm(model_file(model), mode=mode):
         tell(f"confirmed: {entry}", confirmed=[str(entry)])
 
 
