@@ -39,7 +39,7 @@ from ..model.trained import Labels, Trained, checkpoint_writer, choose_device
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
 from ..parallel import launched, own_device
-from ..printing import printable
+from ..printing import announce, printable
 from ..samplers.base import SAMPLERS, Sampler
 from ..samplers.multistep import DPMSolverPP2M
 from ..training.averages import PROFILES, PostHocCallback
@@ -47,7 +47,7 @@ from ..training.checkpoints import CheckpointCallback, ResumeCallback, read_posi
 from ..training.learner import TrainingSettings, fit, planned_epochs
 from ..training.losses import QUANTILES, TIMES, WEIGHTS
 from ..training.monitoring import HistoryCallback, LevelLossCallback, SampleCallback, log_callbacks
-from ..training.plans import ForecastCallback, announce
+from ..training.plans import ForecastCallback
 from ..training.reports import write_report
 from ..training.steps import RATES, EarlyStopCallback
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from .trained import Trained, checkpoint_writer
 from ..samplers.base import Sampler
+from ..printing import announce
 
 # %% ../../nbs/11_model/05_learning.ipynb #le6
 def teach(
@@ -41,7 +42,6 @@ def teach(
     """
     from diffnb.training.again import AgainCallback
     from diffnb.training.learner import fit
-    from diffnb.training.plans import announce
 
     done, *seen = (sum(r.get(key, 0) for r in trained.records) for key in ("epochs", "steps", "images_seen"))
     if total_epochs is not None and total_epochs < done + (epochs or 1):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import as_tensor, reading, whole_number
-from ..core import NoiseSource, Registry, check_counts, progress_bar, read_tensors, tensors_to_bytes, to_model, to_unit, write_atomically
+from ..core import NoiseSource, Registry, check_counts, read_tensors, tensors_to_bytes, to_model, to_unit, write_atomically
 from ..data.pictures import as_images, as_mask, opaque, paste, resized, with_averages, with_channels, with_luminance
 from ..denoise.denoisers import BaseDenoiser
 from ..guidance.guidance import ClassifierFree
@@ -31,6 +31,7 @@ from ..metrics.extractors import user_cache
 from .shards import digest_of_model
 from ..networks.unet import UNet
 from ..samplers.multistep import DPMSolverPP2M
+from ..printing import progress_bar
 
 # %% ../../nbs/11_model/01_restoration.ipynb #6
 METHODS = Registry("restoration method")

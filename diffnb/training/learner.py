@@ -36,8 +36,9 @@ from .distributed import sharing, together
 from .interruptions import ResumableLearner
 from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, weighted_mse
 from .monitoring import LossRecorder
-from .plans import ForecastCallback, LossProgress, announce
+from .plans import ForecastCallback, LossProgress
 from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
+from ..printing import announce
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
 class DiffusionCallback(Callback):
