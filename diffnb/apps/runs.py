@@ -29,7 +29,16 @@ from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
 import diffnb
-from .recipes import Recipe, recipe_callbacks, recipe_images, recipe_loaders, recipe_network, recipe_parametrization, recipe_process
+from diffnb.apps.recipes import (
+    Recipe,
+    check_names,
+    recipe_callbacks,
+    recipe_images,
+    recipe_loaders,
+    recipe_network,
+    recipe_parametrization,
+    recipe_process,
+)
 from .shell import warn
 from ..core import Registry
 from ..data.readers import DATA_SETS, data_root
@@ -386,6 +395,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     """Train, from the beginning or from where the folder stands, and write everything."""
     is_first = launched()[0] == 0  # of several computer processes: the one that writes and speaks
     device = choose_device(own_device() if device is None else device)
+    check_names(recipe)
     images, valid = recipe_images(recipe, root, verbose=progress and is_first)
     labels = Labels.of(images)
     network = recipe_network(recipe, images).to(device)
