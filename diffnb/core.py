@@ -36,7 +36,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .arguments import whole_number
+from .arguments import reading_settings, whole_number
 from .printing import printable
 
 # %% ../nbs/00_core.ipynb #229d278a
@@ -117,8 +117,8 @@ class Registry:
         self,
         name: str,  # canonical name, written into model files
         *aliases: str,  # further spellings
-    ):  # a decorator that returns its class unchanged
-        """Give a class (or function) its name.
+    ):  # a decorator that returns its class
+        """Give a class (or function) its name. The constructor of a class reads numbers from then on, by its annotations.
 
         Raises:
             ValueError: if a spelling already belongs to another entry.
@@ -132,7 +132,7 @@ class Registry:
             for spelling in (name, *aliases):
                 self._entries[_key(spelling)] = entry
             self._names[name] = entry
-            return entry
+            return reading_settings(entry) if isinstance(entry, type) else entry
 
         return decorate
 

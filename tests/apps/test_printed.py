@@ -1,4 +1,4 @@
-"""What a command prints, whichever it is: results on the output and nothing else, all the rest on the error stream, help with examples, one sentence for errors."""
+"""What a command prints: results on the output, all the rest on the error stream, help with examples, one sentence for an error."""
 
 import io
 import json
