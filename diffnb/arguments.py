@@ -173,7 +173,7 @@ def _reading_function(function):
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # which says what does not fit
-        for name in bound.arguments.keys() & readers.keys():
+        for name in [name for name in readers if name in bound.arguments]:
             bound.arguments[name] = readers[name](bound.arguments[name])
         return function(*bound.args, **bound.kwargs)
 

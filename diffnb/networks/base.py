@@ -15,9 +15,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..arguments import reading_settings
 from ..core import Registry
 
 # %% ../../nbs/06_networks/00_base.ipynb #86fd4b78
+@reading_settings
 class HalfLogSNREmbedding(nn.Module):
     """Cosines and sines of half the log-SNR at frequencies in geometric progression.
 

@@ -25,6 +25,7 @@ from fastcore.basics import noop
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
+from ..arguments import reading_settings
 from ..core import NoiseSource, check_counts, expand, to_unit
 from ..denoise.denoisers import Denoiser
 from ..networks.base import float32_by_default
@@ -203,6 +204,7 @@ def _unpack(batch, first=0):
     return x0, label, index
 
 # %% ../../nbs/09_training/00_learner.ipynb #19
+@reading_settings
 @dataclass(frozen=True)
 class TrainingSettings:
     """What decides how a network is trained."""

@@ -21,6 +21,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 from fastcore.basics import noop
 
+from ..arguments import reading_settings
 from ..printing import announce, in_notebook, progress_bar
 from .steps import is_in_fit
 
@@ -38,6 +39,7 @@ def duration(
     return f"{seconds:.0f} s"
 
 
+@reading_settings
 class ForecastCallback(Callback):
     """Say, after the first few steps, how many there will be and about how long they take, and what would do where they are far too few."""
 

@@ -21,7 +21,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "generate shards": "generate fashion_mnist --num 2 --steps 2 --shards --out out",
     "train": "train photos --size 8 --network tiny --epochs 2 --out out",
     "score": "score photos photos --metrics kernel",
-    "score of a model": "score photos fashion_mnist --num 4 --steps 1 --metrics kernel,prdc",
+    "score of a model": "score photos fashion_mnist --num 8 --steps 1 --metrics kernel,prdc",
     "score by class": "score classes classes --metrics kernel --by-class",
     "colorize": "colorize grey.png --steps 1 --method ddnm --resize --out out",
     "impute": "impute hole.png --model fashion_mnist --steps 1 --method replacement --out out",
@@ -175,8 +175,8 @@ def test_a_path_that_the_locale_cannot_print_is_no_error(monkeypatch, name):
 
     os.rename("photos", name)
     for line in (
-        "generate fashion_mnist --num 1 --steps 1 --out {}/one.png",
-        "impute hole.png --model fashion_mnist --method replacement --steps 1 --out {}/out",
+        "generate fashion_mnist --num 1 --steps 1 --out {}-one/{}.png",
+        "impute hole.png --model fashion_mnist --method replacement --steps 1 --out {}-filled",
         "score {0} {0} --metrics kernel",
         "inspect {}/none",
         "train {} --size 8 --network tiny --epochs 1 --out {}-run",
