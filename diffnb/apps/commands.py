@@ -20,7 +20,7 @@ import typer
 
 from .image_commands import COMMANDS, Device, comma_list, load_model, model_file
 from .shell import OneLineErrors, added, check_absent, grid, is_picture_name, made, tell, warn, write_png
-from ..printing import printable
+from ..printing import printable, typed
 
 # %% ../../nbs/12_apps/03_commands.ipynb #6
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -350,8 +350,10 @@ def _train(
         model = begin_run(_recipe(recipe, data, given), out, **settings)
     if launched()[0] == 0:
         limits = {"time": " stopped by --time-limit, before its epochs were over;", "steps": " stopped after its --steps;"}
+        more = "" if model.record["stopped"] in limits else " --epochs N, for more than it was asked for"
         line = f"{out}:{limits.get(model.record['stopped'], '')} model.safetensors, and all that {out / 'README.md'} lists"
-        tell(f"{line}; go on by: diffnb train --resume {out}", folder=str(out), model=str(out / "model.safetensors"), record=model.record)
+        facts = {"folder": str(out), "model": str(out / "model.safetensors"), "record": model.record}
+        tell(f"{line}; go on by: diffnb train --resume {typed(out)}{more}", **facts)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #32
 def _images_or_model(text, split, device, num, steps, seed):
@@ -360,12 +362,13 @@ def _images_or_model(text, split, device, num, steps, seed):
     from diffnb.metrics.gathering import sampled
     from diffnb.model.trained import packaged_models
 
-    is_packaged = text in packaged_models() and not Path(text).exists()
+    is_packaged, is_run = text in packaged_models() and not Path(text).exists(), (Path(text) / "model.safetensors").is_file()
     if is_packaged and split is None and text in DATA_SETS:
         warn(f"diffnb: {text} stands for the packaged model; --split-generated train, or test, stands for the images of that set")
-    if not Path(text).is_file() and not text.endswith(".safetensors") and (split is not None or not is_packaged):
-        return text, num
-    return sampled(load_model(text, device), num or 1000, n_steps=steps, seed=seed), None
+    if not (is_run or Path(text).is_file() or text.endswith(".safetensors") or (is_packaged and split is None)):
+        return text, num, None
+    model = load_model(text, device)
+    return sampled(model, num or 1000, n_steps=steps, seed=seed), None, tuple(model.shape[1:])
 
 
 def _scored(evaluator, generated, num, split, by_class):
@@ -406,10 +409,10 @@ def _score(
     from diffnb.metrics.evaluation import Evaluator
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    settings = {"extractor": extractor, "floor": floor, "split": split, "size": _size(size), "root": root, "cache": cache, "seed": seed}
-    evaluator = Evaluator(real, names, **settings)
-    images = _images_or_model(generated, split_generated, device, num, steps, seed)
-    text, data = _scored(evaluator, *images, split_generated or "train", by_class)
+    images, n, made = _images_or_model(generated, split_generated, device, num, steps, seed)
+    size = _size(size) or (made if Path(real).is_dir() else None)  # photos are brought to the size that a model was trained on
+    settings = {"extractor": extractor, "floor": floor, "split": split, "size": size, "root": root, "cache": cache, "seed": seed}
+    text, data = _scored(Evaluator(real, names, **settings), images, n, split_generated or "train", by_class)
     tell(*text.split("\n"), **data)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #20weights2
@@ -512,4 +515,4 @@ def _show(out, train_seconds, rows, seed, device):
     model.train("packaged", epochs=10_000, batch_size=16, lr=2e-3, time_limit=train_seconds, seed=seed)
     _timed_grid(model, out / "trained.png", seed, rows)
     model.save(path := out / "trained.safetensors")
-    tell(f"{path}: the new model; try: diffnb generate {path} --labels bag --out bags.png", files=[str(path)])
+    tell(f"{path}: the new model; try: diffnb generate {typed(path)} --labels bag --out bags.png", files=[str(path)])

@@ -90,7 +90,7 @@ def pictures_in(
         if not inside:
             raise ValueError(f"{path} holds no pictures that are read" + (f"; it holds {listed}" if listed else ""))
         if others:
-            warn(f"diffnb: {path}: files that are no pictures are passed over: {listed}")
+            warn(f"diffnb: {path}: files that are not read as pictures are passed over: {listed}")
         found += inside
     return found
 

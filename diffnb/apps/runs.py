@@ -48,7 +48,7 @@ from ..model.trained import Labels, Trained, checkpoint_writer, choose_device
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
 from ..parallel import launched, own_device
-from ..printing import announce, printable
+from ..printing import announce, printable, typed
 from ..samplers.base import SAMPLERS, Sampler
 from ..samplers.multistep import DPMSolverPP2M
 from ..training.averages import PROFILES, PostHocCallback
@@ -197,7 +197,7 @@ def begin_run(
     """
     out = Path(out)
     if (left := _left_in(out)) and not overwrite:
-        words = f"{out} holds a training already: diffnb train --resume {out} goes on with it"
+        words = f"{out} holds a training already: diffnb train --resume {typed(out)} goes on with it"
         raise ValueError(f"{words}; or choose another folder, or give overwrite=True to remove {', '.join(left)}")
     return _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume=False)
 
@@ -366,8 +366,8 @@ def _write_about(out, shown):
     coming = [f"- `{name}`: {says}" for name, says in FILES.items() if name in COMING and not (out / name).exists()]
     lines = ["# A training run of diffnb", "", *rows, ""] + (["Still to come:", "", *coming, ""] if coming else [])
     lines += ["Go on after an interruption, or for more epochs:", ""]
-    lines += [f"    diffnb train --resume {out}", f"    diffnb train --resume {out} --epochs N", ""]
-    text = "\n".join(lines).encode()
+    lines += [f"    diffnb train --resume {typed(out)}", f"    diffnb train --resume {typed(out)} --epochs N", ""]
+    text = "\n".join(lines).encode("utf-8", "surrogateescape")  # a folder may have any bytes as its name
     if not (out / "README.md").exists() or (out / "README.md").read_bytes() != text:
         write_file(out / "README.md", text)
 
@@ -411,7 +411,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
         _write_settings(out, recipe, root)
         _write_about(out, {})
         if progress:
-            print(f"after an interruption: diffnb train --resume {out}")
+            announce(f"after an interruption: diffnb train --resume {typed(out)}")
     models = []
 
     def keep(result):
@@ -424,7 +424,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
             _write_about(out, {})
         if is_first and result.record["stopped"] == "interrupted":
             where = f"step {result.record['steps']:,}, after {result.record['epochs']} of {epochs} epochs"
-            announce(f"{out}: interrupted at {where}; state and averaged weights are kept. Go on by: diffnb train --resume {out}")
+            announce(f"{out}: interrupted at {where}; state and averaged weights are kept. Go on by: diffnb train --resume {typed(out)}")
 
     fit(
         loaders,

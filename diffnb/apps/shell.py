@@ -18,6 +18,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -167,7 +168,8 @@ def reporting(
     report, has_ended = {"facts": {}, "replaces": place == "-", "output": sys.stdout}, False
     token = _REPORT.set(report)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where: warn(f"diffnb: {' '.join(str(message).split())}")
             yield
         has_ended = True
     finally:
@@ -310,6 +312,7 @@ def added(
 
 # %% ../../nbs/12_apps/04_shell.ipynb #sh17
 OPTIONS = {"resize=True": "--resize", "overwrite=True": "--overwrite", "class_labels": "--labels", "imputation": "impute"}  # in a shell
+OPTIONS |= {"; size= crops": "; --size 32 crops", "needs a mask (1 = generate)": "needs --mask, a picture that is white where to generate"}
 
 
 def sentence(

@@ -243,7 +243,7 @@ def _account(folder, broken, n, others, classes):
         listed = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
         parts.append(f"{len(broken)} of {n} pictures cannot be read and are skipped: {listed}")
     if others:
-        parts.append(f"files that are no pictures are passed over: {told(others, folder)}")
+        parts.append(f"files that are not read as pictures are passed over: {told(others, folder)}")
     if classes:
         parts.append(f"subfolders without a picture are left out: {', '.join(map(printable, classes))}")
     if parts:

@@ -234,7 +234,8 @@ def enlargement(
     if (h, w) == (height, width):
         raise ValueError(f"image is {h} x {w}, as large as this model makes them; give a smaller one, or deblur or denoise it")
     if height % h or width % w or height // h != width // w:
-        raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; sides must go into those the same number of times")
+        hint = "give a smaller picture, or resize it first" if h > height or w > width else "sides must go into those the same number of times"
+        raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; {hint}")
     return height // h
 
 
