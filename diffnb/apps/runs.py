@@ -440,5 +440,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
         keep=keep,
     )
     if is_first:
+        if progress:
+            announce(f"{out}: training is over, and pictures that show the model are drawn")
         _write_about(out, write_report(out, models[0].denoiser(), DPMSolverPP2M(), valid, seed=recipe.training.seed, device=device))
     return models[0]
