@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 
 from .trained import Trained, checkpoint_writer
-from ..samplers.base import Sampler
 from ..printing import announce
+from ..samplers.base import Sampler
 
 # %% ../../nbs/11_model/05_learning.ipynb #le6
 def teach(

@@ -30,8 +30,8 @@ from ..guidance.posterior import CalibratedPosterior, Conditioned, SpectralCovar
 from ..metrics.extractors import user_cache
 from .shards import digest_of_model
 from ..networks.unet import UNet
-from ..samplers.multistep import DPMSolverPP2M
 from ..printing import progress_bar
+from ..samplers.multistep import DPMSolverPP2M
 
 # %% ../../nbs/11_model/01_restoration.ipynb #6
 METHODS = Registry("restoration method")

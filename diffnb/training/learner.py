@@ -32,6 +32,7 @@ from ..networks.base import float32_by_default
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
 from ..noise.sdes import SDE
 from ..parallel import launched
+from ..printing import announce
 from .averages import EMACallback, EMAProfile
 from .distributed import sharing, together
 from .interruptions import ResumableLearner
@@ -39,7 +40,6 @@ from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, wei
 from .monitoring import LossRecorder
 from .plans import ForecastCallback, LossProgress
 from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
-from ..printing import announce
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
 class DiffusionCallback(Callback):
