@@ -63,9 +63,7 @@ def _size(text):
 # %% ../../nbs/12_apps/03_commands.ipynb #14
 Model = Annotated[
     str,
-    typer.Argument(
-        help="A model file, the folder of a training, or a packaged model: fashion_mnist, cifar10.", metavar="MODEL", show_default=False
-    ),
+    typer.Argument(help="A model file, the folder of a training, or a packaged model: fashion_mnist, cifar10.", metavar="MODEL", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; made if it is not there.")]
 
@@ -388,9 +386,7 @@ def _scored(evaluator, generated, num, split, by_class):
 @added(app, "score")
 def _score(
     real: Annotated[str, typer.Argument(help="Real images: a folder, or a known set such as fashion_mnist.", metavar="A", show_default=False)],
-    generated: Annotated[
-        str, typer.Argument(help="Images to score: the same, a model file, or a packaged model.", metavar="B", show_default=False)
-    ],
+    generated: Annotated[str, typer.Argument(help="Images to score: the same, a model file, or a packaged model.", metavar="B", show_default=False)],
     metrics: Annotated[str, typer.Option(help="Names, separated by commas: frechet, kernel, prdc, is, vendi, fid, kid, ...")] = "frechet,kernel,prdc",
     extractor: Annotated[str | None, typer.Option(help="fashion-classifier, inception-2015, torchvision:resnet18, ...", show_default=False)] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Images of B: all, or 1000 of a model.", show_default=False)] = None,

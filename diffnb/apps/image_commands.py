@@ -71,7 +71,6 @@ def comma_list(
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; chosen by itself if not given.", show_default=False)]
 
-
 # %% ../../nbs/12_apps/02_image_commands.ipynb #9
 def pictures_in(
     paths: Sequence[Path],  # files and folders

@@ -309,7 +309,6 @@ def added(
 
     return add
 
-
 # %% ../../nbs/12_apps/04_shell.ipynb #sh17
 OPTIONS = {"resize=True": "--resize", "overwrite=True": "--overwrite", "class_labels": "--labels", "imputation": "impute"}  # in a shell
 OPTIONS |= {"; size= crops": "; --size 32 crops", "needs a mask (1 = generate)": "needs --mask, a picture that is white where to generate"}
@@ -361,4 +360,3 @@ class OneLineErrors(TyperGroup):
         if standalone_mode:
             sys.exit(code or 0)
         return code
-
