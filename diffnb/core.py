@@ -6,8 +6,7 @@ Docs: https://diffnb.github.io/diffnb/core.html.md"""
 
 # %% auto #0
 __all__ = ['STREAMS', 'EXTRAS', 'expand', 'to_model', 'to_unit', 'best_device', 'check_counts', 'Registry', 'philox',
-           'NoiseSource', 'write_atomically', 'tensors_to_bytes', 'read_tensors', 'in_notebook', 'progress_bar',
-           'import_extra', 'lazily']
+           'NoiseSource', 'write_atomically', 'tensors_to_bytes', 'read_tensors', 'import_extra', 'lazily']
 
 # %% ../nbs/00_core.ipynb #073bf5e3
 import ast
@@ -16,7 +15,6 @@ import difflib
 import errno
 import hashlib
 import importlib
-import importlib.util
 import json
 import math
 import operator
@@ -38,7 +36,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .arguments import whole_number
+from .arguments import reading_settings, whole_number
 from .printing import printable
 
 # %% ../nbs/00_core.ipynb #229d278a
@@ -119,8 +117,8 @@ class Registry:
         self,
         name: str,  # canonical name, written into model files
         *aliases: str,  # further spellings
-    ):  # a decorator that returns its class unchanged
-        """Give a class (or function) its name.
+    ):  # a decorator that returns its class
+        """Give a class (or function) its name. The constructor of a class reads numbers from then on, by its annotations.
 
         Raises:
             ValueError: if a spelling already belongs to another entry.
@@ -134,7 +132,7 @@ class Registry:
             for spelling in (name, *aliases):
                 self._entries[_key(spelling)] = entry
             self._names[name] = entry
-            return entry
+            return reading_settings(entry) if isinstance(entry, type) else entry
 
         return decorate
 
@@ -483,38 +481,6 @@ def read_tensors(
     if stated != _checksum(tensors, texts):
         raise ValueError(f"{path} is damaged or cut short: its contents do not match its checksum")
     return tensors, texts
-
-# %% ../nbs/00_core.ipynb #bars-code
-def in_notebook() -> bool:
-    """Say whether this runs in a notebook, which shows widgets."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return shell is not None and "IPKernelApp" in shell.config
-
-
-def progress_bar(
-    total: int | None,  # how many there are; None: not known
-    unit: str,  # what is counted, in the singular
-    what: str,  # what is being done, as "sampling"
-    show: bool = True,  # False: nothing is shown
-    delay: float = 0.0,  # seconds before it is shown at all
-):  # a bar of tqdm, as a context manager with update(n)
-    """Show how far something has come, on the error stream."""
-    from tqdm import tqdm
-
-    settings = {"total": total, "unit": unit, "desc": what, "leave": False, "disable": not show, "delay": delay}
-    if show and in_notebook() and importlib.util.find_spec("ipywidgets"):
-        return importlib.import_module("tqdm.notebook").tqdm(**settings)
-    if not show or sys.stderr is not None and sys.stderr.isatty():
-        return tqdm(**settings)
-
-    class Lines(tqdm):
-        """A line now and then."""
-
-        @staticmethod
-        def status_printer(file):
-            return lambda line: print(line, file=sys.stderr, flush=True) if line.strip() else None
-
-    return Lines(**settings | {"delay": 30.0, "mininterval": 30.0, "maxinterval": 60.0, "ncols": 100})
 
 # %% ../nbs/00_core.ipynb #e1c0de02
 EXTRAS = {"accelerate": "distributed", "tensorboard": "tensorboard", "wandb": "wandb"}  # package: the extra that brings it

@@ -59,6 +59,41 @@ def test_importing_costs_little_more_than_torch():
     assert run("import diffnb")[1] < 0.3 * torch
 
 
+RESTORING = {
+    "impute": "one.png --model fashion_mnist",
+    "colorize": "grey.png --model cifar10 --steps 3",
+    "upscale": "small.png --model fashion_mnist --factor 2 --steps 3",
+    "denoise": "grey.png --model cifar10 --noise 0.1 --steps 3",
+    "edit": "grey.png --model cifar10 --steps 3",
+    "generate": "fashion_mnist --num 1 --steps 3",
+    "inspect": "fashion_mnist",
+}
+
+
+def test_a_picture_costs_little_more_than_torch(tmp_path):
+    """What a person waits for when one picture is restored, calibration and all: no library that only training needs."""
+    from PIL import Image
+
+    Image.new("LA", (28, 28), (99, 0)).save(tmp_path / "one.png")
+    Image.new("RGB", (32, 32), (99, 99, 99)).save(tmp_path / "grey.png")
+    Image.new("L", (14, 14), 99).save(tmp_path / "small.png")
+    unneeded = ("torchvision", "fastai", "scipy", "matplotlib", "sympy", "torch._dynamo")
+    program = """
+import sys, os
+os.chdir(sys.argv.pop())
+from diffnb.apps.commands import app
+for command, line in {}.items():
+    out = [] if command == "inspect" else ["--out", command]
+    assert app([command, *line.split(), *out], standalone_mode=False) in (None, 0), command
+    print([name for name in {} if name in sys.modules])
+""".replace("sys.argv.pop()", repr(str(tmp_path)))
+    said, _ = run(program.format(RESTORING, unneeded))
+    assert [line for line in said.splitlines() if line.startswith("[")] == ["[]"] * len(RESTORING), said
+    one = program.format({"impute": RESTORING["impute"] + " --overwrite"}, unneeded)
+    torch, whole = (min(run(text)[1] for _ in range(2)) for text in ("import torch", one))
+    assert whole <= 3 * torch, (whole, torch)  # 1.9 times as a rule; with torchvision 3.5 times
+
+
 @pytest.mark.parametrize("module", ["diffnb.apps.runs", "diffnb.training", "diffnb.model.generative"])
 def test_what_commands_import_says_nothing(module):
     """Libraries warn of each other when they are imported; a person who trains cannot do anything about it."""

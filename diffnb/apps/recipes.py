@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/12_apps/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'PHOTO_NETWORK', 'Recipe', 'recipe_images', 'recipe_process', 'recipe_network', 'recipe_parametrization',
-           'recipe_callbacks', 'train_recipe', 'recipe_loaders', 'recipe_table']
+           'check_names', 'recipe_callbacks', 'train_recipe', 'recipe_loaders', 'recipe_table']
 
 # %% ../../nbs/12_apps/00_recipes.ipynb #3
 from collections.abc import Mapping
@@ -21,18 +21,20 @@ from ..core import Registry, check_counts
 from ..data.image_sets import ImageSet
 from ..data.loaders import image_loaders, image_set, put_aside
 from ..data.readers import data_root
+from ..metrics.scores import METRICS
 from ..model.trained import resolve_process
 from ..networks.base import first_weights
-from ..networks.unet import UNet, build_network
+from ..networks.unet import UNet, build_network, network_settings
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
 from ..noise.sdes import SDE, Discrete
-from ..samplers.base import SAMPLERS  # noqa: F401
+from ..samplers.base import SAMPLERS, Sampler
 from ..samplers.stochastic import DDPM  # noqa: F401  (registers "ddpm")
 from ..training.averages import PowerLaw
 from ..training.learner import TrainingSettings, data_scale, fit
 from ..training.losses import LogNormal
-from ..training.monitoring import MetricCallback
+from ..training.monitoring import LOG_PLACES, MetricCallback
+from ..training.steps import training_dtype
 
 # %% ../../nbs/12_apps/00_recipes.ipynb #6
 @dataclass(frozen=True)
@@ -173,6 +175,25 @@ def recipe_parametrization(
         ValueError: if the name is unknown.
     """
     return PARAMETRIZATIONS[recipe.parametrization](sigma_data=data_scale(images))
+
+
+def check_names(
+    recipe: Recipe,  # the facts
+) -> None:
+    """Check every name in a recipe, before minutes are spent on reading images.
+
+    Raises:
+        ValueError: if one is unknown.
+        ImportError: if the package that it needs is not installed.
+    """
+    recipe_process(recipe)
+    SAMPLERS.resolve(recipe.sampler, Sampler)
+    training_dtype(nn.Identity(), "cpu", recipe.training.precision)
+    if isinstance(recipe.network, str):
+        network_settings(recipe.network, (1, 28, 28))
+    for registry, name in ((PARAMETRIZATIONS, recipe.parametrization), (METRICS, recipe.metric), (LOG_PLACES, recipe.log_to)):
+        if name is not None:
+            registry[name]
 
 
 def recipe_callbacks(

@@ -29,7 +29,16 @@ from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
 import diffnb
-from .recipes import Recipe, recipe_callbacks, recipe_images, recipe_loaders, recipe_network, recipe_parametrization, recipe_process
+from diffnb.apps.recipes import (
+    Recipe,
+    check_names,
+    recipe_callbacks,
+    recipe_images,
+    recipe_loaders,
+    recipe_network,
+    recipe_parametrization,
+    recipe_process,
+)
 from .shell import warn
 from ..core import Registry
 from ..data.readers import DATA_SETS, data_root
@@ -39,7 +48,7 @@ from ..model.trained import Labels, Trained, checkpoint_writer, choose_device
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
 from ..parallel import launched, own_device
-from ..printing import printable
+from ..printing import announce, printable, typed
 from ..samplers.base import SAMPLERS, Sampler
 from ..samplers.multistep import DPMSolverPP2M
 from ..training.averages import PROFILES, PostHocCallback
@@ -47,7 +56,7 @@ from ..training.checkpoints import CheckpointCallback, ResumeCallback, read_posi
 from ..training.learner import TrainingSettings, fit, planned_epochs
 from ..training.losses import QUANTILES, TIMES, WEIGHTS
 from ..training.monitoring import HistoryCallback, LevelLossCallback, SampleCallback, log_callbacks
-from ..training.plans import ForecastCallback, announce
+from ..training.plans import ForecastCallback
 from ..training.reports import write_report
 from ..training.steps import RATES, EarlyStopCallback
 
@@ -188,7 +197,7 @@ def begin_run(
     """
     out = Path(out)
     if (left := _left_in(out)) and not overwrite:
-        words = f"{out} holds a training already: diffnb train --resume {out} goes on with it"
+        words = f"{out} holds a training already: diffnb train --resume {typed(out)} goes on with it"
         raise ValueError(f"{words}; or choose another folder, or give overwrite=True to remove {', '.join(left)}")
     return _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume=False)
 
@@ -357,8 +366,8 @@ def _write_about(out, shown):
     coming = [f"- `{name}`: {says}" for name, says in FILES.items() if name in COMING and not (out / name).exists()]
     lines = ["# A training run of diffnb", "", *rows, ""] + (["Still to come:", "", *coming, ""] if coming else [])
     lines += ["Go on after an interruption, or for more epochs:", ""]
-    lines += [f"    diffnb train --resume {out}", f"    diffnb train --resume {out} --epochs N", ""]
-    text = "\n".join(lines).encode()
+    lines += [f"    diffnb train --resume {typed(out)}", f"    diffnb train --resume {typed(out)} --epochs N", ""]
+    text = "\n".join(lines).encode("utf-8", "surrogateescape")  # a folder may have any bytes as its name
     if not (out / "README.md").exists() or (out / "README.md").read_bytes() != text:
         write_file(out / "README.md", text)
 
@@ -386,6 +395,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     """Train, from the beginning or from where the folder stands, and write everything."""
     is_first = launched()[0] == 0  # of several computer processes: the one that writes and speaks
     device = choose_device(own_device() if device is None else device)
+    check_names(recipe)
     images, valid = recipe_images(recipe, root, verbose=progress and is_first)
     labels = Labels.of(images)
     network = recipe_network(recipe, images).to(device)
@@ -401,7 +411,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
         _write_settings(out, recipe, root)
         _write_about(out, {})
         if progress:
-            print(f"after an interruption: diffnb train --resume {out}")
+            announce(f"after an interruption: diffnb train --resume {typed(out)}")
     models = []
 
     def keep(result):
@@ -414,7 +424,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
             _write_about(out, {})
         if is_first and result.record["stopped"] == "interrupted":
             where = f"step {result.record['steps']:,}, after {result.record['epochs']} of {epochs} epochs"
-            announce(f"{out}: interrupted at {where}; state and averaged weights are kept. Go on by: diffnb train --resume {out}")
+            announce(f"{out}: interrupted at {where}; state and averaged weights are kept. Go on by: diffnb train --resume {typed(out)}")
 
     fit(
         loaders,
@@ -430,5 +440,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
         keep=keep,
     )
     if is_first:
+        if progress:
+            announce(f"{out}: training is over, and pictures that show the model are drawn")
         _write_about(out, write_report(out, models[0].denoiser(), DPMSolverPP2M(), valid, seed=recipe.training.seed, device=device))
     return models[0]

@@ -38,14 +38,14 @@ def _read_known(name, request):
     return from_folder(folder, request)
 
 
-def _read_fastai(loaders, split):
+def _read_fastai(loaders, request):
     """ImageSet from fastai's DataLoaders, or from those that `image_loaders` makes."""
-    if split not in ("train", "valid"):
-        raise ValueError(f"DataLoaders have the splits train and valid, not {split!r}")
-    loader = getattr(loaders, split)
+    if request.split not in ("train", "valid"):
+        raise ValueError(f"DataLoaders have the splits train and valid, not {request.split!r}")
+    loader = getattr(loaders, request.split)
     if isinstance(loader, ImageLoader):
         return loader.dataset
-    return from_loader(loader.new(shuffle=False, drop_last=False), "fastai DataLoaders")
+    return from_loader(loader.new(shuffle=False, drop_last=False), "fastai DataLoaders", request)
 
 
 def _is_pair(data):
@@ -60,7 +60,7 @@ def _read(data, request):
     if isinstance(data, (str, Path)):
         return _read_known(data, request)
     if hasattr(data, "loaders") and hasattr(data, "train"):  # recognised without importing fastai
-        return _read_fastai(data, request.split)
+        return _read_fastai(data, request)
     if isinstance(data, Mapping) and request.split in data:  # a set for each split
         return _read(data[request.split], request._replace(split="train"))
     if request.split != "train":
@@ -76,7 +76,7 @@ def _read(data, request):
     if isinstance(data, TensorDataset):
         return from_arrays(data.tensors[0], data.tensors[1] if len(data.tensors) > 1 else None, "TensorDataset")
     if isinstance(data, DataLoader) or (hasattr(data, "bs") and hasattr(data, "one_batch")):
-        return from_loader(data, type(data).__name__)
+        return from_loader(data, type(data).__name__, request)
     if isinstance(data, Dataset) or hasattr(data, "__iter__") or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return from_datasets([data], request, type(data).__name__)
     raise TypeError(
@@ -95,6 +95,7 @@ def image_set(
     root: str | Path | None = None,  # where known sets are; None: the environment variable DIFFNB_DATA, or the user's cache
     limit: int | None = None,  # at most so many images, from everywhere, always the same ones; None: all
     verbose: bool = True,  # print what was found
+    progress: bool | None = None,  # show a bar where reading takes more than a second; None: as `verbose` says
 ) -> ImageSet:  # the images, in memory
     """Read images from anywhere.
 
@@ -103,7 +104,7 @@ def image_set(
         FileNotFoundError: if a known set is not there and cannot be downloaded.
         TypeError: if `data` is of another kind.
     """
-    request = Request(size, classes, split, data_root(root), limit)
+    request = Request(size, classes, split, data_root(root), limit, verbose if progress is None else progress)
     if size is not None:
         height_and_width(size)
     found = _read(data, request)

@@ -140,6 +140,9 @@ def walk_pictures(
     return {part: (sorted(pictures), sorted(others)) for part, (pictures, others) in sorted(found.items())}
 
 
+_CAMERAS = {".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"}  # photographs, in forms that Pillow does not know
+
+
 def told(
     files: Sequence[Path],  # files that are not used
     folder: str | os.PathLike,  # in which they lie
@@ -149,4 +152,6 @@ def told(
     kinds: dict[str, list[str]] = {}
     for file in files:
         kinds.setdefault(file.suffix.lower() or "without ending", []).append(printable(file.relative_to(folder)))
-    return ", ".join(f"{len(names)} {kind} ({', '.join(names[:most] + ['...'] * (len(names) > most))})" for kind, names in sorted(kinds.items()))
+    listed = {kind: f"{len(names)} {kind} ({', '.join(names[:most] + ['...'] * (len(names) > most))})" for kind, names in sorted(kinds.items())}
+    hint = f"; save {' and '.join(photos)} as .jpg to use them" if (photos := sorted(_CAMERAS & kinds.keys())) else ""
+    return ", ".join(listed.values()) + hint

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
@@ -32,7 +32,7 @@ from torch.utils.data import IterableDataset
 from ..core import Registry
 from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
 from .picture_files import open_picture, told, walk_pictures
-from ..printing import printable
+from ..printing import printable, progress_bar
 
 # %% ../../nbs/07_data/01_readers.ipynb #6
 class Request(NamedTuple):
@@ -43,6 +43,20 @@ class Request(NamedTuple):
     split: str = "train"  # split wanted
     root: Path = Path(".")  # where known sets are
     limit: int | None = None  # number of images wanted
+    progress: bool = False  # show a bar where reading takes more than a second
+
+    def watched(
+        self,
+        items: Iterable,  # what is read, one after the other
+        total: int | None,  # how many there are; None: not known
+        what: str,  # what they are read from
+        unit: str = "picture",  # what one of them is
+    ) -> Iterator:  # the same
+        """Show how far reading has come."""
+        with progress_bar(total, unit, f"reading {printable(what, 40)}", self.progress, delay=1) as bar:
+            for item in items:
+                yield item
+                bar.update(1)
 
     def rows(
         self,
@@ -207,7 +221,8 @@ def from_folder(
         rows = rows[torch.isin(labels, torch.tensor(class_indices(request.classes, *_labelled(names))))]
     rows = rows[request.rows(len(rows))]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        items = list(pool.map(partial(_read_file, size=request.size, large=Lock()), [files[row] for row in rows.tolist()]))
+        read = pool.map(partial(_read_file, size=request.size, large=Lock()), [files[row] for row in rows.tolist()])
+        items = list(request.watched(read, len(rows), folder.name))
     good = torch.tensor([not isinstance(item, str) for item in items], dtype=torch.bool)
     labels, tried = labels[rows[good]], labels[rows].unique()
     lost = [k for k in tried.tolist() if not bool((labels == k).any())]  # nothing of these could be read
@@ -228,7 +243,7 @@ def _account(folder, broken, n, others, classes):
         listed = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
         parts.append(f"{len(broken)} of {n} pictures cannot be read and are skipped: {listed}")
     if others:
-        parts.append(f"files that are no pictures are passed over: {told(others, folder)}")
+        parts.append(f"files that are not read as pictures are passed over: {told(others, folder)}")
     if classes:
         parts.append(f"subfolders without a picture are left out: {', '.join(map(printable, classes))}")
     if parts:
@@ -279,13 +294,20 @@ def from_datasets(
     Raises:
         ValueError: if an item is no image, or sizes are mixed.
     """
-    items = [_read_item(item, request.size) for item in _items(datasets, request)]
+    items = [_read_item(item, request.size) for item in request.watched(_items(datasets, request), _length(datasets, request.limit), source)]
     labels = [y for _, y in items]
     labels = None if any(y is None for y in labels) else labels
     return from_arrays(_stack([x for x, _ in items]), labels, source, None if labels is None else getattr(datasets[0], "classes", None))
 
 
 _MOST_ITEMS = 10**6  # of a set that cannot be asked for its length
+
+
+def _length(datasets, limit):
+    """How many items there are, at most; None where data sets cannot be asked."""
+    if not all(hasattr(dataset, "__len__") for dataset in datasets):
+        return limit
+    return min(sum(map(len, datasets)), limit or _MOST_ITEMS)
 
 
 def _items(datasets, request):
@@ -306,13 +328,14 @@ def _items(datasets, request):
 def from_loader(
     loader,  # gives batches (images, labels, ...), or images
     source: str,  # what to call it
+    request: Request = Request(),  # whether to show a bar
 ) -> ImageSet:
     """Read the batches of a loader.
 
     Raises:
         ValueError: if it gives none.
     """
-    batches = [_parts(batch) for batch in loader]
+    batches = [_parts(batch) for batch in request.watched(loader, len(loader) if hasattr(loader, "__len__") else None, source, "batch")]
     if not batches:
         raise ValueError(f"there is no image: {source} gave no batch")
     x = torch.cat([to_bytes(channels_second(images, [4])) for images, _ in batches])

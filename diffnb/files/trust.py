@@ -24,7 +24,7 @@ from pathlib import Path
 from ..core import write_atomically
 from .errors import ComponentSource, NotInteractive, TrustError, escaped, invisible, numbered
 from .report import inspect
-from ..printing import printable
+from ..printing import printable, typed
 
 # %% ../../nbs/10_files/04_trust.ipynb #609ddec9
 MODES = "sandbox", "inprocess"
@@ -316,7 +316,7 @@ def confirm(
     if ask is None and not (sys.stdin is not None and sys.stdin.isatty()):
         raise NotInteractive(
             "to confirm a source, somebody has to read it and type its digest, and there is no terminal here. "
-            f"Run `diffnb trust add {path}` in one; `diffnb inspect {path}` shows the source. Nothing was run"
+            f"Run `diffnb trust add {typed(path)}` in one; `diffnb inspect {typed(path)}` shows the source. Nothing was run"
         )
     store, ask = TrustStore() if store is None else store, input if ask is None else ask
     waiting = [pair for pair in _confirmable(inspect(path), mode) if not store.allows(pair[0], mode, pair[1])]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..arguments import reading_settings
 from ..core import NoiseSource, expand
 from ..denoise.denoisers import BaseDenoiser
 from .operators import Observation, conjugate_gradients, solve
@@ -65,6 +66,7 @@ class Steered(BaseDenoiser):
         return x0.detach(), product
 
 # %% ../../nbs/04_guidance/02_inverse.ipynb #12
+@reading_settings
 class MMPS(Steered):
     """Condition a Gaussian with the mean and the covariance that x_0 has given x_t; exact for Gaussian data.
 
@@ -99,6 +101,7 @@ class MMPS(Steered):
         return x0
 
 # %% ../../nbs/04_guidance/02_inverse.ipynb #18
+@reading_settings
 class PiGDM(Steered):
     """Pseudo-inverse guidance: a round covariance in the equation, the Jacobian in the correction; 2 evaluations.
 
@@ -298,6 +301,7 @@ class Returning(State):
     start: State | None = None  # the other sampler's state at the first level of the stretch
 
 
+@reading_settings
 @dataclass(frozen=True)
 class Resampled(Wrapped):
     """Take each stretch of levels several times, going back up to its start between them (RePaint).
@@ -358,6 +362,7 @@ class Resampled(Wrapped):
         return self.sampler.finish(denoiser, self._inner(state), t)
 
 # %% ../../nbs/04_guidance/02_inverse.ipynb #33
+@reading_settings
 @dataclass(frozen=True)
 class DPS(Hook):
     """Descend the distance between y and A x0_hat by a fixed length; 2 evaluations a step.

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import reading
+from ..arguments import reading, reading_settings
 from ..core import NoiseSource, check_counts
 
 # %% ../../nbs/04_guidance/01_operators.ipynb #19222e4e
@@ -106,6 +106,7 @@ class LinearOperator:
         return Composition(self, other)
 
 # %% ../../nbs/04_guidance/01_operators.ipynb #b526bf99
+@reading_settings
 @dataclass(frozen=True)
 class Observation:
     """What is known of a batch of images: y = A x + noise."""
@@ -318,6 +319,7 @@ def gaussian_kernel(
     return torch.outer(line, line) / line.sum() ** 2
 
 
+@reading_settings
 @dataclass(frozen=True, eq=False)
 class Blur(LinearOperator):
     """Convolve each channel with a kernel, by FFT."""

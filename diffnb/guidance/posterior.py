@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import reading_settings
 from ..core import NoiseSource
 from ..denoise.denoisers import BaseDenoiser
 from .inverse import Steered
@@ -252,6 +253,7 @@ class Drawing(State):
     noise: NoiseSource | None = None  # of these samples
 
 
+@reading_settings
 @dataclass(frozen=True, eq=False)
 class CalibratedPosterior(Sampler):
     """Sample from the posterior by exact reverse steps, x_0 given x_t being Gaussian with a calibrated covariance.
@@ -308,6 +310,7 @@ class CalibratedPosterior(Sampler):
         return replace(state, x=x0, x0=x0)
 
 # %% ../../nbs/04_guidance/03_posterior.ipynb #17
+@reading_settings
 class Conditioned(Steered):
     """Condition a Gaussian with the mean that the denoiser gives and a calibrated covariance; 1 evaluation."""
 

@@ -366,7 +366,7 @@ class Evaluator:
         check_counts(floor_choices=floor_choices)
         if few_images is not None and METRICS[few_images].needs != "features":
             raise ValueError(f"few_images must name a metric of features, such as 'kernel' or 'frechet infinity', or be None; got {few_images!r}")
-        self._read = lambda data, argument, n=None, split="train": source(data, argument, n=n, split=split, size=size, root=root)
+        self._read = lambda data, argument, n=None, split="train": source(data, argument, n=n, split=split, size=size, root=root, progress=progress)
         self.real = self._read(real, "real", split=split)
         if not isinstance(self.real, Stored):
             raise ValueError("real images must be there before they are compared, rather than be drawn one batch at a time; draw them first")

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 import diffnb
-from ..core import progress_bar, read_tensors, tensors_to_bytes, write_atomically
+from ..core import read_tensors, tensors_to_bytes, write_atomically
 from .extractors import EXTRACTORS, user_cache
+from ..printing import progress_bar
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #e7fc80a8
 def _naming(argument, read):
@@ -151,6 +152,7 @@ def source(
     split: str = "train",  # of a known set, a folder with such subfolders, or DataLoaders
     size: int | tuple[int, int] | None = None,  # crop and resize images that are there to this
     root: str | Path | None = None,  # where known sets are
+    progress: bool = False,  # show a bar where reading takes more than a second
 ) -> Stored | Sampled:
     """Make a source of images from whatever holds or makes them.
 
@@ -170,7 +172,7 @@ def source(
         if n is None:
             raise ValueError(f"{argument} is a function that draws images; n must say how many")
         return Sampled(data, n, {"drawn by": getattr(data, "__name__", type(data).__name__)})
-    images = _naming(argument, lambda: image_set(data, size=size, split=split, root=root, limit=n, verbose=False))
+    images = _naming(argument, lambda: image_set(data, size=size, split=split, root=root, limit=n, verbose=False, progress=progress))
     as_given = data[0] if isinstance(data, (tuple, list)) else data
     if getattr(as_given, "dtype", None) == torch.uint8 and images.images.max() == 1:
         raise ValueError(f"{argument} holds bytes of 0 and 1 only; bytes run to 255: give floats in [0, 1], or multiply by 255")

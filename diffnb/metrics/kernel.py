@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import reading_settings
 from .scores import METRICS, FeatureMetric, MetricResult
 
 # %% ../../nbs/08_metrics/06_kernel.ipynb #01853442
@@ -56,6 +57,7 @@ def feature_pair(
     return real.to(dtype), generated.to(dtype)
 
 # %% ../../nbs/08_metrics/06_kernel.ipynb #8c3d9cb9
+@reading_settings
 @dataclass(frozen=True)
 class PolynomialKernel:
     """The kernel (gamma x.y + shift)^degree; the default is that of KID."""

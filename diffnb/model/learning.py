@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from .trained import Trained, checkpoint_writer
+from ..printing import announce
 from ..samplers.base import Sampler
 
 # %% ../../nbs/11_model/05_learning.ipynb #le6
@@ -41,7 +42,6 @@ def teach(
     """
     from diffnb.training.again import AgainCallback
     from diffnb.training.learner import fit
-    from diffnb.training.plans import announce
 
     done, *seen = (sum(r.get(key, 0) for r in trained.records) for key in ("epochs", "steps", "images_seen"))
     if total_epochs is not None and total_epochs < done + (epochs or 1):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import as_tensor, reading, whole_number
-from ..core import NoiseSource, Registry, check_counts, progress_bar, read_tensors, tensors_to_bytes, to_model, to_unit, write_atomically
+from ..core import NoiseSource, Registry, check_counts, read_tensors, tensors_to_bytes, to_model, to_unit, write_atomically
 from ..data.pictures import as_images, as_mask, opaque, paste, resized, with_averages, with_channels, with_luminance
 from ..denoise.denoisers import BaseDenoiser
 from ..guidance.guidance import ClassifierFree
@@ -30,6 +30,7 @@ from ..guidance.posterior import CalibratedPosterior, Conditioned, SpectralCovar
 from ..metrics.extractors import user_cache
 from .shards import digest_of_model
 from ..networks.unet import UNet
+from ..printing import progress_bar
 from ..samplers.multistep import DPMSolverPP2M
 
 # %% ../../nbs/11_model/01_restoration.ipynb #6
@@ -233,7 +234,8 @@ def enlargement(
     if (h, w) == (height, width):
         raise ValueError(f"image is {h} x {w}, as large as this model makes them; give a smaller one, or deblur or denoise it")
     if height % h or width % w or height // h != width // w:
-        raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; sides must go into those the same number of times")
+        hint = "give a smaller picture, or resize it first" if h > height or w > width else "sides must go into those the same number of times"
+        raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; {hint}")
     return height // h
 
 

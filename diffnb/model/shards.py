@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from ..arguments import reading
-from ..core import Registry, check_counts, progress_bar, write_atomically
+from ..core import Registry, check_counts, write_atomically
 from ..data.picture_files import is_hidden
 from ..data.readers import load_shards  # noqa: F401  (what is written here is read there)
 from .trained import default_batch_size
 from ..parallel import launched
+from ..printing import progress_bar
 
 # %% ../../nbs/11_model/04_shards.ipynb #6
 @dataclass(frozen=True)

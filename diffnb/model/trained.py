@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import diffnb
-from ..core import NoiseSource, best_device, progress_bar, to_unit
+from ..core import NoiseSource, best_device, to_unit
 from ..data.image_sets import height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..files.errors import Limits, ModelFileError
@@ -32,7 +32,7 @@ from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
 from ..noise.sdes import SDE, SDES
-from ..printing import printable
+from ..printing import printable, progress_bar
 from ..samplers.base import SAMPLERS, Sampler, make_grid
 
 # %% ../../nbs/11_model/00_trained.ipynb #f5803f2d

@@ -15,9 +15,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..arguments import reading_settings
 from ..core import Registry
 
 # %% ../../nbs/06_networks/00_base.ipynb #86fd4b78
+@reading_settings
 class HalfLogSNREmbedding(nn.Module):
     """Cosines and sines of half the log-SNR at frequencies in geometric progression.
 
@@ -33,7 +35,9 @@ class HalfLogSNREmbedding(nn.Module):
     ):
         super().__init__()
         self.width = width
-        self.register_buffer("frequencies", torch.logspace(math.log10(low), math.log10(high), width // 2), persistent=False)
+        # on the CPU first: where only shapes are wanted, on the device "meta", torch would import a library of formulas for half a second
+        frequencies = torch.logspace(math.log10(low), math.log10(high), width // 2, device="cpu").to(torch.get_default_device())
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(
         self,

@@ -11,9 +11,11 @@ __all__ = ['MLP']
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import reading_settings
 from .base import NETWORKS, HalfLogSNREmbedding, embed, zero_start
 
 # %% ../../nbs/06_networks/02_mlp.ipynb #80ba87ee
+@reading_settings
 @NETWORKS.register("mlp")
 class MLP(nn.Module):
     """A residual multilayer perceptron for low-dimensional data: samples (n, ...) of `dim` elements each."""

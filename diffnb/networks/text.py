@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from ..arguments import reading_settings
 from .base import NETWORKS
 from .unet import SelfAttention, UNet, pad_to_multiple
 
@@ -56,6 +57,7 @@ def word_vectors() -> WordVectors:  # 20,000 words, 50 numbers each
     return WordVectors(words, file["vectors"] * file["scale"])
 
 # %% ../../nbs/06_networks/03_text.ipynb #d7f9322e
+@reading_settings
 class Vocabulary:
     """The words that a network knows, and their numbers: 0 is the filling, 1 the beginning, then further words, then the words with vectors."""
 
@@ -166,6 +168,7 @@ class _TextLayer(nn.Module):
         return x + self.narrow(F.silu(self.wide(self.norm2(x))))
 
 
+@reading_settings
 class TextEncoder(nn.Module):
     """Encoder of texts: word vectors, their positions, and layers of self-attention among them."""
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..arguments import reading_settings
 from ..noise.sdes import SDE, Level
 from .base import SAMPLERS, Sampler
 from .ode import LINES, check_choice, combine, exponential_weights, lagrange_weights, prediction_of
@@ -30,6 +31,7 @@ class PlannedStep(NamedTuple):
     weights: Sequence[float]  # factors of the newest prediction and those before it
 
 
+@reading_settings
 @dataclass(frozen=True)
 class Multistep(Sampler):
     """x_s = a x_t + sum_j w_j p_j over the newest predictions p_j: one evaluation a step.

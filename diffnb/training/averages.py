@@ -20,6 +20,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib, rank_distrib
 from torch import Tensor
 
+from ..arguments import reading_settings
 from ..core import Registry
 from .checkpoints import load_state, save_state
 from .steps import is_in_fit
@@ -310,6 +311,7 @@ def snapshots(
     return sorted(Snapshot(int(step), int(images), float(sigma_rel)) for step, images, sigma_rel in parts)
 
 
+@reading_settings
 class PostHocCallback(Callback):
     """Keep averages of some lengths and write them every so many steps, for `average_of_length`."""
 

@@ -29,6 +29,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from safetensors import safe_open
 from torch import Tensor
 
+from ..arguments import reading_settings
 from ..core import read_tensors, tensors_to_bytes, write_atomically
 from ..printing import printable
 from .steps import NonFiniteLoss, OwnWords, TrainingError, column_value, is_in_fit
@@ -244,6 +245,7 @@ def differences(
     return [f"{k} is {there.get(k, 'absent')} there and {here.get(k, 'absent')} here" for k in keys if there.get(k) != here.get(k)]
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #23
+@reading_settings
 class ResumeCallback(Callback):
     """Keep the whole state of training in a file, and go on from there."""
 
@@ -396,6 +398,7 @@ class ResumeCallback(Callback):
             learn.at_start = lambda: set_random_state(state["random"])
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #31
+@reading_settings
 class CheckpointCallback(Callback):
     """Hand out the averaged weights after every epoch, and say which are the best so far."""
 

@@ -25,18 +25,20 @@ from fastcore.basics import noop
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
+from ..arguments import reading_settings
 from ..core import NoiseSource, check_counts, expand, to_unit
 from ..denoise.denoisers import Denoiser
 from ..networks.base import float32_by_default
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
 from ..noise.sdes import SDE
 from ..parallel import launched
+from ..printing import announce
 from .averages import EMACallback, EMAProfile
 from .distributed import sharing, together
 from .interruptions import ResumableLearner
 from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, weighted_mse
 from .monitoring import LossRecorder
-from .plans import ForecastCallback, LossProgress, announce
+from .plans import ForecastCallback, LossProgress
 from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
@@ -202,6 +204,7 @@ def _unpack(batch, first=0):
     return x0, label, index
 
 # %% ../../nbs/09_training/00_learner.ipynb #19
+@reading_settings
 @dataclass(frozen=True)
 class TrainingSettings:
     """What decides how a network is trained."""

@@ -24,6 +24,7 @@ from fastai.learner import AvgLoss, AvgSmoothLoss, Recorder, ValueMetric
 from fastai.torch_core import rank_distrib
 from torch import Tensor
 
+from ..arguments import reading_settings
 from ..core import NoiseSource, Registry, import_extra, to_unit
 from ..denoise.denoisers import Denoiser
 from ..parallel import collected, launched
@@ -157,6 +158,7 @@ def history_figure(
     return figure
 
 
+@reading_settings
 class HistoryCallback(Callback):
     """Keep a row of numbers for every epoch, in memory and as history.csv, with a figure history.png."""
 
@@ -236,6 +238,7 @@ def level_figure(
     return figure
 
 
+@reading_settings
 class LevelLossCallback(Callback):
     """Split the validation loss by noise level, in memory and as levels.csv and levels.png."""
 
@@ -365,6 +368,7 @@ def image_figure(
     return figure
 
 # %% ../../nbs/09_training/06_monitoring.ipynb #13l_prev-11
+@reading_settings
 class SampleCallback(Callback):
     """Generate with the averaged weights every so many epochs, from the same noise each time, and draw the images."""
 
@@ -426,6 +430,7 @@ class SampleCallback(Callback):
         return self.labels if self.labels is not None else [i % network.num_classes for i in range(self.n)]
 
 # %% ../../nbs/09_training/06_monitoring.ipynb #13l_prev-17
+@reading_settings
 class MetricCallback(Callback):
     """Score images of the averaged weights in the first epoch, in every so many, and in the last; the table of losses gets a column."""
 

@@ -21,6 +21,7 @@ from fastai.callback.core import Callback, CancelBatchException, CancelFitExcept
 from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
 
+from ..arguments import reading_settings
 from ..core import Registry, check_counts
 from ..parallel import agreed
 
@@ -175,6 +176,7 @@ def is_in_fit(
     return not hasattr(learn, "lr_finder") and not getattr(learn, "is_validating", False)
 
 
+@reading_settings
 class GradientCallback(Callback):
     """Accumulate the gradient over batches, clip its norm, and stop when loss or gradient are no longer finite.
 
@@ -356,6 +358,7 @@ def lr_factor(
     return min(1.0, warmup) * rate(step, progress)
 
 # %% ../../nbs/09_training/03_steps.ipynb #13h_rate-12
+@reading_settings
 class ScheduleCallback(Callback):
     """Set the learning rate before each step, over all epochs, a number of steps or a time limit, whichever is nearer its end.
 
@@ -465,6 +468,7 @@ def column_value(
     return float(recorder.values[-1][columns.index(column)])
 
 
+@reading_settings
 class EarlyStopCallback(Callback):
     """Stop when a loss or metric has not improved for some epochs."""
 

@@ -47,7 +47,7 @@ def test_what_pillow_reads_is_read(tmp_path, ending):
 
 
 OTHERS = {
-    "heic": ("dog/x.heic", b"\0\0\0\x18ftypheic", r"files that are no pictures are passed over: 1 \.heic \(dog/x\.heic\)"),
+    "heic": ("dog/x.heic", b"\0\0\0\x18ftypheic", r"files that are not read as pictures are passed over: 1 \.heic \(dog/x\.heic\)"),
     "text": ("dog/notes.txt", b"n", r"1 \.txt \(dog/notes\.txt\)"),
     "no ending": ("dog/LICENSE", b"n", r"1 without ending \(dog/LICENSE\)"),
     "beside the classes": ("labels.csv", b"n", r"1 \.csv \(labels\.csv\)"),

@@ -10,7 +10,7 @@ from PIL import Image
 from test_model_files import assembled, parts, tiny
 
 from diffnb.apps.commands import app
-from diffnb.apps.image_commands import sentence, tell
+from diffnb.apps.shell import sentence, tell
 from diffnb.data import image_set
 from diffnb.files import (
     BadManifest,

@@ -1,0 +1,193 @@
+"""What a command prints: results on the output, all the rest on the error stream, help with examples, one sentence for an error."""
+
+import io
+import json
+import os
+import shlex
+import sys
+
+import pytest
+import typer
+from PIL import Image
+
+from diffnb.apps import EXAMPLES, app
+
+PROGRAM = typer.main.get_command(app)
+LEAVES = {name: command for name, command in PROGRAM.commands.items() if name != "trust"}
+LEAVES |= {f"trust {name}": command for name, command in PROGRAM.commands["trust"].commands.items()}
+RUNS = {  # each in a second or a few; what they write goes into a folder "out"
+    "generate": "generate fashion_mnist --num 2 --steps 2 --out out",
+    "generate files": "generate fashion_mnist --num 2 --steps 2 --files --out out",
+    "generate shards": "generate fashion_mnist --num 2 --steps 2 --shards --out out",
+    "train": "train photos --size 8 --network tiny --epochs 2 --out out",
+    "score": "score photos photos --metrics kernel",
+    "score of a model": "score photos fashion_mnist --num 8 --steps 1 --metrics kernel,prdc",
+    "score by class": "score classes classes --metrics kernel --by-class",
+    "colorize": "colorize grey.png --steps 1 --method ddnm --resize --out out",
+    "impute": "impute hole.png --model fashion_mnist --steps 1 --method replacement --out out",
+    "upscale": "upscale grey.png --model fashion_mnist --factor 2 --resize --steps 1 --method ddnm --out out",
+    "denoise": "denoise photos --model fashion_mnist --noise 0.1 --steps 1 --method ddnm --out out",
+    "edit": "edit grey.png --model fashion_mnist --steps 2 --out out",
+    "inspect": "inspect fashion_mnist",
+    "trust list": "trust list",
+    "demo": "demo --train-seconds 1 --rows 1 --out out",
+}
+WITHOUT = {"weights", "trust add", "trust revoke"}  # these need the internet, or a person
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A folder with pictures."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos", "classes/a", "classes/b"):
+        os.makedirs(folder)
+        for i in range(12):
+            Image.effect_noise((28, 28), 20 + 9 * i).save(f"{folder}/{i}.png")
+    Image.new("L", (28, 28), 99).save("grey.png")
+    Image.new("LA", (28, 28), (99, 0)).save("hole.png")
+    return tmp_path
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def refuse(constant):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def test_every_command_is_tried():
+    assert {name.split(" of ")[0].split(" by ")[0].removesuffix(" files").removesuffix(" shards") for name in RUNS} | WITHOUT == set(LEAVES)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_help_has_examples_that_a_shell_reads(diffnb, name):
+    code, out, err = diffnb(*name.split(), "--help")
+    assert (code, err) == (0, "") and diffnb(*name.split(), "-h") == (code, out, err)
+    assert set(EXAMPLES) == set(LEAVES)
+    for example in EXAMPLES[name]:
+        assert f"  diffnb {example}\n" in out
+        words = shlex.split(example)[len(name.split()) :]
+        words = [word for word in words if not word.endswith(".json")] + ["-"] * (words[-1:] == ["--json"])
+        words = words[: words.index("--json") + 1] + ["-"] if "--json" in words else words
+        LEAVES[name].make_context(name, words)  # raises at what is unknown or missing
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_results_are_on_the_output_and_nothing_else(diffnb, name):
+    code, out, err = diffnb(*RUNS[name].split(), "--json", "told.json")
+    assert code == 0 and out and "\r" not in out + err and "\x1b" not in out + err, err
+    assert "it/s" not in out and "%|" not in out + err  # no bar where nobody watches
+    told = json.loads(open("told.json", encoding="utf-8").read(), parse_constant=refuse)
+    code, again, err = diffnb(*RUNS[name].replace("--out out", "--out out2").split(), "--json")
+    assert code == 0, err
+    same = json.loads(again, parse_constant=refuse)
+    assert isinstance(told, dict) and told.keys() == same.keys()
+
+
+@pytest.mark.parametrize("name", ["generate", "generate shards", "train", "impute", "denoise", "demo"])
+def test_a_person_who_watches_sees_a_bar(diffnb, monkeypatch, capsys, name):
+    from diffnb.apps import main
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "argv", ["diffnb", *RUNS[name].split()])
+    monkeypatch.setattr(sys, "stderr", screen)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert "%|" in screen.getvalue() and "%|" not in capsys.readouterr().out
+
+
+UNKNOWN = [
+    "paint photos",
+    "generat fashion_mnist",
+    "generate fashion_mist --out out/deep",
+    "generate nowhere.safetensors --out out",
+    "generate fashion_mnist --labels hat --out out/deep",
+    "generate fashion_mnist --sampler best --out out",
+    "generate fashion_mnist --diffusion best --out out",
+    "generate fashion_mnist --precision best --steps 1 --num 1 --out out",
+    "generate fashion_mnist --device best --out out",
+    "generate fashion_mnist --colour red --out out",
+    "generate fashion_mnist --steps 1 --num 1 --labels bag,hat --out out/deep",
+    "train nowhere --out out",
+    "train photos --recipe nothing --out out",
+    "train photos --network huge --size 8 --out out",
+    "train photos --diffusion best --size 8 --out out",
+    "train photos --sampler best --size 8 --out out",
+    "train photos --parametrization best --size 8 --out out",
+    "train photos --metric best --size 8 --out out",
+    "train photos --log-to best --size 8 --out out",
+    "train photos --device best --size 8 --out out",
+    "train photos --precision best --size 8 --out out",
+    "train classes --classes c --size 8 --out out",
+    "train photos --rate best --size 8 --out out",
+    "train photos --times best --size 8 --out out",
+    "train photos --weight best --size 8 --out out",
+    "train --resume nowhere",
+    "train --resume photos",
+    "score nowhere photos",
+    "score photos nowhere",
+    "score photos fashion_mist",
+    "score photos photos --metrics best",
+    "score photos photos --extractor best",
+    "score photos photos --split test",
+    "score photos fashion_mnist --split-generated best",
+    "colorize nowhere.png --out out",
+    "colorize grey.png --model best --out out",
+    "colorize grey.png --resize --method best --out out",
+    "colorize grey.png --resize --labels hat --out out",
+    "colorize grey.png --resize --format best --out out",
+    "impute grey.png --mask nowhere.png --model fashion_mnist --out out",
+    "upscale grey.png --factor 2 --resize --kind best --out out",
+    "denoise grey.png --noise much --out out",
+    "edit grey.png --from-labels hat --model fashion_mnist --out out",
+    "edit --model fashion_mnist --out out",
+    "inspect nowhere",
+    "inspect photos",
+    "trust add nowhere",
+    "trust add fashion_mnist --mode best",
+    "trust revoke best",
+    "trust best",
+    "demo --device best --out out/deep",
+    "demo --rows best --out out",
+    "generate fashion_mnist --json nowhere/told.json --out out",
+    "generate fashion_mnist --json photos/.json/a.json --out out",
+]
+
+
+@pytest.mark.parametrize("line", UNKNOWN)
+def test_an_unknown_name_is_one_sentence_and_leaves_nothing(diffnb, line):
+    before = sorted(os.listdir())
+    code, out, err = diffnb(*line.split())
+    assert code == 2 and out == "" and err.startswith("diffnb: ") and err.count("\n") == 1, err
+    assert sorted(os.listdir()) == before
+    assert len(err) < 500 and err[8:].strip(), err
+
+
+NAMES = ["größe", "写真", "фото", "a\u202eb", "\udcff", "naïve pictures 🎉"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_path_that_the_locale_cannot_print_is_no_error(monkeypatch, name):
+    from diffnb.apps import main
+
+    os.rename("photos", name)
+    for line in (
+        "generate fashion_mnist --num 1 --steps 1 --out {}-one/{}.png",
+        "impute hole.png --model fashion_mnist --method replacement --steps 1 --out {}-filled",
+        "score {0} {0} --metrics kernel",
+        "inspect {}/none",
+        "train {} --size 8 --network tiny --epochs 1 --out {}-run",
+        "denoise {} --noise 0.1 --model fashion_mnist --steps 1 --method ddnm --out {}-out",
+    ):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=how) for how in ("strict", "backslashreplace")]
+        monkeypatch.setattr(sys, "argv", ["diffnb", *(word.replace("{0}", name).replace("{}", name) for word in line.split())])
+        monkeypatch.setattr(sys, "stdout", streams[0])
+        monkeypatch.setattr(sys, "stderr", streams[1])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = [stream.flush() or stream.buffer.getvalue().decode("ascii") for stream in streams]
+        assert stop.value.code == (2 if "inspect" in line else 0), said
+        assert ascii(name)[1:-1].replace("\\\\", "\\").split()[0] in said[0] + said[1]
