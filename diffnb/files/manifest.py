@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/10_files/manifest.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'CODES', 'Parts', 'fail', 'short', 'settings_text', 'Context', 'check_row', 'builtin', 'construct',
-           'read_table', 'read_programs', 'read_sources']
+           'read_document', 'read_programs', 'read_sources']
 
 # %% ../../nbs/10_files/02_manifest.ipynb #870e7c35
 import hashlib
@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..documents import canonical_json, parse_json
 from .bounds import check_settings
-from .container import canonical_json, parse_json
 from diffnb.files.errors import (
     API,
     BadManifest,
@@ -37,7 +37,7 @@ from diffnb.files.errors import (
 )
 from .operations import Program
 from .programs import ProgramComponent, component_of, program_of
-from .sources import kind_of, settings_of, source_of
+from .sources import BASES, kind_of, settings_of, source_of
 from ..networks.base import NETWORKS
 from ..noise.parametrizations import PARAMETRIZATIONS
 from ..noise.schedules import SCHEDULES
@@ -68,13 +68,15 @@ class Parts:
         """
         for known, registry in KINDS.items():
             if (name := registry.name_of(component)) and (kind is None or kind == known) and type(component).__module__.startswith("diffnb."):
-                settings = _settings(component)
+                settings = _network_settings(component) if isinstance(component, nn.Module) else settings_of(component)
                 check_settings(type(component), settings, name)
                 return self._row(known, f"builtin:{name}", settings)
         if self.builtin_only:
             raise ValueError(f"{type(component).__name__} is no component of diffnb")
         kind = kind or (component.program.kind if isinstance(component, ProgramComponent) else kind_of(type(component)))
-        return self._network(component) if kind == "network" else self._own(component, kind)
+        if kind == "network":  # its weights travel, and its source
+            return self._row(kind, self._source(component, kind), _network_settings(component))
+        return self._own(component, kind)
 
     def _row(self, kind, reference, settings):
         plain = None if settings is None else {key: self._plain(value, kind, f"{reference}.{key}") for key, value in settings.items()}
@@ -115,11 +117,6 @@ class Parts:
         except ValueError:
             return self._row(kind, f"program:{ident}", None)
 
-    def _network(self, network):
-        """A network of the user's own: its weights travel, and its source."""
-        settings = _network_settings(network)
-        return self._row("network", self._source(network, "network"), settings)
-
     def _source(self, component, kind):
         """Keep the source of a component under an ID, and return the reference."""
         cls = type(component)
@@ -153,11 +150,6 @@ class Parts:
         return canonical_json({i: json.loads(p.text) for i, p in self.programs.items()}), canonical_json(sources)
 
 
-def _settings(component):
-    """Settings of a component of the library: a network's config, or the fields of a dataclass."""
-    return _network_settings(component) if isinstance(component, nn.Module) else settings_of(component)
-
-
 def _network_settings(network):
     """What a network says that it was made with; None where it says nothing."""
     config = getattr(network, "config", None)
@@ -172,7 +164,8 @@ def _network_settings(network):
 
 # %% ../../nbs/10_files/02_manifest.ipynb #0f69eb6b
 CODES = ("builtin", "program", "sandbox", "inprocess")
-_ID = re.compile(r"[A-Za-z0-9_.+-]{1,100}\Z")
+_ID, _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,100}"), re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_REFERENCE = re.compile(rf"(builtin|program|python):{_ID.pattern}")
 
 
 def fail(
@@ -256,12 +249,16 @@ class Context:
         check_settings(cls, settings, where, self.limits)
         return construct(cls, name, settings, where)
 
+    def _part(self, parts, what, row, ident, where):
+        """The program or source that a component refers to."""
+        if (part := parts.get(ident)) is None:
+            fail(where, f"refers to the {what} {short(ident)}, which the file does not hold")
+        if part.kind != row["kind"]:
+            fail(where, f"is of kind {row['kind']}, its {what} of kind {part.kind}")
+        return part
+
     def _program(self, row, ident, settings, where):
-        program = self.programs.get(ident)
-        if program is None:
-            fail(where, f"refers to the program {short(ident)}, which the file does not hold")
-        if program.kind != row["kind"]:
-            fail(where, f"is of kind {row['kind']}, its program of kind {program.kind}")
+        program = self._part(self.programs, "program", row, ident, where)
         if (cls := self.components.get(program.name)) is not None:
             if row["settings"] is None:
                 fail(
@@ -275,13 +272,9 @@ class Context:
         return component_of(program, None if row["settings"] is None else settings)
 
     def _python(self, row, ident, settings, where):
-        source = self.sources.get(ident)
-        if source is None:
-            fail(where, f"refers to the source {short(ident)}, which the file does not hold")
-        if source.kind != row["kind"]:
-            fail(where, f"is of kind {row['kind']}, its source of kind {source.kind}")
+        source = self._part(self.sources, "source", row, ident, where)
         if (cls := self.components.get(source.name)) is not None:
-            return construct(cls, source.name, settings, where) if row["settings"] is not None else construct(cls, source.name, {}, where)
+            return construct(cls, source.name, settings, where)
         self.allow(source, row["settings"], where)
         from diffnb.files import sandbox  # only here: it starts other programs
 
@@ -330,19 +323,14 @@ def check_row(
     """
     if not isinstance(row, dict) or set(row) != {"kind", "component", "settings"}:
         fail(where, f"must describe a component by kind, component and settings; found {short(row)}")
-    known = (*KINDS, "guidance", "metric")
-    if not isinstance(row["kind"], str) or row["kind"] not in known or kind not in (None, row["kind"]):
-        fail(where, f"must be of kind {kind or ', '.join(known)}; found {short(row['kind'])}")
+    if not isinstance(row["kind"], str) or row["kind"] not in BASES or kind not in (None, row["kind"]):
+        fail(where, f"must be of kind {kind or ', '.join(BASES)}; found {short(row['kind'])}")
     reference, settings = row["component"], row["settings"]
-    if (
-        not isinstance(reference, str)
-        or reference.partition(":")[0] not in ("builtin", "program", "python")
-        or not _ID.match(reference.partition(":")[2])
-    ):
+    if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
         raise UnknownComponent(f"the manifest's {where} refers to {short(reference)}; a reference is builtin:NAME, program:ID or python:ID")
     if settings is None and (reference.startswith("program:") or row["kind"] == "network" and reference.startswith("python:")):
         return reference, None
-    if not isinstance(settings, dict) or any(not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key) for key in settings):
+    if not isinstance(settings, dict) or not all(map(_WORD.fullmatch, settings)):
         fail(where, f"must have settings by name; found {short(settings)}")
     return reference, settings
 
@@ -376,10 +364,6 @@ def construct(
     Raises:
         BadManifest: if it does not take them.
     """
-    if isinstance(maker, type):
-        declared = inspect.signature(maker).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in declared.values()) and (unknown := sorted(set(settings) - set(declared))):
-            fail(where, f"gives {name} the setting {', '.join(map(short, unknown))}; it has {', '.join(declared) or 'none'}")
     try:
         return maker(**settings)
     except (ModelFileError, ComponentError):
@@ -391,25 +375,30 @@ def construct(
 _SOURCE_FIELDS = {"kind": str, "name": str, "base": str, "api": int, "text": str, "sha256": str}
 
 
-def read_table(
-    text: str,  # of diffnb.programs or diffnb.sources
+def read_document(
+    text: str,  # of the metadata
     what: str,  # which of them, for messages
-    limits: Limits,  # how large it may be
+    most: int,  # bytes that it may have
     depth: int,  # how deep it may be nested
-) -> dict:  # entries by ID
-    """Read a table of programs or sources.
+) -> Any:  # plain data
+    """Read one of the texts that stand in the metadata.
 
     Raises:
         BadManifest: if it is malformed.
         LimitExceeded: if it is too large.
     """
-    if len(text.encode("utf-8", "surrogatepass")) > limits.parts_bytes:
-        raise LimitExceeded(f"{what} has more than {limits.parts_bytes:,} bytes")
+    if len(text.encode("utf-8", "surrogatepass")) > most:
+        raise LimitExceeded(f"{what} has more than {most:,} bytes")
     try:
-        table = parse_json(text, depth)
+        return parse_json(text, depth)
     except ValueError as error:
         raise BadManifest(f"{what} is not JSON as manifests are written: {error}") from None
-    if not isinstance(table, dict) or not all(_ID.match(key) for key in table):
+
+
+def _table(text, what, limits, depth):
+    """Programs or sources by ID."""
+    table = read_document(text, what, limits.parts_bytes, depth)
+    if not isinstance(table, dict) or not all(map(_ID.fullmatch, table)):
         raise BadManifest(f"{what} must be an object with IDs of letters, digits, _, ., + and - as keys")
     return table
 
@@ -426,7 +415,7 @@ def read_programs(
         ProgramError: if an entry is no program.
     """
     programs = {}
-    for ident, data in read_table(text, "diffnb.programs", limits, 10).items():
+    for ident, data in _table(text, "diffnb.programs", limits, 10).items():
         text = canonical_json(data)
         if len(text) > limits.part_bytes:
             raise LimitExceeded(f"the program {ident} has more than {limits.part_bytes:,} bytes")
@@ -448,14 +437,14 @@ def read_sources(
         LimitExceeded: if one is too large.
     """
     sources = {}
-    for ident, row in read_table(text, "diffnb.sources", limits, 4).items():
+    for ident, row in _table(text, "diffnb.sources", limits, 4).items():
         if not isinstance(row, dict) or set(row) != set(_SOURCE_FIELDS) or not all(type(row[key]) is cls for key, cls in _SOURCE_FIELDS.items()):
             raise BadManifest(f"the source {ident} must have {', '.join(_SOURCE_FIELDS)}")
         if len(row["text"].encode("utf-8", "surrogatepass")) > limits.part_bytes:
             raise LimitExceeded(f"the source {ident} has more than {limits.part_bytes:,} bytes")
-        if row["kind"] not in (*KINDS, "guidance", "metric"):
+        if row["kind"] not in BASES:
             raise BadManifest(f"the source {ident} is of no kind that there is: {short(row['kind'])}")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", row["name"]) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", row["base"]):
+        if not _WORD.fullmatch(row["name"]) or not _WORD.fullmatch(row["base"]):
             raise BadManifest(f"the source {ident} claims names that are none: {short(row['name'])}, {short(row['base'])}")
         source = ComponentSource(row["kind"], row["name"], row["base"], row["text"], row["api"])
         if source.digest != row["sha256"]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import STREAMS
-from .container import canonical_json, parse_json
+from ..documents import canonical_json, parse_json
 from .errors import API, ComponentBadResult, Limits, ProgramError
 from ..printing import printable
 from ..samplers.base import GRIDS

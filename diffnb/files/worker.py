@@ -251,21 +251,9 @@ class RemoteSDE(SDE):
     ):
         self.__dict__.update(ask=ask, t_max=t_max, t_min=t_min, prior_std=prior_std)
 
-    def alpha(self, t):
-        """Scale of the signal."""
-        return self.ask("sde", "alpha", t)
-
-    def sigma(self, t):
-        """Standard deviation of the noise."""
-        return self.ask("sde", "sigma", t)
-
-    def half_log_snr(self, t):
-        """Half the logarithm of the signal-to-noise ratio."""
-        return self.ask("sde", "half_log_snr", t)
-
-    def time_of_half_log_snr(self, value):
-        """Inverse of `half_log_snr`."""
-        return self.ask("sde", "time_of_half_log_snr", value)
+    alpha, sigma, half_log_snr, time_of_half_log_snr = (
+        lambda self, t, name=name: self.ask("sde", name, t) for name in ("alpha", "sigma", "half_log_snr", "time_of_half_log_snr")
+    )
 
     def rates(self, t):
         """Time derivatives of alpha and sigma."""
