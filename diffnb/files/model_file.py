@@ -82,11 +82,8 @@ class _Counting(TorchFunctionMode):
 
 def _largest(value):
     """The largest whole number in settings."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return max(map(_largest, value), default=0)
-    return value if isinstance(value, int) else 0
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max([value if isinstance(value, int) else 0, *map(_largest, parts)])
 
 
 def _compare(expected, table, name, prefix):

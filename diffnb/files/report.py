@@ -50,12 +50,8 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_label(value):
-    return isinstance(value, int) and not isinstance(value, bool) or isinstance(value, str) and len(value) <= 1000
-
-
-def _is_name(value):
-    return isinstance(value, str) and len(value) <= 1000
+def _is_name(value, kinds=(str,)):
+    return type(value) in kinds and (type(value) is int or len(value) <= 1000)
 
 
 def count_components(
@@ -86,14 +82,13 @@ def check_manifest(
     _list(data["shape"], "data.shape", 8, _is_count, "sizes of at least 1")
     if len(_list(data["range"], "data.range", 2, _is_number, "numbers")) != 2 or not data["range"][0] < data["range"][1]:
         fail("data.range", f"must be two rising numbers; found {short(data['range'])}")
-    _list(data["labels"], "data.labels", 65_536, _is_label, "whole numbers or texts")
+    _list(data["labels"], "data.labels", 65_536, lambda v: _is_name(v, (int, str)), "whole numbers or texts")
     if data["names"] is not None and len(_list(data["names"], "data.names", 65_536, _is_name, "texts")) != len(data["labels"]):
         fail("data.names", f"must hold one name for each of the {len(data['labels'])} labels; found {len(data['names'])}")
     if manifest["weights"] not in (["model"], ["model", "raw"], ["model", "calibration"], ["model", "raw", "calibration"]):
         fail("weights", f"must be 'model', then 'raw' and 'calibration' or what there is of them; found {short(manifest['weights'])}")
-    _list(manifest["records"], "records", 10_000, lambda v: isinstance(v, dict), "objects")
-    _list(manifest["guidance"], "guidance", 16, lambda v: isinstance(v, dict), "components")
-    _list(manifest["metrics"], "metrics", 16, lambda v: isinstance(v, dict), "components")
+    for name, most, what in (("records", 10_000, "objects"), ("guidance", 16, "components"), ("metrics", 16, "components")):
+        _list(manifest[name], name, most, lambda v: isinstance(v, dict), what)
     if (numbers := math.prod(data["shape"])) > limits.image_numbers:
         raise LimitExceeded(f"the manifest's data.shape makes images of {numbers:,} numbers; the limit is {limits.image_numbers:,}")
     _check_sampling(sampling, limits)

@@ -295,8 +295,8 @@ def sandboxed(
     if source.kind == "guidance":
         return Bound(lambda denoiser, **given: SandboxedGuidance(source, given, denoiser), dict(settings))
     if source.kind not in STAND_INS:
-        name = source.name
-        raise SandboxUnavailable(f"a {source.kind} cannot run in the sandbox; give a class of your own, as in components={{{name!r}: {name}}}")
+        own = f"components={{{source.name!r}: {source.name}}}"
+        raise SandboxUnavailable(f"a {source.kind} cannot run in the sandbox; give a class of your own, as in {own}")
     return STAND_INS[source.kind](source, settings)
 
 
