@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffnb"
 # from the ground up: a wing imports only from wings before it
-WINGS = "printing arguments pickles core parallel noise denoise samplers guidance likelihood networks data metrics training files model apps".split()
+WINGS = "printing documents arguments pickles core parallel noise denoise samplers guidance".split()
+WINGS += "likelihood networks data metrics training files model apps".split()
 
 
 @cache

@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import io
 import json
 import math
 import os
@@ -52,15 +53,19 @@ def write_picture(
 
     Raises:
         ValueError: if the picture has neither 1 nor 3 channels, or the ending is of no form that can be written.
+        OSError: if something other than a file stands there.
     """
     from PIL import Image
+
+    from diffnb.core import write_atomically
 
     if picture.shape[2] not in (1, 3):
         raise ValueError(f"a picture file holds 1 or 3 channels, not {picture.shape[2]}; save the model and use it from Python")
     if not is_picture_name(path):
         raise ValueError(f"pictures are written as {', '.join(FORMS)}, and {path} ends in none of these")
     pixels = picture.numpy() if picture.shape[2] == 3 else picture[..., 0].numpy()
-    Image.fromarray(pixels).save(path, **FORMS[Path(path).suffix.lower()])
+    Image.fromarray(pixels).save(written := io.BytesIO(), **FORMS[Path(path).suffix.lower()])
+    write_atomically(path, written.getvalue())
 
 
 def check_absent(
@@ -176,7 +181,12 @@ def reporting(
         _REPORT.reset(token)
         if place is not None and (report["facts"] or has_ended):
             text = json.dumps(_plain(report["facts"]), indent=1, default=str)
-            print(text, file=report["output"]) if place == "-" else Path(place).write_text(text + "\n", encoding="utf-8")
+            if place == "-":
+                print(text, file=report["output"])
+            else:
+                from diffnb.core import write_atomically  # only here: it needs torch
+
+                write_atomically(place, f"{text}\n".encode())
 
 
 def _plain(value):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import STREAMS
-from .container import canonical_json, parse_json
+from ..documents import canonical_json, parse_json
 from .errors import API, ComponentBadResult, Limits, ProgramError
 from ..printing import printable
 from ..samplers.base import GRIDS
@@ -164,15 +164,12 @@ class Host(NamedTuple):
         return self.noise.normal(self.x.shape[1:], stream, int(number), self.x.dtype)
 
 
-_LEVELS = {
-    "alpha": (lambda host, t: host.sde.alpha(t), "alpha({0})", r"\alpha({0})"),
-    "sigma": (lambda host, t: host.sde.sigma(t), "sigma({0})", r"\sigma({0})"),
-    "alpha_rate": (lambda host, t: host.sde.rates(t)[0], "alpha'({0})", r"\dot\alpha({0})"),
-    "sigma_rate": (lambda host, t: host.sde.rates(t)[1], "sigma'({0})", r"\dot\sigma({0})"),
-    "half_log_snr": (lambda host, t: host.sde.half_log_snr(t), "lambda({0})", r"\lambda({0})"),
-}
-for _name, (_function, *_written) in _LEVELS.items():
-    _add(_name, "s", _function, None, *_written, asks=True)
+_LEVELS = ("alpha", "sigma", "alpha_rate", "sigma_rate", "half_log_snr")
+_add("alpha", "s", lambda host, t: host.sde.alpha(t), None, "alpha({0})", r"\alpha({0})", asks=True)
+_add("sigma", "s", lambda host, t: host.sde.sigma(t), None, "sigma({0})", r"\sigma({0})", asks=True)
+_add("alpha_rate", "s", lambda host, t: host.sde.rates(t)[0], None, "alpha'({0})", r"\dot\alpha({0})", asks=True)
+_add("sigma_rate", "s", lambda host, t: host.sde.rates(t)[1], None, "sigma'({0})", r"\dot\sigma({0})", asks=True)
+_add("half_log_snr", "s", lambda host, t: host.sde.half_log_snr(t), None, "lambda({0})", r"\lambda({0})", asks=True)
 _words = ("given", "null", "none")
 _add("denoise", "fsw", Host.ask, None, "D({0}, {1}; {2})", r"D\left({0}, {1}; \text{{2}}\right)", gives=FIELD, words=_words, asks=True)
 _add("noise", "wn", Host.draw, None, "z_{0}[{1}]", r"z_{\text{{0}}}[{1}]", gives=FIELD, work=5, words=tuple(STREAMS), asks=True)

@@ -1,4 +1,4 @@
-"""A program becomes a component like any other: run as a list, compared bit for bit when it is saved, read as formulas when it is opened.
+"""A program becomes a component like any other: run as a list of functions, and read as formulas when its file is opened.
 
 Docs: https://diffnb.github.io/diffnb/10_files/programs.html.md"""
 
@@ -18,10 +18,9 @@ from torch import Tensor
 from ..denoise.denoisers import BaseDenoiser
 from .errors import ComponentBadResult, ProgramError
 from .operations import FIELD, NUMBER, OPERATIONS, SAMPLE, SIGNATURES, Host, Program, letters_of, values_in
-from .tracing import trace
 from ..noise.parametrizations import Parametrization
 from ..noise.schedules import NoiseSchedule
-from ..noise.sdes import SDE, VE, VP
+from ..noise.sdes import SDE
 from ..samplers.base import Sampler, State
 
 # %% ../../nbs/10_files/12_programs.ipynb #f1638fec
@@ -106,8 +105,8 @@ class ProgramComponent:
         return f"{self.program.name}({', '.join(f'{k}={v!r}' for k, v in (self.settings or {}).items())})"
 
     def __reduce__(self):
-        """Pickle as the program."""
-        return component_of, (self.program, self.settings)
+        """Pickle as the program, and of guidance what it steers."""
+        return component_of, (self.program, self.settings), {name: value for name, value in vars(self).items() if name in ("denoiser", "sde")}
 
 
 def _of_time(name, base):
@@ -179,12 +178,6 @@ class ProgramGuidance(ProgramComponent, BaseDenoiser):
         if self.denoiser is None:
             raise ProgramError(f"{self.program.name} has no denoiser to steer yet; give it one: guidance(denoiser)")
         return self._lines["x0"](Host(self.sde, self.denoiser, x, condition), x, t)[0]
-
-    def __reduce__(self):
-        """Pickle as program and denoiser."""
-        return (
-            (component_of, (self.program, self.settings)) if self.denoiser is None else (component_of(self.program, self.settings), (self.denoiser,))
-        )
 
 
 _MADE |= {"sampler": ProgramSampler, "guidance": ProgramGuidance}

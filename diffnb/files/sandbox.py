@@ -62,7 +62,40 @@ def _differentiable(t, value, slope):
 
 
 class _Sandboxed:
-    """What all stand-ins have in common: they are equal if source and settings are."""
+    """What all stand-ins have in common: they believe no answer, and are equal if source and settings are."""
+
+    _facts, _methods = {}, ()  # attributes that the component reports, and their types; methods that it may have itself, or inherit
+
+    def __init__(
+        self,
+        source: ComponentSource,  # what to run
+        settings: Mapping,  # arguments of its constructor
+        *given,  # what stands before them
+    ):
+        worker = Worker(source, settings, *given, facts=tuple(self._facts), methods=self._methods)
+        vars(self).update(source=source, settings=dict(settings), worker=worker)  # past the setters of frozen base classes
+        for name, kinds in self._facts.items():
+            value = worker.facts.get(name)
+            if type(value) is not kinds and not (kinds is float and type(value) is int or kinds is None and isinstance(value, (str, type(None)))):
+                raise ComponentBadResult(f"{source.name}.{name} must be {kinds.__name__ if kinds else 'a text'}, got {type(value).__name__}")
+            vars(self)[name] = float(value) if kinds is float else value
+
+    def _ask(self, method, like, *given):
+        """One tensor, from a method of the component."""
+        return _checked(self.worker.call(method, *given or (like.detach(),)), like, f"{self.source.name}.{method}")
+
+    def _ask_two(self, method, like, *given):
+        """Two tensors, from a method of the component."""
+        both = self.worker.call(method, *given or (like.detach(),))
+        if not isinstance(both, list) or len(both) != 2:
+            raise ComponentBadResult(f"{self.source.name}.{method} must return two tensors")
+        return tuple(_checked(one, like, f"{self.source.name}.{method}") for one in both)
+
+    def _not_negative(self, method, t, what):
+        value = self._ask(method, t)
+        if not bool((value >= 0).all()):
+            raise ComponentBadResult(f"{self.source.name}.{method} returned a negative {what}")
+        return value
 
     def __eq__(self, other):
         """Compare what is run, not who runs it."""
@@ -81,25 +114,17 @@ class _Sandboxed:
 class SandboxedSchedule(_Sandboxed, NoiseSchedule):
     """A noise schedule whose code runs in a worker."""
 
-    def __init__(
-        self,
-        source: ComponentSource,  # what to run
-        settings: Mapping,  # arguments of its constructor
-    ):
-        self.source, self.settings = source, dict(settings)
-        self.worker = Worker(source, settings)
+    def __init__(self, source, settings):
+        super().__init__(source, settings)
         self.integral(torch.linspace(0, 1, 257, dtype=torch.float64))
 
     def beta(self, t):
         """Rate of noising."""
-        value = _checked(self.worker.call("beta", t.detach()), t, f"{self.source.name}.beta")
-        if not bool((value >= 0).all()):
-            raise ComponentBadResult(f"{self.source.name}.beta returned a negative rate")
-        return _differentiable(t, value, None)
+        return _differentiable(t, self._not_negative("beta", t, "rate"), None)
 
     def integral(self, t):
         """Integral of beta from 0 to t."""
-        value = _checked(self.worker.call("integral", t.detach()), t, f"{self.source.name}.integral")
+        value = self._ask("integral", t)
         rising = value.flatten()[t.detach().flatten().argsort()]
         if not bool((rising.diff() >= -1e-6 * (1 + rising.abs().amax() if len(rising) else 1)).all()):
             raise ComponentBadResult(f"{self.source.name}.integral falls, so beta would be negative somewhere")
@@ -107,111 +132,70 @@ class SandboxedSchedule(_Sandboxed, NoiseSchedule):
 
     def time_of_integral(self, value):
         """Inverse of the integral: the component's own or the bisection that it inherits, one question to the worker either way."""
-        return _checked(self.worker.call("time_of_integral", value.detach()), value, f"{self.source.name}.time_of_integral").clamp(0, 1)
+        return self._ask("time_of_integral", value).clamp(0, 1)
 
 # %% ../../nbs/10_files/09_sandbox.ipynb #ef62bb31
 class SandboxedSDE(_Sandboxed, SDE):
     """A noising process whose code runs in a worker."""
 
-    def __init__(
-        self,
-        source: ComponentSource,  # what to run
-        settings: Mapping,  # arguments of its constructor
-    ):
-        facts = {"t_max": float, "noise_ratio_min": float, "default_grid": str}
-        stranger = Worker(source, settings, facts=tuple(facts), methods=("half_log_snr",))
-        self.__dict__.update(source=source, settings=dict(settings), worker=stranger)
-        for name, kind in facts.items():
-            self.__dict__[name] = _fact(stranger, name, kind)
+    _facts, _methods = {"t_max": float, "noise_ratio_min": float, "default_grid": str}, ("half_log_snr",)
+
+    def __init__(self, source, settings):
+        super().__init__(source, settings)
         if not 0 < self.t_max <= 1 or not 0 < self.noise_ratio_min < 1:
             raise ComponentBadResult(f"{source.name} needs t_max in (0, 1] and noise_ratio_min in (0, 1)")
 
-    def _value(self, method, t):
-        value = _checked(self.worker.call(method, t.detach()), t, f"{self.source.name}.{method}")
-        if not bool((value >= 0).all()):
-            raise ComponentBadResult(f"{self.source.name}.{method} returned a negative value")
-        return value
-
     def alpha(self, t):
         """Scale of the signal."""
-        return _differentiable(t, self._value("alpha", t), lambda s: self.rates(s)[0])
+        return _differentiable(t, self._not_negative("alpha", t, "value"), lambda s: self.rates(s)[0])
 
     def sigma(self, t):
         """Standard deviation of the noise."""
-        return _differentiable(t, self._value("sigma", t), lambda s: self.rates(s)[1])
+        return _differentiable(t, self._not_negative("sigma", t, "value"), lambda s: self.rates(s)[1])
 
     def rates(self, t):
         """Time derivatives, by automatic differentiation in the worker."""
-        both = self.worker.call("rates", t.detach())
-        if not isinstance(both, list) or len(both) != 2:
-            raise ComponentBadResult(f"{self.source.name}.rates must return two tensors")
-        return tuple(_checked(rate, t, f"{self.source.name}.rates") for rate in both)
+        return self._ask_two("rates", t)
 
     def half_log_snr(self, t):
         """Half the logarithm of the signal-to-noise ratio."""
-        if "half_log_snr" not in self.worker.own:
-            return super().half_log_snr(t)
-        return _checked(self.worker.call("half_log_snr", t.detach()), t, f"{self.source.name}.half_log_snr")
+        return self._ask("half_log_snr", t) if "half_log_snr" in self.worker.own else super().half_log_snr(t)
 
     def time_of_half_log_snr(self, value):
         """Inverse of `half_log_snr`: the component's own or the bisection that it inherits, one question to the worker either way."""
-        found = self.worker.call("time_of_half_log_snr", value.detach())
-        return _checked(found, value, f"{self.source.name}.time_of_half_log_snr").clamp(0, 1)
-
-
-def _fact(stranger, name, kind):
-    """An attribute that a component reports, of the type that is expected."""
-    value = stranger.facts.get(name)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise ComponentBadResult(f"{stranger.source.name}.{name} must be {kind.__name__}, got {type(value).__name__}")
-    return value
+        return self._ask("time_of_half_log_snr", value).clamp(0, 1)
 
 
 class SandboxedParametrization(_Sandboxed, Parametrization):
     """A parametrization whose code runs in a worker."""
 
-    def __init__(
-        self,
-        source: ComponentSource,  # what to run
-        settings: Mapping,  # arguments of its constructor
-    ):
-        stranger = Worker(source, settings, facts=("sigma_data",), methods=("scale", "input_scale"))
-        self.__dict__.update(source=source, settings=dict(settings), worker=stranger, sigma_data=_fact(stranger, "sigma_data", float))
+    _facts, _methods = {"sigma_data": float}, ("scale", "input_scale")
+
+    def __init__(self, source, settings):
+        super().__init__(source, settings)
         Parametrization.__post_init__(self)
 
     def coefficients(self, sde, t):
         """Coefficients of the target p x_0 + q epsilon."""
-        both = self.worker.call("coefficients", sde, t)
-        if not isinstance(both, list) or len(both) != 2:
-            raise ComponentBadResult(f"{self.source.name}.coefficients must return two tensors")
-        return tuple(_checked(one, t, f"{self.source.name}.coefficients") for one in both)
+        return self._ask_two("coefficients", t, sde, t)
 
     def scale(self, sde, t):
         """What the network's output is multiplied by."""
-        own = "scale" in self.worker.own
-        return _checked(self.worker.call("scale", sde, t), t, f"{self.source.name}.scale") if own else super().scale(sde, t)
+        return self._ask("scale", t, sde, t) if "scale" in self.worker.own else super().scale(sde, t)
 
     def input_scale(self, sde, t):
         """Scale of the network's input."""
-        own = "input_scale" in self.worker.own
-        return _checked(self.worker.call("input_scale", sde, t), t, f"{self.source.name}.input_scale") if own else super().input_scale(sde, t)
+        return self._ask("input_scale", t, sde, t) if "input_scale" in self.worker.own else super().input_scale(sde, t)
 
 
 class SandboxedSampler(_Sandboxed, Sampler):
     """A sampler whose steps run in a worker; the network stays here."""
 
-    def __init__(
-        self,
-        source: ComponentSource,  # what to run
-        settings: Mapping,  # arguments of its constructor
-    ):
-        facts = {"n_steps_default": int, "order": int, "is_stochastic": bool, "n_history": int}
-        stranger = Worker(source, settings, facts=(*facts, "default_grid"), methods=("finish", "evaluations"))
-        self.__dict__.update(source=source, settings=dict(settings), worker=stranger, default_grid=stranger.facts.get("default_grid"))
-        for name, kind in facts.items():
-            self.__dict__[name] = _fact(stranger, name, kind)
+    _facts = {"n_steps_default": int, "order": int, "is_stochastic": bool, "n_history": int, "default_grid": None}
+    _methods = ("finish", "evaluations")
+
+    def __init__(self, source, settings):
+        super().__init__(source, settings)
         if not 1 <= self.n_steps_default <= 100_000 or not 0 <= self.n_history <= 16:
             raise ComponentBadResult(f"{source.name} needs n_steps_default in 1 ... 100,000 and n_history in 0 ... 16")
 
@@ -246,18 +230,13 @@ class SandboxedSampler(_Sandboxed, Sampler):
 class SandboxedGuidance(_Sandboxed, BaseDenoiser):
     """Guidance whose code runs in a worker: a denoiser around a denoiser."""
 
-    def __init__(
-        self,
-        source: ComponentSource,  # what to run
-        settings: Mapping,  # arguments of its constructor, after the denoiser
-        denoiser: BaseDenoiser,  # what is guided
-    ):
-        self.source, self.settings, self.denoiser, self.sde = source, dict(settings), denoiser, denoiser.sde
-        self.worker = Worker(source, settings, denoiser)
+    def __init__(self, source, settings, denoiser):
+        super().__init__(source, settings, denoiser)
+        self.denoiser, self.sde = denoiser, denoiser.sde
 
     def x0(self, x, t, condition):
         """Estimate the clean samples."""
-        return _checked(self.worker.call("x0", x, t, condition), x, f"{self.source.name}.x0")
+        return self._ask("x0", x, x, t, condition)
 
 # %% ../../nbs/10_files/09_sandbox.ipynb #5e9e6e14
 def inprocess(
@@ -316,8 +295,8 @@ def sandboxed(
     if source.kind == "guidance":
         return Bound(lambda denoiser, **given: SandboxedGuidance(source, given, denoiser), dict(settings))
     if source.kind not in STAND_INS:
-        name = source.name
-        raise SandboxUnavailable(f"a {source.kind} cannot run in the sandbox; give a class of your own, as in components={{{name!r}: {name}}}")
+        own = f"components={{{source.name!r}: {source.name}}}"
+        raise SandboxUnavailable(f"a {source.kind} cannot run in the sandbox; give a class of your own, as in {own}")
     return STAND_INS[source.kind](source, settings)
 
 

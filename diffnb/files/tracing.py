@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 import diffnb.core
 from ..denoise.denoisers import BaseDenoiser, Prediction
-from .container import canonical_json
+from ..documents import canonical_json
 from .errors import API, ProgramError
 from .operations import CASTS, FACTS, FIELD, NUMBER, OPERATIONS, SAMPLE, SIGNATURES, Program, letters_of, result_of, signature, values_in
 from ..noise.parametrizations import Parametrization

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..core import write_atomically
-from .errors import ComponentSource, NotInteractive, TrustError, escaped, invisible, numbered
+from .errors import ComponentSource, NotInteractive, TrustError
 from .report import inspect
-from ..printing import printable, typed
+from ..printing import escaped, invisible, numbered, printable, typed
 
 # %% ../../nbs/10_files/04_trust.ipynb #609ddec9
 MODES = "sandbox", "inprocess"

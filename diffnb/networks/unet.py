@@ -287,6 +287,15 @@ class UNet(nn.Module):
             x = stage.up(x, emb, skips)
         return F.pixel_shuffle(self.head(self.act(self.norm(x))), self.unshuffle)[..., :h, :w]
 
+    def attention_pixels(
+        self,
+        shape: Sequence[int],  # of one image (channels, h, w)
+    ) -> int:  # N; attention takes 4 N^2 w multiplications and additions at width w
+        """Count the places of the finest feature map in which each looks at each other."""
+        finest = min([len(self.config["widths"]) - 1, *self.config["attention_levels"]])
+        coarse = self.unshuffle * 2**finest
+        return math.prod(-(-side // self.multiple) * self.multiple // coarse for side in shape[1:])
+
 # %% ../../nbs/06_networks/01_unet.ipynb #be0d09cb
 SIZES = {
     "tiny": dict(widths=(32, 64), blocks=1, attention_levels=(1,), unshuffle=2, embedding_width=64, groups=8),

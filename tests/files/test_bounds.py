@@ -10,7 +10,8 @@ import pytest
 import torch
 from test_model_files import assembled, parts, tiny
 
-from diffnb.files import BadManifest, LimitExceeded, Limits, ModelFileError, canonical_json, load, save
+from diffnb.documents import canonical_json
+from diffnb.files import BadManifest, LimitExceeded, Limits, ModelFileError, load, save
 from diffnb.files import inspect as look
 from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, NETWORKS, UNet
@@ -70,6 +71,14 @@ RUNS = {
     "1e15 restarts, a float": (sampler("restart", intervals=[[0.06, 0.3, 2, 1e15]]), LimitExceeded),
     "2.5 restarts": (sampler("restart", intervals=[[0.06, 0.3, 2, 2.5]]), BadManifest),
     "many allowed intervals": (sampler("restart", intervals=[[0.06, 0.3, 1000, 1000]] * 100), LimitExceeded),
+    "an adaptive sampler's 300 levels": (lambda m: (sampler("dormand-prince")(m), sampling(n_steps=300)(m)), LimitExceeded),
+    "an adaptive predictor's 300 levels": (
+        lambda m: (
+            sampler("predictor-corrector", predictor={"kind": "sampler", "component": "builtin:dormand-prince", "settings": {}})(m),
+            sampling(n_steps=300)(m),
+        ),
+        LimitExceeded,
+    ),
     "10,001 intervals": (sampler("restart", intervals=[[0.06, 0.3, 1, 1]] * 10_001), LimitExceeded),
     "a restart in a corrector": (
         sampler(

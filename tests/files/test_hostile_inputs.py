@@ -15,7 +15,7 @@ from diffnb.core import tensors_to_bytes
 from diffnb.data import load_shards
 from diffnb.files import ModelFileError, inspect, load
 from diffnb.printing import printable
-from diffnb.training import CheckpointError, load_state, save_state
+from diffnb.training import CheckpointError, load_state, read_position, save_state
 
 EVIL = "\x1b[2J\x1b]0;title\x07\r\n\u202e\u2066\u200b\ufeff\u3164\x9b2J\x7f"
 DEEP = "[" * 100_000
@@ -159,6 +159,36 @@ def test_state(tmp_path):
                 assert isinstance(load_state(tmp_path / "s"), dict)
             except CheckpointError:
                 pass
+
+
+LONG = {"lists": '{"map": {"a": [' + "[]," * 6_000_000 + "[]]}}", "depth": "[" * 17_000_000, "spaces": " " * 17_000_000}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_long_tree(kind, tmp_path):
+    """Refused by its length, before anything is made of it; and not written either."""
+    text = LONG[kind]
+    (tmp_path / "s").write_bytes(tensors_to_bytes({"/model/w": torch.ones(1)}, {"tree": text}))
+    for read in (load_state, read_position):
+        with pytest.raises(CheckpointError):
+            refused(lambda: read(tmp_path / "s"), ())
+    with pytest.raises(CheckpointError, match="keep long lists as tensors"):
+        save_state(tmp_path / "new", {"text": text})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="empty parts of files are POSIX's")
+def test_a_state_that_is_nearly_empty_on_the_disk(tmp_path):
+    """Six gigabytes that were never written are not read into memory; a state that was, is."""
+    n = 6 * 2**30
+    header = json.dumps({"__metadata__": {"tree": '{"map": {}}', "sha256": "0"}, "w": {"dtype": "U8", "shape": [n], "data_offsets": [0, n]}}).encode()
+    with open(tmp_path / "s", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + n)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        refused(lambda: load_state(tmp_path / "s"), ())
+    save_state(tmp_path / "zeros", {"w": torch.zeros(2**25)})
+    assert load_state(tmp_path / "zeros")["w"].shape == (2**25,)
 
 
 # shards

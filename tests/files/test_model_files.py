@@ -30,6 +30,7 @@ from torch import nn
 
 import diffnb.core
 from diffnb.core import to_unit, write_atomically
+from diffnb.documents import canonical_json
 from diffnb.files import (
     CODES,
     BadHeader,
@@ -50,18 +51,17 @@ from diffnb.files import (
     UnknownComponent,
     UnsupportedVersion,
     WeightsMismatch,
-    canonical_json,
     digest_of,
     inspect,
     load,
     parse_header,
     save,
     source_of,
-    weights_of_pickle,
 )
 from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, NETWORKS, SIZES, UNet, build_network
 from diffnb.noise import EDM, PARAMETRIZATIONS, SCHEDULES, SDES, VP, Cosine, Karras, SubVP
+from diffnb.pickles import read_pickled_weights
 from diffnb.samplers import DDIM, GRIDS, SAMPLERS, DPMSolverPP2M, Tuned
 
 DATA, ROOT = Path(__file__).parent / "data", Path(__file__).parents[2]
@@ -443,6 +443,11 @@ def header_text(text, body=b""):
     return struct.pack("<Q", len(text)) + text + body
 
 
+def many_tensors(n):
+    """A header of so many empty tensors."""
+    return ("{" + ",".join(f'"t{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(n)) + "}").encode()
+
+
 W = '{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 CONTAINERS = {
     "empty": (b"", BadHeader),
@@ -450,7 +455,7 @@ CONTAINERS = {
     "header length 0": (struct.pack("<Q", 0) + b"{}" * 10, BadHeader),
     "header length 1": (struct.pack("<Q", 1) + b"{}" * 10, BadHeader),
     "header length 2^63": (struct.pack("<Q", 2**63) + b"{}", BadHeader),
-    "header length over the cap": (struct.pack("<Q", 2**24 + 1) + b"{}", LimitExceeded),
+    "header length over the cap": (struct.pack("<Q", 2**23 + 1) + b"{}", LimitExceeded),
     "header longer than the file": (struct.pack("<Q", 1000) + b"{}", BadHeader),
     "truncated header": (header_text(b'{"w":{"dtype":"F32"'), BadHeader),
     "bad UTF-8": (header_text(b'{"\xff":1}'), BadHeader),
@@ -500,14 +505,21 @@ CONTAINERS = {
     "unicode name": (header_text(W.replace('"w"', '"\u0430"').encode(), b"1234"), BadHeader),
     "tensors of another program": (header_text(W.encode(), b"1234"), BadManifest),
     "NaN in the header": (header_text(W.replace("[1]", "NaN").encode(), b"1234"), BadHeader),
-    "300,000 tensors": (
-        header_text(("{" + ",".join(f'"t{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(300_000)) + "}").encode()[: 2**24]),
-        LimitExceeded,
-    ),
+    "300,000 tensors": (header_text(many_tensors(300_000)), LimitExceeded),
+    "100,000 tensors": (header_text(many_tensors(100_000)), LimitExceeded),
+    "8,193 tensors": (header_text(many_tensors(8_193)), LimitExceeded),
+    "8,192 tensors and another hole": (header_text(many_tensors(8_192), b"1"), BadHeader),
+    "8,192 tensors, written with spaces": (header_text(many_tensors(8_192).replace(b",", b", ").replace(b":", b" : ")), BadManifest),
+    "keys that are not counted": (header_text(b'{"w":{"dtype":"U8","shape":[0],"data\\u005foffsets":[0,0]}}'), BadHeader),
     "1M keys in one tensor": (header_text(b'{"w":{' + b'"a":1,' * 1_000_000 + b'"b":1}}'), BadHeader),
     "99 MB text": (struct.pack("<Q", 99_000_000) + b'{"__metadata__":{"a":"' + b"x" * 1000, LimitExceeded),
-    "15 MB text": (header_text(b'{"__metadata__":{"diffnb.version":"' + b"1" * 15_000_000 + b'"}}'), UnsupportedVersion),
-    "16 MB of brackets": (header_text(b'{"w":{"dtype":[' + b"[]," * 5_000_000), BadHeader),
+    "8 MB text": (header_text(b'{"__metadata__":{"diffnb.version":"' + b"1" * 8_000_000 + b'"}}'), UnsupportedVersion),
+    "8 MB text of escapes": (header_text(b'{"__metadata__":{"diffnb.version":"' + b"\\n" * 4_000_000 + b'"}}'), UnsupportedVersion),
+    "15 MB text": (header_text(b'{"__metadata__":{"diffnb.version":"' + b"1" * 15_000_000 + b'"}}'), LimitExceeded),
+    "8 MB of brackets": (header_text(b'{"w":{"dtype":[' + b"[]," * 2_700_000), BadHeader),
+    "8 MB of spaces": (header_text(b"{" + b" " * 8_000_000), BadHeader),
+    "8 MB of a name": (header_text(b'{"' + b"a" * 8_000_000), BadHeader),
+    "16 MB of brackets": (header_text(b'{"w":{"dtype":[' + b"[]," * 5_000_000), LimitExceeded),
     "future major": (header_text(b'{"__metadata__":{"diffnb.version":"2.0"}}'), UnsupportedVersion),
     "a zip with a pickle": (b"PK\x03\x04" + b"data.pkl" * 10, BadHeader),
     "a raw pickle": (pickle.dumps({"a": 1}), BadHeader),
@@ -820,7 +832,7 @@ def test_what_is_no_file(tmp_path):
         load(tmp_path / "absent")
     for name, content in {"model.pt2": b"PK\x03\x04archive", "model.ckpt": pickle.dumps([1])}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(BadHeader, match="weights_of_pickle"):
+        with pytest.raises(BadHeader, match="read_pickled_weights"):
             load(tmp_path / name)
 
 
@@ -1106,7 +1118,7 @@ def test_two_threads_may_save_to_one_place(tmp_path):
 def test_weights_of_a_pickle(tmp_path):
     network = UNet(widths=(8, 8), groups=4)
     torch.save({"model": network.state_dict(), "epoch": 3, "nested": {"list": [1, 2]}}, tmp_path / "old.pth")
-    found = weights_of_pickle(tmp_path / "old.pth")
+    found = read_pickled_weights(tmp_path / "old.pth")
     assert torch.equal(found["model.stem.weight"], network.stem.weight)
 
     class Harmful:
@@ -1118,8 +1130,8 @@ def test_weights_of_a_pickle(tmp_path):
     (tmp_path / "noise.pth").write_bytes(b"noise" * 100)
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     for name in ("bad.pth", "raw.pth", "noise.pth", "none.pth"):
-        with pytest.raises(ModelFileError):
-            weights_of_pickle(tmp_path / name)
+        with pytest.raises(ValueError):
+            read_pickled_weights(tmp_path / name)
     assert not (tmp_path / "canary").exists()
 
 

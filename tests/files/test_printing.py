@@ -12,6 +12,7 @@ from test_model_files import assembled, parts, tiny
 from diffnb.apps.commands import app
 from diffnb.apps.shell import sentence, tell
 from diffnb.data import image_set
+from diffnb.documents import canonical_json
 from diffnb.files import (
     BadManifest,
     CodeNotTrusted,
@@ -20,7 +21,6 @@ from diffnb.files import (
     ModelFileError,
     TrustError,
     TrustStore,
-    canonical_json,
     inspect,
     load,
     save,

@@ -20,9 +20,10 @@ from random_programs import measured, random_program, state_of
 
 from diffnb.core import NoiseSource, expand
 from diffnb.denoise import BaseDenoiser, GaussianMixture
+from diffnb.files.comparison import _same, program_of
 from diffnb.files.errors import ComponentBadResult
 from diffnb.files.operations import OPERATIONS, SIGNATURES, Host, Program, ProgramError, choose
-from diffnb.files.programs import _same, component_of, program_of
+from diffnb.files.programs import component_of
 from diffnb.files.tracing import trace
 from diffnb.noise import VP, Linear, NoiseSchedule
 from diffnb.samplers import DDIM, Sampler, State

@@ -11,6 +11,7 @@ from test_model_files import tiny
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from diffnb.apps import reporting, tell, write_picture
 from diffnb.core import write_atomically
 from diffnb.files import load, save
 from diffnb.training import CheckpointError, save_state
@@ -246,3 +247,40 @@ def test_a_setting_that_a_reader_refuses_is_not_saved(tmp_path):
         with pytest.raises(ValueError, match="the file could not be loaded: "):
             save(tiny(**changes), tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+PLACES = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/null"),
+    "a folder": os.mkdir,
+    "a link to itself": lambda path: path.symlink_to(path),
+}
+WRITERS = {
+    "a picture": (".png", lambda path: write_picture(torch.zeros(2, 2, 1, dtype=torch.uint8), path)),
+    "a picture with loss": (".jpg", lambda path: write_picture(torch.zeros(2, 2, 3, dtype=torch.uint8), path)),
+    "what a command tells": (".json", lambda path: told(path)),
+}
+
+
+def told(path):
+    """What `--json FILE` does."""
+    with reporting(str(path)):
+        tell("n", n=1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kinds of files are POSIX's")
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("place", PLACES)
+def test_commands_write_into_files_only(writer, place, tmp_path):
+    """As `save` does: what is no file stays, a link is followed, and an earlier file is there until the new one is whole."""
+    ending, write = WRITERS[writer]
+    path = tmp_path / f"out{ending}"
+    PLACES[place](path)
+    before = os.lstat(path)
+    with pytest.raises(OSError, match="which is not replaced by a file; give another place"):
+        write(path)
+    assert os.lstat(path) == before
+    write(tmp_path / f"new{ending}")
+    (tmp_path / f"link{ending}").symlink_to(tmp_path / f"new{ending}")
+    write(tmp_path / f"link{ending}")
+    assert (tmp_path / f"link{ending}").is_symlink() and (tmp_path / f"new{ending}").stat().st_size > 5

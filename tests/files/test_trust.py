@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 from test_model_files import assembled, parts, tiny
 
+from diffnb.documents import canonical_json
 from diffnb.files import (
     CodeNotTrusted,
     ComponentSource,
     NotInteractive,
     TrustError,
     TrustStore,
-    canonical_json,
     confirm,
     default_store,
     describe,
