@@ -163,7 +163,7 @@ def check_run(
         steps = len(grid) if isinstance(grid, (tuple, list)) else n_steps or sampler.n_steps_default
         if steps > limits.sampling_steps:
             raise LimitExceeded(f"a run of {type(sampler).__name__} would have {steps:,} steps; the limit is {limits.sampling_steps:,}")
-        evaluations = sampler.evaluations(steps)
+        evaluations = sampler.forecast(steps, grid)
         if evaluations is not None and evaluations > limits.evaluations:
             raise LimitExceeded(
                 f"a run of {type(sampler).__name__} would evaluate the network {evaluations:,} times; the limit is {limits.evaluations:,}"
