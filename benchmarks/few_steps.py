@@ -1,6 +1,7 @@
 """Which sampler for few evaluations? Distance against evaluations for every sampler, on the packaged Fashion-MNIST model.
 
     python benchmarks/few_steps.py [--n 2000] [--seeds 0 1 2] [--evaluations 3 5 8 10 20 50] [--samplers NAME ...] [--grids NAME ...]
+    python benchmarks/few_steps.py --grids open-karras      the same on a grid whose last level is not evaluated
     python benchmarks/few_steps.py --precision bfloat16 --compile      three times as fast on a processor that multiplies in bfloat16
     python benchmarks/few_steps.py --plan      how long that would take on this machine; runs nothing else
     python benchmarks/few_steps.py --show      the table of what has been measured
@@ -30,7 +31,7 @@ from diffnb.data import image_set
 from diffnb.denoise import Denoiser
 from diffnb.metrics import FashionClassifier, FeatureStatistics, frechet_of_features
 from diffnb.model import GenerativeModel
-from diffnb.samplers import SAMPLERS
+from diffnb.samplers import SAMPLERS, is_open
 
 RESULT = Path(__file__).parent / "results" / "few_steps.json"
 SAME = ("exponential-integrator", "single-step")  # as dpm-solver++2m and dpm-solver++2s
@@ -39,9 +40,9 @@ LOWERED = ("dpm-solver++2m", "dpm-solver++3m", "unipc")  # measured with lower_o
 FOLLOWED = 32  # images compared with the exact flow
 
 
-def steps_for(sampler, evaluations):
-    """The largest number of levels that costs at most so many evaluations; None if there is none."""
-    fitting = [n for n in range(1, evaluations + 1) if (cost := sampler.evaluations(n)) is not None and cost <= evaluations]
+def steps_for(sampler, evaluations, grid=None):
+    """The largest number of steps that costs at most so many evaluations; None if there is none."""
+    fitting = [n for n in range(1, evaluations + 1) if (cost := sampler.forecast(n, grid)) is not None and cost <= evaluations]
     return max(fitting, default=None)
 
 
@@ -65,9 +66,10 @@ def settings(names, grids, budgets):
             sampler = named(name)
             if sampler.evaluations(2) is None:
                 continue
-            n_steps = steps_for(sampler, budget)
-            if n_steps is not None and (n_steps > 1 or budget == 1):
-                yield from ((name, sampler, grid, budget, n_steps) for grid in grids or [sampler.default_grid])
+            for grid in grids or [sampler.default_grid]:
+                n_steps = steps_for(sampler, budget, grid)
+                if n_steps is not None and (n_steps > 1 or is_open(grid) or budget == 1):
+                    yield name, sampler, grid, budget, n_steps
 
 
 def make_denoiser(model, precision, compiled):
@@ -195,7 +197,7 @@ def main():
         start = time.time()
         next(generate(SAMPLERS["ddim"](), denoiser, args.batch, 0, n_steps, None, args.batch))
     each = (time.time() - start) / args.batch / n_steps
-    total = sum(args.n * sampler.evaluations(n_steps) for _, sampler, _, n_steps in todo) * each
+    total = sum(args.n * sampler.forecast(n_steps, grid) for _, sampler, grid, n_steps in todo) * each
     print(f"{len(todo)} rows to measure, {1000 * each:.1f} ms an evaluation: about {total / 3600:.2f} hours", flush=True)
     if args.plan:
         return

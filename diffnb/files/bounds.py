@@ -154,7 +154,7 @@ def check_run(
         steps = len(grid) if isinstance(grid, (tuple, list)) else n_steps or sampler.n_steps_default
         if steps > limits.sampling_steps:
             raise LimitExceeded(f"a run of {type(sampler).__name__} would have {steps:,} steps; the limit is {limits.sampling_steps:,}")
-        evaluations = sampler.evaluations(steps)
+        evaluations = sampler.forecast(steps, grid)
         most = steps * ADAPTIVE_STEP if evaluations is None else evaluations
         if most > limits.evaluations:
             may = "could" if evaluations is None else "would"

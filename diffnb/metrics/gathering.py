@@ -130,7 +130,7 @@ def sampled(
         return (images, own) if labels else images
 
     n_steps = model.n_steps if n_steps is None else n_steps
-    calls = model.sampler.evaluations(n_steps)  # None: an adaptive sampler cannot say
+    calls = model.sampler.forecast(n_steps, model.grid)  # None: an adaptive sampler cannot say
     facts = {
         "process": repr(model.sde),
         "sampler": repr(model.sampler),

@@ -6,9 +6,11 @@ Docs: https://diffnb.github.io/diffnb/03_samplers/base.html.md"""
 
 # %% auto #0
 __all__ = ['GRIDS', 'Grid', 'History', 'SAMPLERS', 'uniform_time', 'uniform_half_log_snr', 'karras', 'uniform_noise_ratio',
-           'make_grid', 'State', 'Result', 'returned', 'NonFiniteError', 'noise_source', 'Counted', 'Sampler']
+           'open_ended', 'is_open', 'make_grid', 'State', 'Result', 'returned', 'NonFiniteError', 'noise_source',
+           'Counted', 'Sampler']
 
 # %% ../../nbs/03_samplers/00_base.ipynb #3
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,12 +84,36 @@ def uniform_noise_ratio(
 Grid = str | Callable[[SDE, int, float], Tensor] | Tensor | Sequence[float]
 
 
+def open_ended(
+    grid: Callable[[SDE, int, float], Tensor],  # a grid as a function of (sde, n, start)
+) -> Callable[[SDE, int, float], Tensor]:  # one that gives n + 1 levels, at the last of which a run ends without evaluating it
+    """Open a grid at its end."""
+
+    @functools.wraps(grid)
+    def opened(sde, n, start=1.0):
+        return grid(sde, n + 1, start)
+
+    opened.is_open = True
+    return opened
+
+
+def is_open(
+    grid: Grid | None,  # a grid, however it is given
+) -> bool:  # whether it has a level more than steps
+    """Whether a run on this grid ends at its last level without evaluating it."""
+    return getattr(GRIDS[grid] if isinstance(grid, str) else grid, "is_open", False)
+
+
+for _name in ("time", "log-snr", "karras"):
+    GRIDS.register(f"open-{_name}")(open_ended(GRIDS[_name]))
+
+
 def make_grid(
     sde: SDE,  # the process
-    n_steps: int,  # number of levels, at least 1
+    n_steps: int,  # number of steps, at least 1
     start: float = 1.0,  # first time, in (t_min, 1]
     grid: Grid | None = None,  # a name, a function of (sde, n, start), or the times themselves; None: the process's own
-) -> Tensor:  # (n_steps,) float64, falling
+) -> Tensor:  # (n_steps,) float64, falling; (n_steps + 1,) where the grid is open
     """Lay out the levels of a run.
 
     Raises:
@@ -100,9 +126,10 @@ def make_grid(
     sde.check_times(torch.tensor([start], dtype=torch.float64))
     grid = sde.default_grid if grid is None else grid
     grid = GRIDS[grid] if isinstance(grid, str) else grid
+    n_levels = n_steps + is_open(grid)
     times = torch.as_tensor(grid(sde, int(n_steps), start) if callable(grid) else grid, dtype=torch.float64).cpu()
-    if times.ndim != 1 or len(times) != n_steps:
-        raise ValueError(f"a grid for n_steps={n_steps} holds {n_steps} times, got shape {tuple(times.shape)}")
+    if times.ndim != 1 or len(times) != n_levels:
+        raise ValueError(f"a grid for n_steps={n_steps} holds {n_levels} times, got shape {tuple(times.shape)}")
     if callable(grid):
         times = sde.settle(times)
     sde.check_times(times)
@@ -310,6 +337,17 @@ class Sampler:
         """Forecast the evaluations of a run of n levels: one a step and one for the end, unless a subclass says otherwise."""
         return n_steps
 
+    def forecast(
+        self,
+        n_steps: int,  # number of steps
+        grid: Grid | None = None,  # time grid: name, function, or times; None: the sampler's own
+    ) -> int | None:  # network evaluations of a whole run; None: they depend on the samples
+        """Forecast the evaluations of a run on a grid: an open one has a level more, and no last evaluation."""
+        if not is_open(self.default_grid if grid is None else grid):
+            return self.evaluations(n_steps)
+        whole = self.evaluations(n_steps + 1)
+        return None if whole is None else whole - self.evaluations(1)
+
     def grid(
         self,
         sde: SDE,  # the process
@@ -342,8 +380,8 @@ class Sampler:
     ) -> Result:  # samples, evaluations, states, seeds, grid
         """Run from noise (or from `x` at time `start`) to clean samples.
 
-        All n levels are evaluated; the step from the last, at t_min, returns x0_hat there. Random numbers belong to samples: a
-        seed gives the same noise for any batch.
+        On a closed grid all n levels are evaluated, and the step from the last, at t_min, returns x0_hat there. On an open one, which
+        has a level more, x is returned as it stands at the last. Random numbers belong to samples: a seed gives the same noise for any batch.
 
         Raises:
             ValueError: if neither or both of `shape` and `x` are given, or the grid, the seeds or the history do not fit.
@@ -363,22 +401,22 @@ class Sampler:
         denoiser = counted = Counted(denoiser.given(condition))
         states = [state.x] if keep_states else []
         first_bad = torch.full((n,), n_steps, device=state.x.device)
-        for i, t in enumerate(levels):
-            last, before = i == n_steps - 1, state
-            state = self.finish(denoiser, state, t) if last else self.step(denoiser, state, t, levels[i + 1], noise)
-            state = returned(state, before, f"{type(self).__name__}.{'finish' if last else 'step'}")
-            state = state if last else replace(state, step=i + 1)
+        for i, t in enumerate(levels[:n_steps]):
+            ends, before = i == len(levels) - 1, state
+            state = self.finish(denoiser, state, t) if ends else self.step(denoiser, state, t, levels[i + 1], noise)
+            state = returned(state, before, f"{type(self).__name__}.{'finish' if ends else 'step'}")
+            state = state if ends else replace(state, step=i + 1)
             finite = state.x.flatten(1).isfinite().all(1)
             first_bad = torch.where(finite, first_bad, first_bad.clamp(max=i))
             if keep_states:
                 states.append(state.x)
-            if callback is not None and (last or (i + 1) % callback_frequency == 0):
+            if callback is not None and (i == n_steps - 1 or (i + 1) % callback_frequency == 0):
                 if state.x0 is None:
                     raise TypeError(
                         f"{type(self).__name__}.step must set x0, its prediction, for a callback to see; write replace(state, x=..., x0=...)"
                     )
                 callback(i + 1, n_steps, state.x0)
-        _raise_if_bad(self, first_bad, levels)
+        _raise_if_bad(self, first_bad, levels[:n_steps])
         return Result(state.x, counted.calls, states, noise.seeds, times)
 
 

@@ -406,6 +406,8 @@ class Restart(Sampler):
     def evaluations(self, n_steps):
         """Add up the evaluations of the solver down the grid and in the intervals, if the run passes through all of them."""
         own = self.solver.evaluations(n_steps)
+        if n_steps == 1:  # there is no step on which to pass through anything
+            return own
         return own + sum(repeats * (self.solver.evaluations(steps + 1) - 1) for _, _, steps, repeats in self.intervals)
 
     def plan(self, sde, levels, past):

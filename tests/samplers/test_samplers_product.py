@@ -109,10 +109,23 @@ def test_any_sampler_process_grid_parametrization_and_start(name):
         if not (sampler.is_stochastic and sampler.order is None):  # where rounding decides whether a random step is made again
             assert (ours.x - exact.x).abs().max() < 1e-6, (sde, grid, parametrization, start)
         assert len(ours.states) == n_steps + 1 and not any(state.requires_grad for state in ours.states)
-        assert ours.nfe == (sampler.evaluations(n_steps) or ours.nfe)
+        assert ours.nfe == (sampler.forecast(n_steps, grid) or ours.nfe)
         if not sampler.is_stochastic and grid != "time":  # under VP its last step is 4.5 long in lambda, too far for most
             right = oracle.denoiser(sde)(exact_flow(oracle, sde, x, start_at, sde.t_min), sde.t_min).x0
             assert (ours.x - right).abs().max() < 0.15, (sde, grid, parametrization, start)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("grid", ["time", "log-snr", "karras"])
+def test_a_run_on_an_open_grid_is_that_on_the_closed_one_without_its_last_evaluation(name, grid):
+    """Bit for bit, at every level; the evaluations are those that were forecast."""
+    sampler, denoiser = SAMPLERS[name](), Gaussian(0.4, 0.09).denoiser(VP())
+    n_steps = 2 if sampler.evaluations(2) is None else 7
+    how = {"shape": (4, 1), "seeds": 1, "keep_states": True, "dtype": torch.float64}
+    ours, closed = sampler(denoiser, n_steps=n_steps, grid=f"open-{grid}", **how), sampler(denoiser, n_steps=n_steps + 1, grid=grid, **how)
+    assert len(ours.states) == n_steps + 1 and all(torch.equal(a, b) for a, b in zip(ours.states, closed.states[:-1], strict=True))
+    assert torch.equal(ours.x, closed.states[-2]) and torch.equal(ours.grid, closed.grid) and ours.nfe < closed.nfe
+    assert ours.nfe == (sampler.forecast(n_steps, f"open-{grid}") or ours.nfe) and closed.nfe == (sampler.forecast(n_steps + 1, grid) or closed.nfe)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if SAMPLERS[n]().evaluations(2) is not None])
