@@ -46,7 +46,7 @@ def check_figures(pages) -> list[tuple[str, str]]:
         for cell in cells:
             source = "".join(cell["source"])
             shows = any(kind.startswith("image/") for output in cell.get("outputs", ()) for kind in output.get("data", {}))
-            if shows and not re.search(r"^#\|\s*fig-alt:\s*\S", source, re.MULTILINE):
+            if shows and not re.search(r"^#\|\s*fig-alt:[ \t]*\S", source, re.MULTILINE):
                 found.append((name, f'{first_line(source)!r} draws a figure without `#| fig-alt: "..."`, which says in words what it shows'))
     return found
 
