@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_MISSPELT = "nd,theis,hart,oclock,whats,caf,smal,edn,occured"  # names of variables and people, and what tests misspell on purpose
 ALSO_SPELT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "tests", "benchmarks", ".ci")
 WIDEST = 112  # characters of a table's row that a page shows with little scrolling
-ROW = re.compile(r"\S {2,}\S.*\S {2,}\S")  # what the site's filter (nbs/figures.lua) takes for a row of a table; other lines wrap
+ROW = re.compile(r"\S {2,}\S.*\S {2,}\S")  # what the site's filter (nbs/pages.lua) takes for a row of a table; other lines wrap
 UNREAD = re.compile(r"Could not convert TeX math (.*?), rendering as TeX", re.DOTALL)
 FENCE = re.compile(r"^```\s*\{?\.?python\b[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
