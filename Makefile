@@ -31,8 +31,9 @@ $(VENV)/.installed-dev: settings.ini pyproject.toml setup.py
 check: dev
 	$(BIN)/python .ci/check.py
 
-# the site's pages are made as nbdev makes them, without Quarto, and every link and name in them leads somewhere
+# the pages' texts are read; the site's pages are made as nbdev makes them, without Quarto, and every link and name in them leads somewhere
 docs-check: dev
+	$(BIN)/python .ci/texts.py
 	$(BIN)/python .ci/docs.py
 
 notebooks: dev

@@ -4,7 +4,7 @@ While nbdev makes a page it runs the exported cells of its notebook, the cells t
 process makes many pages, one after another, and what one page leaves behind can change another. The pages are therefore made twice, in clean copies
 of the project: in one process from first to last, and in another from last to first, so that of any two pages each is made before the other. Both
 times they must be the same, without an error or a warning. Then addresses, links, anchors and names in backticks are looked up in the pages as a
-reader would follow them, and the texts are read: see texts.py.
+reader would follow them.
 """
 
 import argparse
@@ -34,7 +34,6 @@ from urllib.parse import unquote
 
 import yaml
 from markdown_it import MarkdownIt
-from texts import check_code, check_figures, check_formulas, check_outputs, check_spelling
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDERS = ("forward", "backward")
@@ -406,11 +405,6 @@ def check_pages(project: Path) -> list[tuple[str, str]]:
         *check_links(project, made, pages, site, repository),
         *check_documentation(pages, sources),
         *check_words(project, pages, symbols, sources),
-        *check_figures(pages),
-        *check_formulas(pages),
-        *check_spelling(project),
-        *check_code(project, pages),
-        *check_outputs(pages),
     ]
 
 

@@ -34,7 +34,7 @@ def smaller(png: str) -> str:
 def execute(path: Path):
     """Run a page in its own folder, and write it with what its cells have said."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
     client.extra_arguments = ["--InlineBackend.figure_formats=retina"]
     client.execute()
     for cell in notebook.cells:

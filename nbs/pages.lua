@@ -36,3 +36,12 @@ function Div(div)
     end,
   })
 end
+
+-- A class without a constructor of its own is documented with the arguments of Python's object, which it does not take: its name is shown alone.
+function CodeBlock(block)
+  local name = block.text:match("^def (%u%w*)%(\n%s+%*args, %*%*kwargs\n%):?$")
+  if name then
+    block.text = "class " .. name .. ":"
+    return block
+  end
+end

@@ -1,0 +1,49 @@
+"""The check of the pages' texts finds what it is for."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).resolve().parent.parent / ".ci" / "texts.py"
+SPEC = importlib.util.spec_from_file_location("texts_check", PATH)
+texts = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(texts)
+
+PICTURE = [{"output_type": "display_data", "data": {"image/png": "", "text/plain": "<Figure>"}}]
+WIDE = "name  first  second" + " " * 100 + "third\n"
+
+
+def pages(*cells):
+    """A site of one page, of (kind, source, outputs) cells."""
+    return {"page.ipynb": [{"cell_type": kind, "source": source, "outputs": outputs} for kind, source, outputs in cells]}
+
+
+@pytest.mark.parametrize(
+    "check, cell, fault",
+    [
+        ("figures", ("code", "plot()", PICTURE), "without `#| fig-alt"),
+        ("figures", ("code", '#| fig-alt: "A line."\nplot()', PICTURE), None),
+        ("figures", ("code", "#| fig-alt:\nplot()", PICTURE), "without `#| fig-alt"),
+        ("figures", ("markdown", "![](images/a.png)", []), "a picture without a text"),
+        ("figures", ("markdown", "![A line.](images/a.png)", []), None),
+        ("formulas", ("markdown", r"$\frac{a}{b}$ and $$\mathbb E\,[x]$$", []), None),
+        ("formulas", ("markdown", r"$\frac{a$", []), "not a formula"),
+        ("formulas", ("markdown", r"$$\begin{aligned} a &= b$$", []), "not a formula"),
+        ("formulas", ("markdown", r"$c_{\rm in}$", []), "not a formula"),
+        ("formulas", ("markdown", r"`$\frac{a$`", []), None),
+        ("spelling", ("markdown", "The recieved colour", []), "recieved"),  # codespell:ignore
+        ("spelling", ("code", "# a comment with an adress", []), "adress"),  # codespell:ignore
+        ("code", ("markdown", "```python\nx = (1\n```", []), "does not compile"),
+        ("code", ("markdown", "```python\nx = 1\n```", []), None),
+        ("code", ("markdown", "```sh\nmake (1\n```", []), None),
+        ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE * 3}]), "prints a table of 124"),
+        ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE}] * 3), "prints a table of 124"),
+        ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE}]), None),  # one row is no table
+        ("outputs", ("code", "show()", [{"output_type": "stream", "text": "a sentence of many words " * 10}]), None),  # it wraps
+    ],
+)
+def test_fault(check, cell, fault):
+    """Each fault is found, and what is right is not reported."""
+    found = getattr(texts, f"check_{check}")(pages(cell))
+    assert (fault is None and found == []) or (fault and fault in found[0][1]), found
