@@ -64,7 +64,7 @@ _FILLS = {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, Tensor.norma
 
 
 class _Counting(TorchFunctionMode):
-    """Ends a construction that makes more tensors than it should, and fills none: on meta, filling makes torch load its compiler."""
+    """Ends a construction that makes more tensors than it should, and computes none: on meta, that makes torch load its compiler."""
 
     def __init__(self, most):
         super().__init__()
@@ -76,6 +76,8 @@ class _Counting(TorchFunctionMode):
             raise LimitExceeded(f"building the network takes more than {self.most:,} operations, for the number of tensors that the file holds")
         if function in _FILLS:
             return arguments[0] if arguments else keywords["tensor"]
+        if function is torch.logspace:
+            return torch.empty(arguments[2], device="meta")
         return function(*arguments, **(keywords or {}))
 
 

@@ -162,7 +162,11 @@ class ConvNorm(nn.Module):
 
     def fold(self) -> None:
         """Merge the normalisation into the weights of the convolution, so that one operation does the work of two."""
-        self.conv, self.bn = torch.nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn), nn.Identity()
+        if self.conv.weight.is_meta:  # there is nothing to compute with: the weights that come hold the merged ones
+            self.conv.bias = nn.Parameter(torch.empty(self.bn.num_features, device="meta"))
+        else:
+            self.conv = torch.nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn)
+        self.bn = nn.Identity()
 
 
 def fold_normalisation(

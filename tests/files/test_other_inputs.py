@@ -178,7 +178,7 @@ def test_a_digest_that_is_none_is_not_shown(tmp_path, digest):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, no_pictures):
     """The folder of a short training, whose settings a stranger may change."""
     monkeypatch.setenv("DIFFNB_DATA", str(tmp_path / "data"))
     network = {"widths": (32,), "blocks": 1, "attention_levels": ()}
