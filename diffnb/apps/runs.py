@@ -396,6 +396,8 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     is_first = launched()[0] == 0  # of several computer processes: the one that writes and speaks
     device = choose_device(own_device() if device is None else device)
     check_names(recipe)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; a training writes into a folder")
     images, valid = recipe_images(recipe, root, verbose=progress and is_first)
     labels = Labels.of(images)
     network = recipe_network(recipe, images).to(device)

@@ -35,9 +35,7 @@ class HalfLogSNREmbedding(nn.Module):
     ):
         super().__init__()
         self.width = width
-        # on the CPU first: where only shapes are wanted, on the device "meta", torch would import a library of formulas for half a second
-        frequencies = torch.logspace(math.log10(low), math.log10(high), width // 2, device="cpu").to(torch.get_default_device())
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", torch.logspace(math.log10(low), math.log10(high), width // 2), persistent=False)
 
     def forward(
         self,
