@@ -304,6 +304,8 @@ REFUSED = {
     "errors that are caught": (schedule(hidden), "as it is"),
     "remembers": (schedule(remembers), "changes itself"),
     "counts": (type("S", (schedule(counts),), {"__init__": lambda self: setattr(self, "n", 0)}), "changes itself"),
+    "a row of numbers a sample": (schedule(lambda self, t: t.view(1, -1)), "another shape|expand"),
+    "numbers a sample in two rows": (schedule(lambda self, t: t.reshape(2, -1)), "another shape|expand"),
     "a constant": (schedule(lambda self, t: torch.ones(3)), "full_like"),
     "a number": (schedule(lambda self, t: 0.5), "full_like"),
     "no state": (type("S", (Sampler,), {"step": lambda self, denoiser, state, t, s, noise: state.x}), "replace"),
