@@ -304,8 +304,8 @@ REFUSED = {
     "errors that are caught": (schedule(hidden), "as it is"),
     "remembers": (schedule(remembers), "changes itself"),
     "counts": (type("S", (schedule(counts),), {"__init__": lambda self: setattr(self, "n", 0)}), "changes itself"),
-    "a row of numbers a sample": (schedule(lambda self, t: t.view(1, -1)), "another shape|expand"),
-    "numbers a sample in two rows": (schedule(lambda self, t: t.reshape(2, -1)), "another shape|expand"),
+    "samples paired with channels": (guided(lambda self, x, t, x0, c: x0 * t.view(1, -1, 1, 1)), "is given another shape"),
+    "samples paired with rows": (guided(lambda self, x, t, x0, c: x0 * t.reshape(1, 1, -1, 1)), "is given another shape"),
     "a constant": (schedule(lambda self, t: torch.ones(3)), "full_like"),
     "a number": (schedule(lambda self, t: 0.5), "full_like"),
     "no state": (type("S", (Sampler,), {"step": lambda self, denoiser, state, t, s, noise: state.x}), "replace"),
@@ -567,6 +567,7 @@ def test_a_settled_choice_is_no_choice_on_a_value():
 
 GOOD = json.loads(trace(Linear()).text)
 STEP = json.loads(trace(corpus.MyHeun()).text)
+PROCESS = json.loads(trace(corpus.PROCESSES[0]()).text)
 
 
 def read(document):
@@ -611,6 +612,9 @@ HOSTILE = {
     "no functions": changed(GOOD, functions={}),
     "another function": changed(GOOD, functions=GOOD["functions"] | {"__init__": GOOD["functions"]["beta"]}),
     "a step in a schedule": changed(GOOD, functions=GOOD["functions"] | {"step_0": GOOD["functions"]["beta"]}),
+    "a step for a longer history": changed(STEP, functions=STEP["functions"] | {"step_3": STEP["functions"]["step_0"]}),
+    "a process that ends where it begins": changed(PROCESS, facts=PROCESS["facts"] | {"t_min": PROCESS["facts"]["t_max"]}),
+    "a process that ends before it begins": changed(PROCESS, facts=PROCESS["facts"] | {"t_min": 0.9, "t_max": 0.1}),
     "one missing": changed(GOOD, functions={"beta": GOOD["functions"]["beta"]}),
     "function a list": changed(GOOD, functions=GOOD["functions"] | {"beta": []}),
     "function with more": changed(GOOD, functions=GOOD["functions"] | {"beta": GOOD["functions"]["beta"] | {"code": ""}}),
@@ -719,7 +723,7 @@ def test_hostile_programs_are_refused(name):
 
 def test_the_corpus_of_programs_is_alive():
     """Each document without its fault is a program."""
-    assert read(GOOD).kind == "schedule" and read(STEP).kind == "sampler"
+    assert (read(GOOD).kind, read(STEP).kind, read(PROCESS).kind) == ("schedule", "sampler", "process")
     assert read(beta(["lookup", 0, [1.0], "float64"]))
     assert read(stepped(["as_tensor", 1], *[["denoise", 0, 12, "given"]] * 16))
     assert read(beta(*[["exp", i] for i in range(2048)]))

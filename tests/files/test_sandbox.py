@@ -32,6 +32,7 @@ from diffnb.files import (
 )
 from diffnb.noise import VP, Cosine, Linear
 
+ROOT = str(Path(diffnb.__file__).parents[1])
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"no sandbox here: {unavailable()}")
 
 GOOD = """
@@ -665,6 +666,36 @@ def test_workers_end_with_their_owner():
     assert connection.fileno() == -1
     with pytest.raises(ComponentError):
         made.beta(torch.zeros(1))
+
+
+ENDINGS = {
+    "a zygote whose master has gone": """
+import atexit, diffnb.files
+from diffnb.files import master
+diffnb.files.zygote = lambda fd: atexit.register(print, "went on")
+exec(master._BOOT.format(paths=[], fd=0))
+""",
+    "a worker that comes back": """
+import os, socket
+from diffnb.files import worker
+worker._child = lambda *given: None
+here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+print("forks", flush=True)
+pid = os.getpid()
+try:
+    worker._fork(here, {"size": 0, "limits": [0, 0]}, [os.dup(2), os.dup(2)])
+finally:
+    print("went on" if os.getpid() != pid else "forked", flush=True)
+os.wait()
+""",
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_nothing_goes_on_where_it_should_end(name):
+    """Not by Python's own way out, which runs what was registered, and not as a second zygote."""
+    done = subprocess.run([sys.executable, "-c", ENDINGS[name]], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": ROOT})
+    assert "went on" not in done.stdout and not done.stderr, done.stdout + done.stderr
 
 
 def test_no_name_from_outside_reaches_the_allowed_calls():
