@@ -411,9 +411,9 @@ class Program:
         size, found = math.prod(shape), []
         samples = shape[0] if self.kind in ("sampler", "guidance") else size
         for function in self.functions.values():
-            works = [(1 + OPERATIONS[row[0]].work) * (max(size, 2**15) if row[0] == "noise" else size) for row in function.operations]
+            works = [(1 + OPERATIONS[row[0]].work) * (max(size, 2**17) if row[0] == "noise" else size) for row in function.operations]
             # what the process makes of times to answer, single numbers, and draws: short ones are made for many steps at once
-            beside = 16 * 8 * samples + 2**16 + 2**22 * any(row[0] == "noise" for row in function.operations)
+            beside = 16 * 8 * samples + 2**16 + 2**23 * any(row[0] == "noise" for row in function.operations)
             found.append((8 * function.alive((0, samples, size)) + beside, sum(works), len(works), function.questions))
         return CallBound(*map(max, zip(*found)))
 

@@ -866,6 +866,15 @@ def test_the_bound_knows_of_copies():
         assert least * 2**23 < memory <= program.bound(shape).memory
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 3, 4, 5), (7, 64), (4096, 1)])
+def test_the_bound_knows_that_short_draws_are_made_together(shape):
+    """Random numbers of a small state are made for many steps at once, which takes more than the state."""
+    program, levels = read(stepped(["noise", "step", 11], outputs=[12, None])), VP().levels(torch.tensor([0.9, 0.5]))
+    sampler, state = component_of(program), State(state_of(shape, torch.float64))
+    memory, _ = measured(lambda: sampler.step(MIXTURE.denoiser(VP()), state, *levels, NoiseSource.of(0, shape[0])))
+    assert 2**18 < memory <= program.bound(shape).memory
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_operation_needs_more_than_its_row_says(name):
     """On a field, a number a sample and a number, in every place where they fit: `2 / x`, too, for which torch makes two fields."""
