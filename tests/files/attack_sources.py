@@ -39,7 +39,7 @@ WALKS = {
     "frames up": "import sys\nf = sys._getframe()\nwhile f.f_back:\n    f = f.f_back\n_o = f.f_builtins['__import__']('os')",
     "coroutine frame": "async def c():\n    pass\nk = c()\n_o = k.cr_frame.f_builtins['__import__']('os')\nk.close()",
     "except group": "try:\n    raise ExceptionGroup('', [ValueError()])\nexcept* ValueError as e:\n    f = e.__traceback__.tb_frame\n    _o = f.f_builtins['__import__']('os')",  # noqa: E501
-    "format string": "import os as _o\n'{0.__class__.__init__.__globals__}'.format(NoiseSchedule())",
+    "format string": "import os as _o\n'{0.__class__.beta.__globals__}'.format(self)",
     "getattr by parts": "_o = getattr(torch, 'o' + 's')",
     "getattr of getattr": "_o = getattr(getattr(torch, '_' * 2 + 'dict' + '_' * 2)['o' + 's'], '__self__', torch.os)",
     "vars": "_o = vars(torch)['os']",
@@ -87,7 +87,7 @@ DOORS = {
     "storage from_file": "torch.UntypedStorage.from_file('CANARY', True, 64)",
     "share_memory": "t.share_memory_()\n1 / 0",
     "numpy tofile": "t.numpy().tofile('CANARY')",
-    "numpy save": "import numpy\nnumpy.save('CANARY', t.numpy())",
+    "numpy save": "import numpy\nnumpy.save(open('CANARY', 'wb'), t.numpy())",
     "profiler": "import torch.profiler\nwith torch.profiler.profile() as p:\n    pass\np.export_chrome_trace('CANARY')",
     "safetensors": "import safetensors.torch\nsafetensors.torch.save_file({'t': t}, 'CANARY')",
     "inductor": "torch.compile(lambda x: x + 1)(t)\n1 / 0",
@@ -268,3 +268,55 @@ ATTACKS = {
     **{f"result: {name}": in_call(body) for name, body in RESULTS.items()},
     **{f"protocol: {name}": in_call(FRAME.replace("{bytes}", body)) for name, body in PROTOCOL.items()},
 }
+
+# What shows, in a process without a jail, that an attack has done what it tries; where nothing stands here, a file at CANARY has come to be.
+# `ended` is how the call ended: "returned", or the name of an exception; many attacks end with 1 / 0, so that their result is none.
+THROUGH = "ended in ('returned', 'ZeroDivisionError')"
+ALIVE = {
+    "torch: torch.load": THROUGH,
+    "torch: torch.hub.download": "called",
+    "torch: torch.ops.load_library": THROUGH,
+    "torch: torch.classes.load_library": THROUGH,
+    "torch: share_memory": "t.is_shared()",
+    "torch: distributed": "torch.distributed.is_initialized()",
+    "host: default dtype": "torch.get_default_dtype() == torch.float16",
+    "host: seed": "torch.initial_seed() == 1",
+    "host: threads": "torch.get_num_threads() == 7",
+    "host: patched library": "torch.exp is None",
+    "host: environment": "any(name.startswith('X_') and value == '1' for name, value in os.environ.items())",
+    "host: read the environment": "ended == 'AssertionError'",
+    "host: signals": "False",  # who is killed sees nothing any more; the process that waits for it does
+    "host: proc mem": THROUGH,
+    "host: proc parent": THROUGH,
+    "host: process_vm_readv": "ended == 'AssertionError'",
+    "host: working folder": "os.getcwd() == '/'",
+    "host: secret file": "ended == 'AssertionError'",
+    "host: list a folder": THROUGH,
+    "host: stat a file": THROUGH,
+    "host: connect": "called",
+    "host: datagram": THROUGH,
+    "host: abstract socket": THROUGH,
+    "host: look a name up": THROUGH,
+    "host: urllib": "called",
+    "host: shared memory": THROUGH,
+    "host: memfd": THROUGH,
+    "host: setuid": THROUGH,
+    "host: executable memory": THROUGH,
+    "host: raise the limits": "resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 9",
+    "host: stdout": "'\\x1b[2J' in open(shown).read()",
+}
+# What is not shown alive, and why
+NOT_SHOWN = {
+    "host: kill all": "it would end every process of whoever runs the tests",
+    "host: ptrace": "it would stop process 1, which other programs need",
+    "host: unshare": "containers refuse it as well",
+    "host: mount": "without arguments, which the kernel refuses as well",
+    "host: io_uring": "without arguments, which the kernel refuses as well",
+    "host: bpf": "without arguments, which the kernel refuses as well",
+    "host: userfaultfd": "only some kernels let it be made",
+    "host: terminal": "it needs a terminal, and a kernel that still lets programs type into it",
+    "torch: inductor": "it needs a compiler of C++",
+    "torch: cpp extension": "it needs a compiler of C++",
+    "torch: tensorboard": "it needs the package tensorboard",
+}
+ROOT_ONLY = ("host: setuid", "host: process_vm_readv")  # the kernel refuses others than root

@@ -304,6 +304,8 @@ REFUSED = {
     "errors that are caught": (schedule(hidden), "as it is"),
     "remembers": (schedule(remembers), "changes itself"),
     "counts": (type("S", (schedule(counts),), {"__init__": lambda self: setattr(self, "n", 0)}), "changes itself"),
+    "samples paired with channels": (guided(lambda self, x, t, x0, c: x0 * t.view(1, -1, 1, 1)), "is given another shape"),
+    "samples paired with rows": (guided(lambda self, x, t, x0, c: x0 * t.reshape(1, 1, -1, 1)), "is given another shape"),
     "a constant": (schedule(lambda self, t: torch.ones(3)), "full_like"),
     "a number": (schedule(lambda self, t: 0.5), "full_like"),
     "no state": (type("S", (Sampler,), {"step": lambda self, denoiser, state, t, s, noise: state.x}), "replace"),
@@ -565,6 +567,7 @@ def test_a_settled_choice_is_no_choice_on_a_value():
 
 GOOD = json.loads(trace(Linear()).text)
 STEP = json.loads(trace(corpus.MyHeun()).text)
+PROCESS = json.loads(trace(corpus.PROCESSES[0]()).text)
 
 
 def read(document):
@@ -609,6 +612,9 @@ HOSTILE = {
     "no functions": changed(GOOD, functions={}),
     "another function": changed(GOOD, functions=GOOD["functions"] | {"__init__": GOOD["functions"]["beta"]}),
     "a step in a schedule": changed(GOOD, functions=GOOD["functions"] | {"step_0": GOOD["functions"]["beta"]}),
+    "a step for a longer history": changed(STEP, functions=STEP["functions"] | {"step_3": STEP["functions"]["step_0"]}),
+    "a process that ends where it begins": changed(PROCESS, facts=PROCESS["facts"] | {"t_min": PROCESS["facts"]["t_max"]}),
+    "a process that ends before it begins": changed(PROCESS, facts=PROCESS["facts"] | {"t_min": 0.9, "t_max": 0.1}),
     "one missing": changed(GOOD, functions={"beta": GOOD["functions"]["beta"]}),
     "function a list": changed(GOOD, functions=GOOD["functions"] | {"beta": []}),
     "function with more": changed(GOOD, functions=GOOD["functions"] | {"beta": GOOD["functions"]["beta"] | {"code": ""}}),
@@ -717,7 +723,7 @@ def test_hostile_programs_are_refused(name):
 
 def test_the_corpus_of_programs_is_alive():
     """Each document without its fault is a program."""
-    assert read(GOOD).kind == "schedule" and read(STEP).kind == "sampler"
+    assert (read(GOOD).kind, read(STEP).kind, read(PROCESS).kind) == ("schedule", "sampler", "process")
     assert read(beta(["lookup", 0, [1.0], "float64"]))
     assert read(stepped(["as_tensor", 1], *[["denoise", 0, 12, "given"]] * 16))
     assert read(beta(*[["exp", i] for i in range(2048)]))
@@ -858,6 +864,15 @@ def test_the_bound_knows_of_copies():
         sampler, state = component_of(program), State(state_of(shape, dtype))
         memory, _ = measured(lambda: sampler.step(MIXTURE.denoiser(VP()), state, *levels, NoiseSource.of(0, 2)))
         assert least * 2**23 < memory <= program.bound(shape).memory
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 3, 4, 5), (7, 64), (4096, 1)])
+def test_the_bound_knows_that_short_draws_are_made_together(shape):
+    """Random numbers of a small state are made for many steps at once, which takes more than the state."""
+    program, levels = read(stepped(["noise", "step", 11], outputs=[12, None])), VP().levels(torch.tensor([0.9, 0.5]))
+    sampler, state = component_of(program), State(state_of(shape, torch.float64))
+    memory, _ = measured(lambda: sampler.step(MIXTURE.denoiser(VP()), state, *levels, NoiseSource.of(0, shape[0])))
+    assert 2**18 < memory <= program.bound(shape).memory
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
