@@ -40,7 +40,7 @@ notebooks: dev
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
 
 pytest: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # run pages again, with the looks that all figures share:  make pages PAGES="nbs/01_noise/01_sdes.ipynb"
 PAGES ?= $(error name the pages to run: make pages PAGES="nbs/01_noise/01_sdes.ipynb")

@@ -12,6 +12,7 @@ import ast
 import builtins
 import contextlib
 import fnmatch
+import functools
 import html
 import importlib.util
 import inspect
@@ -90,9 +91,11 @@ def make_pages(project: Path, order: str) -> list[tuple[str, str]]:
     os.chdir(project)
     os.environ.update(PYTHONPATH=str(project), PYTHONWARNINGS="ignore::FutureWarning", OMP_NUM_THREADS="1")
     sys.path.insert(0, str(project))  # the copy's package, and its metadata, before any that is installed
+    import nbdev.config
     import nbdev.doclinks
     from nbdev import quarto, serve
 
+    nbdev.config._load_toml = functools.cache(nbdev.config._load_toml)  # read for every cell otherwise
     quarto.refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
     quarto.nbdev_sidebar.__wrapped__()
