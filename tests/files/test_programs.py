@@ -342,6 +342,15 @@ def test_a_shape_that_decides_is_found_on_save():
         program_of(step(lambda self, d, x, t, s, n: d(x, t.time).x0 * (1.0 if x.ndim == 4 else 2.0))())
 
 
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_a_type_that_decides_is_found_on_save(name):
+    """Seen in that precision only."""
+    odd = schedule(lambda self, t: 2 * t if name in str(t.dtype) else t)()
+    assert trace(odd)
+    with pytest.raises(ProgramError, match="does not give what the class gives"):
+        program_of(odd)
+
+
 def test_a_component_that_fails_on_a_probe_is_not_saved():
     def beta(self, t):
         return torch.where(t > 2, t, t * 1.0) if calls.append(1) or len(calls) < 3 else t.no_such_method()
@@ -604,6 +613,8 @@ HOSTILE = {
     "name": changed(GOOD, name="os.system"),
     "name with an escape": changed(GOOD, name="a\x1b[2J"),
     "name too long": changed(GOOD, name="a" * 65),
+    "name of 100,000 letters": changed(GOOD, name="a" * 100_000),
+    "operation of 100,000 letters": beta(["a" * 100_000, 0]),
     "name unicode": changed(GOOD, name="Sсhedule"),
     "name a number": changed(GOOD, name=3),
     "facts": changed(GOOD, facts={"t_min": 0.1}),
@@ -612,7 +623,7 @@ HOSTILE = {
     "no functions": changed(GOOD, functions={}),
     "another function": changed(GOOD, functions=GOOD["functions"] | {"__init__": GOOD["functions"]["beta"]}),
     "a step in a schedule": changed(GOOD, functions=GOOD["functions"] | {"step_0": GOOD["functions"]["beta"]}),
-    "a step for a longer history": changed(STEP, functions=STEP["functions"] | {"step_3": STEP["functions"]["step_0"]}),
+    "a step for a longer history": changed(STEP, functions=STEP["functions"] | {"step_3": {"operations": [], "outputs": [0, None]}}),
     "a process that ends where it begins": changed(PROCESS, facts=PROCESS["facts"] | {"t_min": PROCESS["facts"]["t_max"]}),
     "a process that ends before it begins": changed(PROCESS, facts=PROCESS["facts"] | {"t_min": 0.9, "t_max": 0.1}),
     "one missing": changed(GOOD, functions={"beta": GOOD["functions"]["beta"]}),
