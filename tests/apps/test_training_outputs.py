@@ -174,7 +174,7 @@ def test_two_processes_leave_the_run_of_one_with_batches_twice_as_large(tmp_path
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("after an interruption") == result.stdout.count("go on by: diffnb train --resume") == 1  # one of them speaks
+    assert result.stderr.count("after an interruption") == result.stdout.count("go on by: diffnb train --resume") == 1  # one of them speaks
     one, two = ({path.name for path in (tmp_path / name).iterdir()} for name in lines)
     assert one == two
     one, two = (json.loads((tmp_path / name / "record.json").read_text()) for name in lines)
