@@ -37,7 +37,7 @@ docs-check: dev
 	$(BIN)/python .ci/docs.py
 
 notebooks: dev
-	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
+	PATH="$(abspath $(BIN)):$$PATH" DIFFNB_QUICK=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
 
 pytest: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .recipes import *
     from .runs import *
     from .shell import *
+    from .tutorial_figures import *
 
 
 def _handed_on():
