@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from diffnb.files import KINDS, Context, Parts, cast
+from diffnb.files import KINDS, Context, Parts
+from diffnb.files.model_file import _cast as cast
 from diffnb.networks import NETWORKS
 from diffnb.noise import VP, Cosine, Karras
 from diffnb.samplers import DDIM

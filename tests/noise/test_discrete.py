@@ -215,7 +215,7 @@ def test_errors():
     ):
         with pytest.raises(ValueError, match=message):
             make()
-    with pytest.raises(TypeError, match="sequence of numbers"):
+    with pytest.raises(ValueError, match="betas must be a list of numbers, got 0.02"):
         Discrete(0.02)
 
 
