@@ -101,7 +101,7 @@ def test_a_person_who_watches_sees_a_bar(diffnb, monkeypatch, capsys, name):
 
 UNKNOWN = [
     "paint photos",
-    "generat fashion_mnist",
+    "generates fashion_mnist",
     "generate fashion_mist --out out/deep",
     "generate nowhere.safetensors --out out",
     "generate fashion_mnist --labels hat --out out/deep",
