@@ -39,10 +39,12 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).resolve().parent.parent
 ORDERS = ("forward", "backward")
 FOREIGN = ("torch", "torch.nn", "torch.nn.parallel", "torch.utils.data", "torchvision.datasets", "fastai.learner")  # whose names prose may use
+OF_OTHERS = {"tutorials/coming_from.ipynb"}  # pages that speak of the names of other libraries
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 MATHS = re.compile(r"\$\$.*?\$\$|(?<![\\$])\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)", re.DOTALL)
 TITLE_LINE = re.compile(r"# |> |- \S.*:|$")  # the lines of a title cell of which nbdev makes something
 NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\(\))?")
+NO_NAME = "looks like a public name, and is none"
 FILE = re.compile(r"(?<![\w./])(?:nbs|benchmarks|tests|diffnb)/[\w/]+\.\w+")
 
 
@@ -317,7 +319,8 @@ def check_words(project: Path, pages, symbols, sources) -> list[tuple[str, str]]
             found += [(name, f"`{word}`: no file {path}") for path in FILE.findall(word) if not (project / path).exists()]
             if NAME.fullmatch(word):
                 fault = fault_of_name(word.removesuffix("()"), linked, symbols, known, sources.get(name))
-                found += [(name, f"`{word}`: {fault}")] if fault else []
+                if fault and not (name in OF_OTHERS and fault == NO_NAME):
+                    found.append((name, f"`{word}`: {fault}"))
     return found
 
 
@@ -335,7 +338,7 @@ def fault_of_name(name: str, linked: bool, symbols, known, own) -> str | None:
         return None if resolves(name) else "no such module or name"
     if owner in symbols:
         return None if is_member(symbols[owner][0], owner, member) else f"{owner} has no {member}"
-    return "looks like a public name, and is none" if re.match(r"[A-Z]+\w*[a-z]", name) and name.split(".")[0] not in known else None
+    return NO_NAME if re.match(r"[A-Z]+\w*[a-z]", name) and name.split(".")[0] not in known else None
 
 
 def resolves(name: str) -> bool:

@@ -15,7 +15,7 @@ def cells(path, kind):
     return [cell | {"source": "".join(cell["source"])} for cell in notebook["cells"] if cell["cell_type"] == kind]
 
 
-WITH_CONTROL = [path for path in TUTORIALS if any("choose(" in cell["source"] for cell in cells(path, "code"))]
+WITH_CONTROL = [path for path in TUTORIALS if any("picture_slider(" in cell["source"] for cell in cells(path, "code"))]
 
 
 def test_most_tutorials_have_a_control():
@@ -35,7 +35,7 @@ def test_exercises_have_folded_answers(path):
 
 @pytest.mark.parametrize("path", WITH_CONTROL, ids=lambda path: path.stem)
 def test_the_state_of_a_control_is_stored(path):
-    """The slider of `choose` is in the page, with the link that the browser follows."""
+    """The slider of `picture_slider` is in the page, with the link that the browser follows."""
     state = json.loads(path.read_text(encoding="utf-8"))["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
     assert {"SelectionSliderModel", "StackModel", "LinkModel"} <= {widget["model_name"] for widget in state.values()}
 
