@@ -51,6 +51,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="+", type=Path, help="notebooks below nbs/")
     os.environ["MATPLOTLIBRC"] = str(ROOT / ".ci" / "matplotlibrc")
+    os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"  # what libraries have to say to each other
     for page in parser.parse_args().pages:
         execute(page.resolve())
         print(page)

@@ -16,6 +16,7 @@ NOT_MISSPELT = "nd,theis,hart,oclock,whats,caf,smal,edn,occured"  # names of var
 ALSO_SPELT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "tests", "benchmarks", ".ci")
 WIDEST = 112  # characters of a table's row that a page shows with little scrolling
 ROW = re.compile(r"\S {2,}\S.*\S {2,}\S")  # what the site's filter (nbs/pages.lua) takes for a row of a table; other lines wrap
+LIBRARIES = re.compile(r"/\S*/site-packages/")  # where a machine keeps them
 UNREAD = re.compile(r"Could not convert TeX math (.*?), rendering as TeX", re.DOTALL)
 FENCE = re.compile(r"^```\s*\{?\.?python\b[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -97,11 +98,14 @@ def check_code(pages) -> list[tuple[str, str]]:
 
 
 def check_outputs(pages) -> list[tuple[str, str]]:
-    """No printed table is wider than the page; a wide one is Markdown."""
+    """No printed table is wider than the page, since a wide one is Markdown, and no path is that of one machine."""
     found = []
     for name, cells in pages.items():
         for cell in cells:
-            rows = [line for output in cell.get("outputs", ()) for line in printed(output).splitlines() if ROW.search(line)]
+            lines = [line for output in cell.get("outputs", ()) for line in printed(output).splitlines()]
+            if place := LIBRARIES.search("\n".join(lines)):
+                found.append((name, f"{first_line(''.join(cell['source']))!r} shows {place[0]}, a path of one machine: run the page again"))
+            rows = [line for line in lines if ROW.search(line)]
             if len(rows) > 2 and max(map(len, rows)) > WIDEST:
                 said = f"prints a table of {max(map(len, rows))} characters: at most {WIDEST}, or show Markdown"
                 found.append((name, f"{first_line(''.join(cell['source']))!r} {said}"))

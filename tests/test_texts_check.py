@@ -40,6 +40,7 @@ def pages(*cells):
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE * 3}]), "prints a table of 124"),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE}] * 3), "prints a table of 124"),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE}]), None),  # one row is no table
+        ("outputs", ("code", "show()", [{"output_type": "stream", "text": "/home/me/lib/site-packages/a.py:1: Warning"}]), "of one machine"),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": "a sentence of many words " * 10}]), None),  # it wraps
     ],
 )
