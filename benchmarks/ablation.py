@@ -40,12 +40,19 @@ from diffnb.training import data_scale, diffusion_learner, fit
 RESULT = Path(__file__).parent / "results" / "ablation.json"
 
 
-def without(network, kind):
+class Scaled(nn.Module):
+    """What is left of a group norm without the norm."""
+
+    def forward(self, x, scale=None, shift=None):
+        return x if scale is None else x * (1 + scale[..., None, None]) + shift[..., None, None]
+
+
+def without(network, kind, instead=nn.Identity):
     """Put nothing in the place of all layers of a kind."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, kind):
-                setattr(module, name, nn.Identity())
+                setattr(module, name, instead())
     return network
 
 
@@ -60,7 +67,7 @@ VARIANTS = {
     "full": lambda settings: UNet(**settings),
     "no attention": lambda settings: without(UNet(**settings), SelfAttention),
     "no zero-init": lambda settings: UNet(**settings, zero_init=False),
-    "no norm": lambda settings: without(UNet(**settings), nn.GroupNorm),
+    "no norm": lambda settings: without(UNet(**settings), nn.GroupNorm, Scaled),
     "tanh output": lambda settings: TanhUNet(**settings),
 }
 

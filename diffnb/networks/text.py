@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..arguments import reading_settings
 from .base import NETWORKS
-from .unet import SelfAttention, UNet, pad_to_multiple
+from .unet import GroupNorm, SelfAttention, UNet, pad_to_multiple
 
 # %% ../../nbs/06_networks/03_text.ipynb #f8d6266c
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
@@ -215,7 +215,7 @@ class CrossAttention(nn.Module):
     ):
         super().__init__()
         self.heads = _count_heads(channels, head_width)
-        self.norm = nn.GroupNorm(math.gcd(groups, channels), channels)
+        self.norm = GroupNorm(groups, channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.kv = nn.Linear(text_width, 2 * channels)
         self.out = _silent(nn.Conv2d(channels, channels, 1), zero_init)
