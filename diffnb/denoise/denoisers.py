@@ -140,7 +140,7 @@ class BaseDenoiser:
 
     def given(
         self,
-        condition: Mapping[str, Tensor] | None,  # entries of n samples each
+        condition: Mapping[str, Tensor] | None,  # entries of n samples each, or of one that stands for all
     ) -> "BaseDenoiser":  # a denoiser that needs no condition
         """Fix the condition, as a sampler does before its loop."""
         return Given(self, condition) if condition else self
@@ -152,13 +152,14 @@ class Given(BaseDenoiser):
     def __init__(
         self,
         denoiser: BaseDenoiser,  # the denoiser
-        condition: Mapping[str, Tensor],  # its condition, entries of n samples each
+        condition: Mapping[str, Tensor],  # its condition, entries of n samples each, or of one that stands for all
     ):
         self.denoiser, self.condition, self.sde = denoiser, dict(condition), denoiser.sde
 
     def x0(self, x, t, condition):
         """Estimate the clean samples under the fixed condition, to which `condition` adds."""
-        return self.denoiser.x0(x, t, {**self.condition, **condition})
+        fixed = {name: entry.expand(len(x), *entry.shape[1:]) if entry.shape[:1] == (1,) else entry for name, entry in self.condition.items()}
+        return self.denoiser.x0(x, t, {**fixed, **condition})
 
 # %% ../../nbs/02_denoise/00_denoisers.ipynb #52deae6c
 class Under(BaseDenoiser):

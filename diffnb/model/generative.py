@@ -242,7 +242,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
 
     def denoiser(
         self,
-        class_labels: Any = None,  # labels to fix, one for each sample of the batches to come; None: leave them open
+        class_labels: Any = None,  # labels to fix, one for all samples or one for each of a batch; None: leave them open
         guidance_scale: float = 1.0,  # classifier-free guidance; 1: none
         precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
     ) -> BaseDenoiser:  # under the model's process; takes the condition "label" if the model has classes

@@ -336,3 +336,12 @@ def test_what_is_packaged_is_small():
     assert file.stat().st_size <= 8_000_000
     assert sum(p.numel() for p in model.trained.network.parameters()) <= 3_900_000
     assert (file.parent / "LICENSE-fashion-mnist.txt").is_file()
+
+
+def test_one_label_of_a_denoiser_stands_for_any_batch():
+    model = GenerativeModel.pretrained("fashion_mnist", verbose=False)
+    x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    one, each = (model.denoiser(class_labels=labels)(x, 0.5).x0 for labels in ("Bag", ["Bag"] * 3))
+    assert torch.equal(one, each) and not torch.equal(one, model.denoiser()(x, 0.5).x0)
+    with pytest.raises(ValueError, match="one entry for each of the 3 samples"):
+        model.denoiser(class_labels=["Bag", "Coat"])(x, 0.5)
