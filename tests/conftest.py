@@ -1,8 +1,21 @@
 """What tests share. The cache in the user's home is neither read nor written, so that a first run is tested as well as a second."""
 
+import os
 import signal
 
 import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: what another test shows nearly as well in less time; run where DIFFNB_SLOW is set")
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what is marked as slow, unless the environment asks for it."""
+    if not os.environ.get("DIFFNB_SLOW"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; set DIFFNB_SLOW=1 to run it"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -86,7 +86,7 @@ def test_results_are_on_the_output_and_nothing_else(diffnb, no_pictures, name):
     assert isinstance(told, dict) and told.keys() == same.keys()
 
 
-@pytest.mark.parametrize("name", ["generate", "generate shards", "train", "impute", "denoise", "demo"])
+@pytest.mark.parametrize("name", ["generate", "generate shards", "train", "impute", "denoise", pytest.param("demo", marks=pytest.mark.slow)])
 def test_a_person_who_watches_sees_a_bar(diffnb, monkeypatch, no_pictures, capsys, name):
     from diffnb.apps import main
 

@@ -124,7 +124,7 @@ def test_the_folder_says_what_is_in_it_and_how_to_go_on(whole):
     assert read_settings(out)["recipe"] == RECIPE
 
 
-@pytest.mark.parametrize("step", [7, 10])  # within an epoch; at the end of an epoch
+@pytest.mark.parametrize("step", [7, pytest.param(10, marks=pytest.mark.slow)])  # within an epoch; at the end of an epoch
 def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, no_pictures, tmp_path, step):
     out, model, _ = whole
     with pytest.raises(KeyboardInterrupt):

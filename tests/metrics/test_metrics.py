@@ -1,7 +1,6 @@
 """Metrics against formulas from elsewhere, and the FID network against its original."""
 
 import math
-import os
 import warnings
 
 import numpy as np
@@ -62,7 +61,7 @@ def test_frechet_distance_in_thirty_digits():
     assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(float(want), rel=1e-12)
 
 
-@pytest.mark.skipif("DIFFNB_SLOW" not in os.environ, reason="set DIFFNB_SLOW=1: scipy's root of a matrix of 2048 takes tens of seconds")
+@pytest.mark.slow  # scipy's root of a matrix of 2048 takes tens of seconds
 def test_frechet_distance_of_2048_features():
     scipy_linalg = pytest.importorskip("scipy.linalg")
     falling = 10 ** torch.linspace(0, -3, 2048, dtype=torch.float64)

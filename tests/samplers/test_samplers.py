@@ -94,6 +94,7 @@ def test_exact_moments_without_noise(name, process):
     assert abs(std - 0.3) < room(name, process)
 
 
+@pytest.mark.slow  # test_sde_samplers.py propagates the moments exactly; here they are those of draws
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("name", [n for n in STOCHASTIC if n != "ddim-0.5"])
 def test_moments_with_noise(name, process):

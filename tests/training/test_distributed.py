@@ -92,6 +92,7 @@ def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(whole, 
         assert torch.equal(weights, expected) and losses == expected_losses and images == n == 160
 
 
+@pytest.mark.slow  # torchrun starts the processes of the test before; this starts them by another launcher
 def test_accelerate_launch_starts_them_too(whole, tmp_path):
     # "--multi_gpu" is how accelerate starts several processes, with GPUs or without; its "--cpu" starts one, or leaves it to MPI
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
