@@ -123,7 +123,7 @@ class PiGDM(Steered):
         x0, covariance = self.with_covariance(x, t, condition)
         return x0 + covariance(observation.operator.At(solve_round(observation, round_variance(self.sde, t, x, self.data_std), x0)))
 
-
+# %% ../../nbs/04_guidance/02_inverse.ipynb #pb0204002
 def round_variance(
     sde: SDE,  # the process
     t: Tensor,  # times, () or (n,)
@@ -186,7 +186,7 @@ class Watched(BaseDenoiser):
             self.prediction = self.denoiser.x0(self.x, t, condition)
         return self.prediction.detach()
 
-
+# %% ../../nbs/04_guidance/02_inverse.ipynb #pb0204007
 CLEAN = Level(0.0, 1.0, 0.0, 0.0, 0.0)  # where the last step arrives
 
 
@@ -206,7 +206,7 @@ class Hook:
         """Change the state."""
         raise TypeError(f"{type(self).__name__} must define __call__(state, t, s, noise, seen)")
 
-
+# %% ../../nbs/04_guidance/02_inverse.ipynb #pb0204009
 @dataclass(frozen=True)
 class Wrapped(Sampler):
     """A sampler that runs another one."""
@@ -234,7 +234,7 @@ class Wrapped(Sampler):
         """Remember what the other sampler remembers."""
         return self.sampler.memory(x, x0, t)
 
-
+# %% ../../nbs/04_guidance/02_inverse.ipynb #pb0204010
 @dataclass(frozen=True)
 class Hooked(Wrapped):
     """A sampler with a hook after each of its steps."""
@@ -276,7 +276,7 @@ class Replacement(Hook):
 
 REPLACED = 2**30  # number of the first draw for what is pasted; the correctors of samplers stay below
 
-
+# %% ../../nbs/04_guidance/02_inverse.ipynb #pb0204012
 @dataclass(frozen=True)
 class Redrawn:
     """A noise source whose draws are numbered elsewhere, so that a step taken again draws anew."""
@@ -300,7 +300,7 @@ class Returning(State):
     inner: State | None = None  # the other sampler's own state
     start: State | None = None  # the other sampler's state at the first level of the stretch
 
-
+# %% ../../nbs/04_guidance/02_inverse.ipynb #pb0204013
 @reading_settings
 @dataclass(frozen=True)
 class Resampled(Wrapped):
@@ -365,14 +365,14 @@ class Resampled(Wrapped):
 @reading_settings
 @dataclass(frozen=True)
 class DPS(Hook):
-    """Descend the distance between y and A x0_hat by a fixed length; 2 evaluations a step.
+    """Descend the distance between y and A x0_hat, by steps that do not shrink with it; 2 evaluations each.
 
     References:
         Chung et al. (2023), "Diffusion posterior sampling for general noisy inverse problems", algorithm 1.
     """
 
     observation: Observation  # what has been measured
-    scale: float = 1.0  # zeta: length of the descent in each step
+    scale: float = 1.0  # zeta: factor of the gradient of the distance
 
     differentiates = True
 

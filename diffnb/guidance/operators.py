@@ -57,7 +57,7 @@ def conjugate_gradients(
         ratio = torch.where(old > goal, size / old, 0.0)
         direction = residual + ratio.view(step.shape) * direction
 
-
+# %% ../../nbs/04_guidance/01_operators.ipynb #pb0104001
 def solve(
     product: Callable[[Tensor], Tensor],  # multiplies (n, ...) by a symmetric, positive semi-definite matrix
     b: Tensor,  # right-hand sides (n, ...)
@@ -270,7 +270,7 @@ def _shrinking(n, factor, kind):
         return eye.view(n // factor, factor, n).mean(1)
     return F.interpolate(eye[None, None], size=(n // factor, n), mode="bicubic", antialias=True, align_corners=False)[0, 0]
 
-
+# %% ../../nbs/04_guidance/01_operators.ipynb #pb0104004
 @reading
 @dataclass(frozen=True)
 class Downsample(LinearOperator):
@@ -318,7 +318,7 @@ def gaussian_kernel(
     line = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * std**2))
     return torch.outer(line, line) / line.sum() ** 2
 
-
+# %% ../../nbs/04_guidance/01_operators.ipynb #pb0104005
 @reading_settings
 @dataclass(frozen=True, eq=False)
 class Blur(LinearOperator):
@@ -365,7 +365,7 @@ class Blur(LinearOperator):
             return super().pinv(y)
         return self._filter(y, lambda k: torch.where(k.abs() > self.cutoff * k.abs().max(), 1 / k, 0))
 
-
+# %% ../../nbs/04_guidance/01_operators.ipynb #pb0104006
 def _mirrored(x):
     """Continue images by their mirror images, to twice each side."""
     x = torch.cat([x, x.flip(-1)], -1)
@@ -390,7 +390,7 @@ class Identity(LinearOperator):
     At = A
     pinv = A
 
-
+# %% ../../nbs/04_guidance/01_operators.ipynb #pb0104007
 class Composition(LinearOperator):
     """Apply several operators in a row, the last one first, as in a product of matrices."""
 

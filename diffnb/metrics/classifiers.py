@@ -235,7 +235,7 @@ def as_extractor(
         return FunctionExtractor(spec, name)
     return FunctionClassifier(spec, name, probabilities, classes or getattr(spec, "classes", None))
 
-
+# %% ../../nbs/08_metrics/03_classifiers.ipynb #pb0308003
 def _by_name(spec):
     """An extractor by its name, or by name:option."""
     name, _, value = spec.partition(":")

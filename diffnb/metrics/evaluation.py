@@ -43,7 +43,7 @@ def offline_extractor(
     """Name the packaged extractor for images of a shape: the classifier of clothes for 28 x 28 grey images, else the ResNet-20 of CIFAR-10."""
     return "fashion-classifier" if tuple(shape) == (1, 28, 28) else "cifar10-resnet20"
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808003
 def _extractor_for(name, needs, extractor, shape, instead):
     """The extractor of a metric: the one that was given, else what the name of the metric means, else the default.
 
@@ -109,7 +109,7 @@ def make_metrics(
         warnings.warn(f"{listed} {what.format(found)} named after it: {reason}", stacklevel=4)
     return metrics
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808006
 def _made(spec, extractor, shape, n, instead):
     """One metric; see `make_metrics`."""
     if isinstance(spec, Metric):
@@ -137,7 +137,7 @@ def _named(metric):
         raise ValueError(f"{name} must have a name, a text by which its scores are found, such as name = {name.lower()!r}")
     return metric
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808008
 def _class_indices(labels, classifier):
     """Labels as indices into the classes of a classifier: by name, or as numbers that are indices already."""
     if labels is None:
@@ -148,7 +148,7 @@ def _class_indices(labels, classifier):
         raise ValueError(f"{classifier.name} knows no class {unknown[0]!r}; its classes are {', '.join(names)}")
     return torch.tensor([index[label] for label in labels])
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808010
 def _is_ours(metric):
     """Whether a metric comes with the library."""
     return type(metric).__module__.startswith("diffnb.")
@@ -177,7 +177,7 @@ def _called(metric, real, generated):
             f"the metric {metric.name} must return a number or a MetricResult, got {got:.80}; {_given(metric, real, generated)}"
         ) from None
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808012
 def _apply(metric, real, generated):
     """Evaluate a metric on the gathered features of two sets."""
     needs = getattr(metric, "needs", "images")
@@ -224,7 +224,7 @@ def floor_sets(
     rest = real if second is not None else replace(real.rows(order[m:]), facts=real.facts | {"n": real.n - m})
     return rest, part
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808014
 def _floor(metric, rest, part):
     """Evaluate a metric on real images in both places."""
     if getattr(metric, "splits", 1) > max(1, part.n // 50):
@@ -242,7 +242,7 @@ def _mean_of(results):
     error = results[0].error if len(results) == 1 else numbers.std().item()
     return replace(results[0], value=numbers.mean().item(), error=error, values=values, config=results[0].config | {"choices": len(results)})
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808016
 class _Floors:
     """Floors of metrics for one set of real images, each computed once."""
 
@@ -267,7 +267,7 @@ class _Floors:
                 self.known[key] = None, f"no floor, {error}"
         return self.known[key]
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808018
 def _scores(metrics, real, generated, floors):
     """Evaluate all metrics, and find their floors."""
     rows = {}
@@ -281,7 +281,7 @@ def _scores(metrics, real, generated, floors):
         rows[metric.name] = Row(result, floor, note)
     return Scores(tuple(rows.values()), real.facts, generated.facts)
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808019
 def _of_class(images, label):
     """The part of gathered features that belongs to one class."""
     rows = torch.tensor([i for i, own in enumerate(images.labels or ()) if own == label], dtype=torch.int64)
@@ -313,7 +313,7 @@ def _lines(row):
         counts = [f"{r.n_real:,} / {r.n_generated:,}" if r else "-" for r in results]
         yield (row.result.name if not key else f"{row.result.name} {key}", cells[0], counts[0], cells[1], counts[1])
 
-
+# %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808023
 @dataclass(frozen=True)
 class Scores:
     """Metrics of one set of generated images, each with its floor, and where both sets come from."""

@@ -34,7 +34,7 @@ def _check_images(images):
     if not bool((images >= 0).all() and (images <= 1).all()):  # a comparison with NaN is false
         raise ValueError(f"images must have values in [0, 1], got [{images.min():.4g}, {images.max():.4g}]; diffnb.core.to_unit maps from [-1, 1]")
 
-
+# %% ../../nbs/08_metrics/01_extractors.ipynb #pb0108001
 class Extractor(nn.Module):
     """Base of feature extractors. A subclass sets `name`, `resize` and `n_features`, and defines `prepare` and `features`."""
 
@@ -168,7 +168,7 @@ class ConvNorm(nn.Module):
             self.conv = torch.nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn)
         self.bn = nn.Identity()
 
-
+# %% ../../nbs/08_metrics/01_extractors.ipynb #pb0108002
 def fold_normalisation(
     network: nn.Module,  # a network made of the parts in this module; changed in place
 ) -> nn.Module:  # the same network, in evaluation mode
@@ -285,7 +285,7 @@ class FunctionExtractor(Extractor):
         self.n_features = out.shape[1]
         return out
 
-
+# %% ../../nbs/08_metrics/01_extractors.ipynb #pb0108006
 class FunctionClassifier(FunctionExtractor):
     """An extractor made of a user's function, with a second function from images to class probabilities."""
 

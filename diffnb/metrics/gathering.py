@@ -36,7 +36,7 @@ def _naming(argument, read):
     except (ValueError, TypeError) as error:
         raise type(error)(f"{argument}: {error}") from None
 
-
+# %% ../../nbs/08_metrics/04_gathering.ipynb #pb0408001
 def _check_n(n):
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number of at least 2 images, got {n!r}")
@@ -79,7 +79,7 @@ class Stored:
             labels = None if self.images.labels is None else [self.images.values[k] for k in self.images.labels[i : i + size].tolist()]
             yield self.images.images[i : i + size], labels
 
-
+# %% ../../nbs/08_metrics/04_gathering.ipynb #pb0408003
 @dataclass(frozen=True, eq=False)
 class Sampled:
     """Images that are generated when their features are wanted, and not kept."""
@@ -220,7 +220,7 @@ def _probabilities(extractor, images, features):
         return extractor.logits(features).softmax(1)
     return extractor.probabilities(images)
 
-
+# %% ../../nbs/08_metrics/04_gathering.ipynb #pb0408007
 def gather(
     images: Stored | Sampled,  # where images come from
     extractors: Mapping[str, Any],  # feature extractors, by name
@@ -288,7 +288,7 @@ def content_hash(
     digest.update(images.contiguous().numpy())
     return digest.hexdigest()
 
-
+# %% ../../nbs/08_metrics/04_gathering.ipynb #pb0408008
 def _place(folder, content, extractor):
     """File for the features that an extractor gives for such images; None where its settings do not identify the extractor."""
     if EXTRACTORS.name_of(extractor) is None:  # a function may change and keep its name

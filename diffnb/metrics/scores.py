@@ -92,7 +92,7 @@ class MetricResult:
         values = "".join(f"{k} {v:.4g}, " for k, v in self.values.items())
         return f"{self.name} = {self.value:.4g}{error} ({values}{counts}{settings})"
 
-
+# %% ../../nbs/08_metrics/05_scores.ipynb #pb0508004
 class Metric:
     """Base of metrics. A subclass sets `name` and `is_lower_better` and defines `config` and `__call__`."""
 
@@ -112,7 +112,7 @@ class Metric:
         """Evaluate the metric on two sets of images."""
         raise TypeError(f"{type(self).__name__} must define __call__(real, generated)")
 
-
+# %% ../../nbs/08_metrics/05_scores.ipynb #pb0508006
 def _unit_images(images, argument):
     """Images as floats in [0, 1]; raise a ValueError where they are something else."""
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
@@ -145,7 +145,7 @@ def classifier_of(
     """Make the classifier that a metric was given, once."""
     return as_classifier(spec)
 
-
+# %% ../../nbs/08_metrics/05_scores.ipynb #pb0508008
 @dataclass(frozen=True)
 class FeatureMetric(Metric):
     """Base of metrics that compare features. A subclass sets `kind` and defines `from_features`."""

@@ -139,7 +139,7 @@ def vendi_score(
     values = torch.linalg.eigvalsh(gram / len(x)).clamp(min=0)
     return torch.special.entr(values).sum().exp().item()
 
-
+# %% ../../nbs/08_metrics/07_sets.ipynb #pb0708002
 @METRICS.register("vendi", "diversity")
 @dataclass(frozen=True)
 class Vendi(FeatureMetric):
@@ -186,7 +186,7 @@ class Memorisation(FeatureMetric):
         error = math.sqrt(copies * (1 - copies) / len(generated))
         return self.result(copies, error, len(real), len(generated), {"copies": copies, "authenticity": authentic})
 
-
+# %% ../../nbs/08_metrics/07_sets.ipynb #pb0708005
 def plot_pairs(
     generated: Tensor,  # generated images (n, c, h, w) in [0, 1]
     real: Tensor,  # real images (m, c, h, w)
@@ -239,7 +239,7 @@ def label_agreement(
     classes = {int(c): agrees[labels == c].mean().item() for c in labels.unique()}
     return share, math.sqrt(share * (1 - share) / len(agrees)), classes
 
-
+# %% ../../nbs/08_metrics/07_sets.ipynb #pb0708006
 @METRICS.register("agreement", "label agreement", "accuracy")
 @dataclass(frozen=True)
 class LabelAgreement(FeatureMetric):

@@ -345,7 +345,7 @@ SIZES = {
     "large": dict(widths=(128, 256, 256), blocks=3, attention_levels=(1, 2), unshuffle=1, embedding_width=512),
 }
 
-
+# %% ../../nbs/06_networks/01_unet.ipynb #pb0106003
 def network_settings(
     size: str,  # a key of `SIZES`
     shape: Sequence[int],  # of an image: (c, h, w)

@@ -55,7 +55,7 @@ def uniform_half_log_snr(
     """Lay out levels uniformly in lambda = log(alpha / sigma)."""
     return _spaced(sde, n, start, lambda v: v, lambda v: v)
 
-
+# %% ../../nbs/03_samplers/00_base.ipynb #pb0003001
 @GRIDS.register("karras", "edm", "rho")
 def karras(
     sde: SDE,  # the process
@@ -107,7 +107,7 @@ def is_open(
 for _name in ("time", "log-snr", "karras"):
     GRIDS.register(f"open-{_name}")(open_ended(GRIDS[_name]))
 
-
+# %% ../../nbs/03_samplers/00_base.ipynb #pb0003003
 def make_grid(
     sde: SDE,  # the process
     n_steps: int,  # number of steps, at least 1
@@ -167,7 +167,7 @@ class Result:
     seeds: list[int] = field(default_factory=list)  # the seed of each sample
     grid: Tensor | None = None  # the times used, (n_steps,)
 
-
+# %% ../../nbs/03_samplers/00_base.ipynb #pb0003005
 def returned(
     state: Any,  # what an author's code returned
     before: State,  # the state that it was given
@@ -232,7 +232,7 @@ def _size(shape, x):
         raise ValueError(f"a run needs at least one sample, got {'x' if shape is None else 'shape'} with {n}")
     return n
 
-
+# %% ../../nbs/03_samplers/00_base.ipynb #pb0003006
 def _checked(history, sampler, first, x):
     """The history given for a run, if it fits."""
     if len(history) > sampler.n_history:
@@ -263,7 +263,7 @@ class Counted(BaseDenoiser):
         x0 = self.denoiser.x0(x, t, condition)
         return x0 if torch.is_grad_enabled() or not isinstance(x0, Tensor) else x0.detach()
 
-
+# %% ../../nbs/03_samplers/00_base.ipynb #pb0003008
 @dataclass(frozen=True)
 class Sampler:
     """The loop from noise to data; a subclass defines `step` from one level to the next.
@@ -419,7 +419,7 @@ class Sampler:
         _raise_if_bad(self, first_bad, levels[:n_steps])
         return Result(state.x, counted.calls, states, noise.seeds, times)
 
-
+# %% ../../nbs/03_samplers/00_base.ipynb #pb0003009
 def _raise_if_bad(sampler, first_bad, levels):
     """Raise if any sample stopped being finite; one look at the device."""
     n_steps, worst = len(levels), int(first_bad.min())

@@ -36,7 +36,7 @@ def copied(
         return {key: copied(value) for key, value in tree.items()}
     return [copied(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
-
+# %% ../../nbs/09_training/09_again.ipynb #pb0909002
 class AgainCallback(Callback):
     """Go on from where an earlier training of the same network ended, and note where this one ends."""
 

@@ -89,7 +89,7 @@ def _unpack(tree, tensors):
         return tensors[tree["tensor"]]
     return {key: _unpack(value, tensors) for key, value in tree["map"].items()}
 
-
+# %% ../../nbs/09_training/04_checkpoints.ipynb #pb0409001
 def save_state(
     path: str | os.PathLike,  # where to write
     tree: Mapping,  # dictionaries with string keys, lists, tensors, numbers, strings, None
@@ -105,7 +105,7 @@ def save_state(
         raise CheckpointError(f"the plain values of a state have {len(text):,} characters, more than {TREE_CHARACTERS:,}; keep long lists as tensors")
     write_file(path, tensors_to_bytes(tensors, {"tree": text}))
 
-
+# %% ../../nbs/09_training/04_checkpoints.ipynb #pb0409003
 def _is_hollow(facts):
     """Whether a large file takes less than a 64th of its size on the disk: nearly all of it was never written, and reading it fills the memory."""
     return facts.st_size > 2**26 and 0 < 64 * 512 * getattr(facts, "st_blocks", 0) < facts.st_size
@@ -134,7 +134,7 @@ def load_state(
         pass
     raise CheckpointError(f"{path} is no checkpoint of a training")
 
-
+# %% ../../nbs/09_training/04_checkpoints.ipynb #pb0409005
 def read_position(
     path: str | os.PathLike,  # a file of `ResumeCallback`
 ) -> dict[str, float]:  # "epoch" and "batch" at which it goes on, and "seconds" of training so far
@@ -175,7 +175,7 @@ def set_random_state(
     for device, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(one, device)
 
-
+# %% ../../nbs/09_training/04_checkpoints.ipynb #pb0409006
 def loader_state(
     loader,  # that of training; what counts are its attributes `epoch` (a number) and `generator` (of torch), if it has them
 ) -> dict:  # plain values and tensors
@@ -201,7 +201,7 @@ def optimizer_state(
     """Read what an optimizer remembers of each parameter; rates and other settings are given anew."""
     return {str(index): dict(entry) for index, entry in optimizer.state_dict()["state"].items()}
 
-
+# %% ../../nbs/09_training/04_checkpoints.ipynb #pb0409007
 def _in_order_of(value, parameter):
     """A tensor laid out in memory as its parameter is."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -237,7 +237,7 @@ def drawing_states(
     """Read the states of the callbacks that draw random numbers for a batch, before it is known whether the batch ends in a step."""
     return {name: cb.state_dict() for name, cb in stateful(learn).items() if getattr(type(cb), "draws", False)}
 
-
+# %% ../../nbs/09_training/04_checkpoints.ipynb #pb0409008
 def identity(
     learn: Learner,  # a learner
 ) -> dict[str, str]:  # what a checkpoint must agree with

@@ -75,7 +75,7 @@ def _skip(loader, n) -> Iterator:
     next(islice(rest, n, n), None)
     return rest
 
-
+# %% ../../nbs/09_training/08_interruptions.ipynb #pb0809002
 CANCELS = (CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException)
 CANCELS += (CancelStepException, CancelBackwardException)  # by which callbacks end a part of training in good order
 
@@ -192,7 +192,7 @@ class ResumableLearner(Learner):
         """What fastai's W&B callback notes of a learner: nothing, since newer versions of fastcore refuse what it looks at."""
         return {}
 
-
+# %% ../../nbs/09_training/08_interruptions.ipynb #pb0809003
 def _original(error):
     """The error of a callback: fastai, which adds to the first part of its message, stumbles over one without any."""
     context = error.__context__

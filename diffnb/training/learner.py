@@ -171,7 +171,7 @@ class DiffusionCallback(Callback):
         for generator, one in zip(self.generators, state["generators"]):
             generator.set_state(one)
 
-
+# %% ../../nbs/09_training/00_learner.ipynb #pb0009003
 def as_plain(
     x: Tensor,  # a tensor, or one of fastai's kinds
 ) -> Tensor:  # the same numbers
@@ -276,7 +276,7 @@ def diffusion_learner(
         learn.logger = noop
     return learn
 
-
+# %% ../../nbs/09_training/00_learner.ipynb #pb0009009
 class DiffusionLearner(ResumableLearner):
     """A Learner whose pictures, precision and files are those of diffusion models."""
 
@@ -354,7 +354,7 @@ class DiffusionLearner(ResumableLearner):
         words = "a pickle runs code when it is read, so a learner is not exported"
         raise TrainingError(f"{words}; GenerativeModel.of(Trained(...)).save('model.safetensors') writes the model, GenerativeModel.load reads it")
 
-
+# %% ../../nbs/09_training/00_learner.ipynb #pb0009011
 def _check_loaders(dls):
     """Check that there is something to train and to validate on."""
     for name, loader in (("training", dls.train), ("validation", dls.valid)):
@@ -371,7 +371,7 @@ class TrainingResult:
     record: dict  # losses by epoch, and how they came about; plain numbers, strings and lists
     ema_state: dict[str, Tensor]  # state dict of the network with the averaged weights
 
-
+# %% ../../nbs/09_training/00_learner.ipynb #pb0009012
 @_takes_settings
 def fit(
     dls,  # fastai DataLoaders of batches (x0, label, index), training first, then validation
@@ -421,7 +421,7 @@ def fit(
             keep(result)
     return result
 
-
+# %% ../../nbs/09_training/00_learner.ipynb #pb0009014
 def _try_to_keep(keep, result, error):
     """Hand out what there is; the error that ended training is the one to be told."""
     try:
@@ -430,7 +430,7 @@ def _try_to_keep(keep, result, error):
         if not isinstance(error, OSError):  # else it is the same full disk again
             announce(str(failed))
 
-
+# %% ../../nbs/09_training/00_learner.ipynb #pb0009016
 def planned_epochs(
     dls,  # fastai DataLoaders
     epochs: int | None = None,  # passes over the training set, if a number is asked for
@@ -448,7 +448,7 @@ def planned_epochs(
         return 100 if epochs is None else epochs
     return -(-steps // -(-max(1, len(dls.train) // launched()[1]) // accumulate))
 
-
+# %% ../../nbs/09_training/00_learner.ipynb #pb0009018
 @contextlib.contextmanager
 def _own_random_state(seed):
     """Seed torch's global generators, from which dropout draws, make float32 the default, and put everything back after."""
@@ -461,7 +461,7 @@ def _own_random_state(seed):
         random.setstate(python)
         np.random.set_state(numpy)
 
-
+# %% ../../nbs/09_training/00_learner.ipynb #pb0009020
 def _record(learn, schedule):
     """What a model file keeps of a training."""
     losses, settings = [[float(v) for v in row[:2]] for row in learn.recorder.values], learn.settings

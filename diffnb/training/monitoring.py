@@ -53,7 +53,7 @@ class _MeanLoss(AvgLoss):
         n = len(learn.yb[0])
         self.total, self.count = self.total + learn.loss.detach() * n, self.count + n
 
-
+# %% ../../nbs/09_training/06_monitoring.ipynb #pb0609001
 class LossRecorder(Recorder):
     """fastai's recorder, without its wait for the device at every step; an epoch cut short keeps its training loss."""
 
@@ -135,7 +135,7 @@ def write_figure(
     figure.savefig(picture, format="png")
     write_file(path, picture.getvalue())
 
-
+# %% ../../nbs/09_training/06_monitoring.ipynb #pb0609002
 FACTS = ("epoch", "step", "images", "seconds", "lr", "gradient_norm")
 
 
@@ -157,7 +157,7 @@ def history_figure(
             axes.legend(fontsize=9)
     return figure
 
-
+# %% ../../nbs/09_training/06_monitoring.ipynb #pb0609004
 @reading_settings
 class HistoryCallback(Callback):
     """Keep a row of numbers for every epoch, in memory and as history.csv, with a figure history.png."""
@@ -237,7 +237,7 @@ def level_figure(
     axes.legend(fontsize=9)
     return figure
 
-
+# %% ../../nbs/09_training/06_monitoring.ipynb #pb0609005
 @reading_settings
 class LevelLossCallback(Callback):
     """Split the validation loss by noise level, in memory and as levels.csv and levels.png."""
@@ -299,7 +299,7 @@ class LevelLossCallback(Callback):
         """Go on from a checkpoint."""
         self.level_history = state["history"]
 
-
+# %% ../../nbs/09_training/06_monitoring.ipynb #pb0609007
 def binned(
     levels: Tensor,  # (n,)
     errors: Tensor,  # (n,)

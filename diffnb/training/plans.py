@@ -38,7 +38,7 @@ def duration(
             return f"{seconds / size:.{0 if seconds >= 9.5 * size else 1}f} {name}"
     return f"{seconds:.0f} s"
 
-
+# %% ../../nbs/09_training/10_plans.ipynb #pb1009001
 @reading_settings
 class ForecastCallback(Callback):
     """Say, after the first few steps, how many there will be and about how long they take, and what would do where they are far too few."""
@@ -80,7 +80,7 @@ class ForecastCallback(Callback):
         each = statistics.median(b - a for a, b in zip(self.times, self.times[1:]))
         self.tell(forecast(planned, self.n_epoch, an_epoch, each, schedule.time_limit, self.learn.ema.steps - len(self.times), self.wording))
 
-
+# %% ../../nbs/09_training/10_plans.ipynb #pb1009003
 def forecast(
     planned: int,  # steps to come, as epochs or steps are asked for
     epochs: int,  # in all
@@ -187,7 +187,7 @@ class LossProgress(Callback):
         if self.bar is not None:
             self.bar.close()
 
-
+# %% ../../nbs/09_training/10_plans.ipynb #pb1009004
 def _table(rows):
     """Rows of texts, the first of which has names, as a notebook shows them."""
     from IPython.display import HTML

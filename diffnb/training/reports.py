@@ -31,7 +31,7 @@ def visible(
     """Bring noisy images into the range of a screen, alike for all processes."""
     return to_unit(x / torch.hypot(sde.alpha(t), sde.sigma(t)).to(x.dtype))
 
-
+# %% ../../nbs/09_training/07_reports.ipynb #pb0709002
 def time_of_noise_ratio(
     sde: SDE,  # the process
     ratio: float,  # sigma / alpha, > 0
@@ -62,7 +62,7 @@ def tiled(
     picture = tiles.view(rows, columns, 3, h + gap, w + gap).permute(0, 3, 1, 4, 2).reshape(rows * (h + gap), columns * (w + gap), 3)
     return (picture[: rows * (h + gap) - gap, : columns * (w + gap) - gap] * 255).round().byte()
 
-
+# %% ../../nbs/09_training/07_reports.ipynb #pb0709003
 def _strip_figure(strips, names, titles, scale=0.6):
     """A matplotlib Figure of strips of images, one below the other, each with its name."""
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ class Reconstruction:
         """Measure how far the images that came back are from the originals."""
         return (getattr(self, of) - self.original).square().flatten(1).mean(1).sqrt()
 
-
+# %% ../../nbs/09_training/07_reports.ipynb #pb0709005
 def reconstruct(
     denoiser: BaseDenoiser,  # what knows the data
     sampler: Sampler,  # how to sample
@@ -194,7 +194,7 @@ def denoising_frames(
     space = torch.full((tiled(states[0], columns).shape[0], 6, 3), 255, dtype=torch.uint8)
     return [torch.cat([tiled(x, columns), space, tiled(x0, columns)], 1) for x, x0 in zip(states, beliefs)]
 
-
+# %% ../../nbs/09_training/07_reports.ipynb #pb0709010
 def write_gif(
     frames: Sequence[Tensor],  # pictures, uint8 (height, width, 3)
     path: str | Path,  # where to write
@@ -223,7 +223,7 @@ def _condition(denoiser, labels, device):
     taken = getattr(getattr(denoiser, "network", None), "condition_names", ())
     return {"label": labels.to(device)} if "label" in taken and labels is not None else {}
 
-
+# %% ../../nbs/09_training/07_reports.ipynb #pb0709011
 def write_report(
     folder: str | Path,  # where to write; made if it is not there
     denoiser: BaseDenoiser,  # what knows the data
@@ -269,7 +269,7 @@ def write_report(
         "denoising.gif": "twelve samples on their way: the state, and beside it what the model believes",
     }
 
-
+# %% ../../nbs/09_training/07_reports.ipynb #pb0709012
 def _has_ratio(sde, ratio):
     try:
         time_of_noise_ratio(sde, ratio)

@@ -140,7 +140,7 @@ class ForwardCallback(Callback):
         with torch.autocast(x.device.type, self.autocast_dtype) if self.autocast_dtype else contextlib.nullcontext():
             return network(x, *conditions)
 
-
+# %% ../../nbs/09_training/03_steps.ipynb #pb0309003
 def _is_convolutional(network):
     """Say whether a network is made of 2-D convolutions, which are fastest on memory with channels last."""
     kinds = {type(m) for m in network.modules()}
@@ -175,7 +175,7 @@ def is_in_fit(
     """Say whether `fit` runs: neither `lr_find`, which is to leave no trace, nor `validate` on its own."""
     return not hasattr(learn, "lr_finder") and not getattr(learn, "is_validating", False)
 
-
+# %% ../../nbs/09_training/03_steps.ipynb #pb0309005
 @reading_settings
 class GradientCallback(Callback):
     """Accumulate the gradient over batches, clip its norm, and stop when loss or gradient are no longer finite.
@@ -294,7 +294,7 @@ class Rate:
         """Rate relative to its peak."""
         raise TypeError(f"{type(self).__name__} must define __call__(step, progress)")
 
-
+# %% ../../nbs/09_training/03_steps.ipynb #pb0309008
 @RATES.register("cosine")
 @dataclass(frozen=True)
 class CosineRate(Rate):
@@ -314,7 +314,7 @@ class LinearRate(Rate):
         """1 - progress."""
         return 1 - min(progress, 1.0)
 
-
+# %% ../../nbs/09_training/03_steps.ipynb #pb0309009
 @RATES.register("inverse-sqrt")
 @dataclass(frozen=True)
 class InverseSqrtRate(Rate):
@@ -467,7 +467,7 @@ def column_value(
         raise TrainingError(f"monitor must be one of {', '.join(columns)}, got {column!r}")
     return float(recorder.values[-1][columns.index(column)])
 
-
+# %% ../../nbs/09_training/03_steps.ipynb #pb0309011
 @reading_settings
 class EarlyStopCallback(Callback):
     """Stop when a loss or metric has not improved for some epochs."""
