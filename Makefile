@@ -29,17 +29,22 @@ $(VENV)/.installed-dev: settings.ini pyproject.toml setup.py
 
 # diffnb/ is what the notebooks export, notebooks are clean, README.md is current, style holds
 check: dev
+	@date "+== %T $@"
 	$(BIN)/python .ci/check.py
 
 # the pages' texts are read; the site's pages are made as nbdev makes them, without Quarto, and every link and name in them leads somewhere
 docs-check: dev
+	@date "+== %T $@"
+	@date "+== %T $@"
 	$(BIN)/python .ci/texts.py
 	$(BIN)/python .ci/docs.py
 
 notebooks: dev
+	@date "+== %T $@"
 	PATH="$(abspath $(BIN)):$$PATH" DIFFNB_QUICK=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
 
 pytest: dev
+	@date "+== %T $@"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # run pages again, with the looks that all figures share:  make pages PAGES="nbs/01_noise/01_sdes.ipynb"

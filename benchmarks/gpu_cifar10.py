@@ -495,8 +495,13 @@ def lease(args) -> None:
     say("training")
     averages, record = train(network, batches, s, clock, args.compile, save)
     utilisation = record["images_per_second"] * flops / rate
-    record |= {"device": where, "torch": torch.__version__, "matmul_tflops": round(rate / 1e12, 2), "gflop_per_image": round(flops / 1e9, 3)}
-    record |= {"utilisation": round(utilisation, 4), "lr": s.lr, "batch_size": s.batch_size, "dropout": s.dropout, "seed": s.seed}
+    record |= {
+        "device": where,
+        "torch": torch.__version__,
+        "matmul_tflops": float(f"{rate / 1e12:.4g}"),
+        "gflop_per_image": float(f"{flops / 1e9:.4g}"),
+    }
+    record |= {"utilisation": float(f"{utilisation:.4g}"), "lr": s.lr, "batch_size": s.batch_size, "dropout": s.dropout, "seed": s.seed}
     speed = f"{record['images_per_second']:,.0f} a second: {100 * utilisation:.1f}% of the matrix rate"
     say(f"{record['images']:,} images in {record['seconds']:.0f} s, {speed}")
     save(averages)

@@ -49,15 +49,16 @@ for name in {names}:
     assert len(names) > 50 and run(program)[0] == ""
 
 
-def test_importing_costs_little_more_than_torch():
-    # alternating, and the best of several: a busy machine slows all down, now and then
-    best = {"import torch": 1e9, "import diffnb; diffnb.GenerativeModel": 1e9}
-    for _ in range(2):
-        for program in best:
-            best[program] = min(best[program], run(program)[1])
-    torch, model = best.values()
-    assert model <= 1.3 * torch + 0.3, best
-    assert run("import diffnb")[1] < 0.3 * torch
+@pytest.fixture(scope="module")
+def seconds_of_torch():
+    """What torch costs: the best of several, for a busy machine slows all down, now and then."""
+    return min(run("import torch")[1] for _ in range(2))
+
+
+def test_importing_costs_little_more_than_torch(seconds_of_torch):
+    model = min(run("import diffnb; diffnb.GenerativeModel")[1] for _ in range(2))
+    assert model <= 1.3 * seconds_of_torch + 0.3, (model, seconds_of_torch)
+    assert run("import diffnb")[1] < 0.3 * seconds_of_torch
 
 
 RESTORING = {
@@ -71,7 +72,7 @@ RESTORING = {
 }
 
 
-def test_a_picture_costs_little_more_than_torch(tmp_path):
+def test_a_picture_costs_little_more_than_torch(seconds_of_torch, tmp_path):
     """What a person waits for when one picture is restored, calibration and all: no library that only training needs."""
     from PIL import Image
 
@@ -91,11 +92,11 @@ for command, line in {}.items():
     said, _ = run(program.format(RESTORING, unneeded))
     assert [line for line in said.splitlines() if line.startswith("[")] == ["[]"] * len(RESTORING), said
     one = program.format({"impute": RESTORING["impute"] + " --overwrite"}, unneeded)
-    torch, whole = (min(run(text)[1] for _ in range(2)) for text in ("import torch", one))
-    assert whole <= 3 * torch, (whole, torch)  # 1.9 times as a rule; with torchvision 3.5 times
+    whole = min(run(one)[1] for _ in range(2))
+    assert whole <= 3 * seconds_of_torch, (whole, seconds_of_torch)  # 1.9 times as a rule; with torchvision 3.5 times
 
 
-@pytest.mark.parametrize("module", ["diffnb.apps.runs", "diffnb.training", "diffnb.model.generative"])
-def test_what_commands_import_says_nothing(module):
+def test_what_commands_import_says_nothing():
     """Libraries warn of each other when they are imported; a person who trains cannot do anything about it."""
-    assert subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=300).stderr == ""
+    program = "import diffnb.model.generative, diffnb.training, diffnb.apps.runs"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300).stderr == ""

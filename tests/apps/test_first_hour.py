@@ -41,7 +41,7 @@ def photos(tmp_path, monkeypatch):
     return root
 
 
-def test_from_a_folder_to_pictures(diffnb, photos):
+def test_from_a_folder_to_pictures(diffnb, photos, no_pictures):
     # train; the key Ctrl-C is pressed on the way
     line = ["train", photos.name, "--out", "my run", "--size", "16", "--network", "tiny", "--epochs", "500"]
     with open("said", "w") as said:

@@ -75,7 +75,7 @@ def test_help_has_examples_that_a_shell_reads(diffnb, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_results_are_on_the_output_and_nothing_else(diffnb, name):
+def test_results_are_on_the_output_and_nothing_else(diffnb, no_pictures, name):
     code, out, err = diffnb(*RUNS[name].split(), "--json", "told.json")
     assert code == 0 and out and "\r" not in out + err and "\x1b" not in out + err, err
     assert "it/s" not in out and "%|" not in out + err  # no bar where nobody watches
@@ -87,7 +87,7 @@ def test_results_are_on_the_output_and_nothing_else(diffnb, name):
 
 
 @pytest.mark.parametrize("name", ["generate", "generate shards", "train", "impute", "denoise", "demo"])
-def test_a_person_who_watches_sees_a_bar(diffnb, monkeypatch, capsys, name):
+def test_a_person_who_watches_sees_a_bar(diffnb, monkeypatch, no_pictures, capsys, name):
     from diffnb.apps import main
 
     screen = Screen()
@@ -170,7 +170,7 @@ NAMES = ["größe", "写真", "фото", "a\u202eb", "\udcff", "naïve pictures
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_path_that_the_locale_cannot_print_is_no_error(monkeypatch, name):
+def test_a_path_that_the_locale_cannot_print_is_no_error(monkeypatch, no_pictures, name):
     from diffnb.apps import main
 
     os.rename("photos", name)

@@ -3,9 +3,7 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from diffnb.apps import FILES, STATE, Recipe, app, begin_run, read_settings, res
 from diffnb.core import to_unit
 from diffnb.denoise import BaseDenoiser, Gaussian
 from diffnb.noise import EDM, VP, FlowMatching
+from diffnb.parallel import run_together
 from diffnb.samplers import DPMSolverPP2M, Heun
 from diffnb.training import denoising_frames, reconstruct, time_of_noise_ratio, visible, write_gif
 
@@ -126,7 +125,7 @@ def test_the_folder_says_what_is_in_it_and_how_to_go_on(whole):
 
 
 @pytest.mark.parametrize("step", [7, 10])  # within an epoch; at the end of an epoch
-def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, tmp_path, step):
+def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, no_pictures, tmp_path, step):
     out, model, _ = whole
     with pytest.raises(KeyboardInterrupt):
         begin_run(RECIPE, tmp_path, progress=False, device="cpu", save_every=4, callbacks=[Cut(step)])
@@ -141,7 +140,7 @@ def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, tmp_path, step)
     assert {k: v for k, v in record.items() if k != "seconds"} == {k: v for k, v in whole_record.items() if k != "seconds"}
 
 
-def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch):
+def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch, no_pictures):
     from diffnb.training import average_of_length, snapshots
 
     asked = []
@@ -163,18 +162,16 @@ def test_what_is_asked_for_besides_is_there_too(tmp_path, monkeypatch):
             recipe.changed(**wrong)
 
 
-def test_two_processes_leave_the_run_of_one_with_batches_twice_as_large(tmp_path):
+def test_two_processes_leave_the_run_of_one_with_batches_twice_as_large(tmp_path, no_pictures, capfd):
     lines = {
         name: f"train packaged --limit 60 --epochs 1 --network tiny --precision float32 --batch-size {size} --out {tmp_path / name}"
         for name, size in (("one", 18), ("two", 9))
     }
     assert not app(lines["one"].split(), standalone_mode=False)
-    program = tmp_path / "run.py"
-    program.write_text(f"import sys\nsys.argv = ['diffnb', *{lines['two'].split()!r}]\nfrom diffnb.apps import main\nmain()\n")
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stderr.count("after an interruption") == result.stdout.count("go on by: diffnb train --resume") == 1  # one of them speaks
+    capfd.readouterr()
+    assert run_together(partial(app, standalone_mode=False), 2, args=[lines["two"].split()]) == [None, None]
+    out, err = capfd.readouterr()
+    assert err.count("after an interruption") == out.count("go on by: diffnb train --resume") == 1  # one of them speaks
     one, two = ({path.name for path in (tmp_path / name).iterdir()} for name in lines)
     assert one == two
     one, two = (json.loads((tmp_path / name / "record.json").read_text()) for name in lines)

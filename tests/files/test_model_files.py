@@ -6,6 +6,7 @@ The attack cases over files, sources, programs, the worker's protocol and trust 
         -k "hostile or attack or refused or trusted or believed or digits"
 """
 
+import itertools
 import json
 import os
 import pickle
@@ -197,26 +198,28 @@ def test_custom_components_travel(cls, tmp_path):
 GENERATES = """
 import sys
 from diffnb.model import GenerativeModel
-model = GenerativeModel.load(sys.argv[1], "cpu", verbose=False)
-model.save(sys.argv[2], dtype=None)
-print(model.generate(3, n_steps=6, seed=4, class_labels=[3, 7, 3]).numpy().tobytes().hex())
+for first, second in zip(sys.argv[1::2], sys.argv[2::2]):
+    model = GenerativeModel.load(first, "cpu", verbose=False)
+    model.save(second, dtype=None)
+    print(model.generate(3, n_steps=6, seed=4, class_labels=[3, 7, 3]).numpy().tobytes().hex())
 """
 
 
 def test_a_component_survives_without_its_source(tmp_path):
     """Saved here, loaded by another program that has no such classes: equal images, saved again, and equal once more."""
     model = GenerativeModel.load(DATA / "format1.safetensors", "cpu", verbose=False)
-    images = {}
+    paths, images = [], []
     for cls, sampler in ((corpus.SigmoidSchedule, corpus.MyDPM2M), (corpus.FourierSchedule, corpus.NormCorrected)):
-        save(tiny(sde=VP(cls()), sampler=sampler(), parametrization=corpus.SoftV()), tmp_path / "m")
-        model = GenerativeModel.load(tmp_path / "m", "cpu", verbose=False, components={c.__name__: c for c in (cls, sampler, corpus.SoftV)})
+        saved, again, once_more = (tmp_path / f"{name} {cls.__name__}" for name in ("saved", "again", "once more"))
+        save(tiny(sde=VP(cls()), sampler=sampler(), parametrization=corpus.SoftV()), saved)
+        model = GenerativeModel.load(saved, "cpu", verbose=False, components={c.__name__: c for c in (cls, sampler, corpus.SoftV)})
         assert type(model.sampler) is sampler
-        images = model.generate(3, n_steps=6, seed=4, class_labels=[3, 7, 3]).numpy().tobytes().hex()
-        for first, second in (("m", "n"), ("n", "o")):
-            command = [sys.executable, "-c", GENERATES, str(tmp_path / first), str(tmp_path / second)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
-            assert done.stdout.strip() == images, done.stderr
-        assert (tmp_path / "n").read_bytes() == (tmp_path / "o").read_bytes()
+        images += [model.generate(3, n_steps=6, seed=4, class_labels=[3, 7, 3]).numpy().tobytes().hex()] * 2
+        paths += [saved, again, again, once_more]
+    command = [sys.executable, "-c", GENERATES, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.stdout.split() == images, done.stderr
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(paths[2::4], paths[3::4], strict=True))
 
 
 def test_settings_that_cannot_be_written_are_left_out(tmp_path):
@@ -1004,35 +1007,27 @@ def test_reading_raises_no_audit_events(tmp_path):
 
 # crashes
 
-WRITER = """
-import sys, torch
-from diffnb.files import Contents, save
-from diffnb.networks import MLP
-from diffnb.noise import VE, Karras
-networks = [MLP(dim=2, width=256, depth=3) for _ in range(2)]
-for k, network in enumerate(networks):
-    for p in network.parameters():
-        torch.nn.init.constant_(p, k + 1.0)
-print("ready", flush=True)
-k = 0
-while True:
-    save(Contents(networks[k % 2], VE(), Karras(), (2,), version=str(k % 2)), sys.argv[1])
-    k += 1
-"""
 
-
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that is killed has to be a copy of this one")
 def test_a_crash_leaves_the_old_file_or_the_new_one(tmp_path):
-    path = tmp_path / "m"
-    for delay in (0.0, 0.004, 0.02):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
-        process.stdout.readline()
+    path, networks = tmp_path / "m", [MLP(dim=2, width=256, depth=3) for _ in range(2)]
+    for k, network in enumerate(networks):
+        for p in network.parameters():
+            torch.nn.init.constant_(p, k + 1.0)
+    for delay in (0.0, 0.004, 0.02, 0.003, 0.007, 0.013):
+        writer = os.fork()
+        if writer == 0:  # writes the one and the other until it is killed
+            try:
+                for k in itertools.count():
+                    save(Contents(networks[k % 2], VP(), Karras(), (2,), version=str(k % 2)), path)
+            finally:
+                os._exit(1)
         while not path.exists():
-            assert process.poll() is None  # a writer that cannot write is no crash
+            assert os.waitpid(writer, os.WNOHANG) == (0, 0)  # a writer that cannot write is no crash
             time.sleep(0.001)
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        os.kill(writer, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == -signal.SIGKILL
         found = load(path)  # whole, and of one piece
         values = {value.item() for p in found.network.parameters() for value in (p.min(), p.max())}
         assert values == {float(found.version) + 1}

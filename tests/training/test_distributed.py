@@ -29,8 +29,7 @@ def torchrun(*arguments, n=2):
 def runs(tmp_path_factory):
     """The training of one process with batches of 8, and of each of two with batches of 4."""
     out = tmp_path_factory.mktemp("two")
-    result = torchrun(out)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_together(worker.main, 2, args=[out])
     two = [torch.load(out / f"rank{r}.pt") for r in range(2)]
     torch.set_num_threads(1)
     return {"sgd": worker.train(torch.optim.SGD, 0.05, 1), "adamw": worker.train(torch.optim.AdamW, 1e-3, 1)}, two
