@@ -100,7 +100,7 @@ def _write_images(images, places, files, columns):
         write_png(grid(images[i : i + 1], 1), place)
     return f"{len(images)} files in {places[0].parent}"
 
-
+# %% ../../nbs/12_apps/03_commands.ipynb #dcc8ad83
 def _generate_set(generative, out, num, kind, **how):
     """Make a set that survives interruptions, or the share of this one of several computer processes."""
     from diffnb.model.shards import generate_shards
@@ -115,7 +115,7 @@ def _generate_set(generative, out, num, kind, **how):
     each = f", {(time.perf_counter() - start) / drawn:.2f} s each" if drawn else ""
     tell(f"{out}: {who} {drawn} of {num} images{each}; {found} were there", folder=str(out), made=drawn, images=num, found=found)
 
-
+# %% ../../nbs/12_apps/03_commands.ipynb #07633f79
 @added(app, "generate")
 def _generate(
     model: Model,
@@ -189,7 +189,7 @@ def _recipe(name, data, facts):
         facts["metric"] = None
     return recipe.changed(**facts)
 
-
+# %% ../../nbs/12_apps/03_commands.ipynb #ad33a2fa
 def _resumed(out, given, **how):
     """Go on with a run; only how long may be changed."""
     from diffnb.apps.runs import resume_run
@@ -201,7 +201,7 @@ def _resumed(out, given, **how):
         )
     return resume_run(out, epochs=given.get("epochs"), steps=given.get("steps"), log_to=given.get("log_to"), **how)
 
-
+# %% ../../nbs/12_apps/03_commands.ipynb #fbd18065
 @added(app, "train")
 def _train(
     data: Annotated[
@@ -368,7 +368,7 @@ def _images_or_model(text, split, device, num, steps, seed):
     model = load_model(text, device)
     return sampled(model, num or 1000, n_steps=steps, seed=seed), None, tuple(model.shape[1:])
 
-
+# %% ../../nbs/12_apps/03_commands.ipynb #dba75596
 def _scored(evaluator, generated, num, split, by_class):
     """Scores as text and as plain data; warnings become lines on the error stream."""
     import warnings
@@ -382,7 +382,7 @@ def _scored(evaluator, generated, num, split, by_class):
         return str(scores), scores.to_dict()
     return "\n\n".join(f"class {printable(k)}\n{v}" for k, v in scores.items()), {str(k): v.to_dict() for k, v in scores.items()}
 
-
+# %% ../../nbs/12_apps/03_commands.ipynb #01cb3888
 @added(app, "score")
 def _score(
     real: Annotated[str, typer.Argument(help="Real images: a folder, or a known set such as fashion_mnist.", metavar="A", show_default=False)],
@@ -442,7 +442,7 @@ def _inspect(model: Model):
     report = str(look(file)).split("\n")
     tell(*report, file=str(file), report=report)
 
-
+# %% ../../nbs/12_apps/03_commands.ipynb #925d86f0
 trust = typer.Typer(help="Confirm, list and take back code that may run.", rich_markup_mode=None)
 app.add_typer(trust, name="trust")
 Mode = Annotated[str, typer.Option(help="sandbox (confined), or inprocess (with all your rights).")]
@@ -484,7 +484,7 @@ def _timed_grid(model, path, seed, rows):
     line = f"{path}: {len(images)} images, {seconds / len(images):.3f} seconds per image; columns: {', '.join(map(printable, model.label_names))}"
     tell(line, files=[str(path)])
 
-
+# %% ../../nbs/12_apps/03_commands.ipynb #62b442ae
 @added(app, "demo")
 def _demo(
     out: Out = Path("diffnb-demo"),

@@ -45,7 +45,7 @@ def model_file(
         raise FileNotFoundError(f"{str(model)!r} is neither a model file nor a packaged model; packaged: {', '.join(packaged)}")
     return path
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #6149aa80
 def load_model(
     model: str,  # what `model_file` takes
     device: str | None,  # cpu, cuda or mps; None: chosen by itself
@@ -60,7 +60,7 @@ def load_model(
 
     return GenerativeModel.load(model_file(model), device or own_device())
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #6c4e18a8
 def comma_list(
     text: str | None,  # such as '3,7', 'bag,coat' or '"shoe, brown",coat'
 ) -> list[str] | None:  # as they stand there; None where there is nothing
@@ -93,7 +93,7 @@ def pictures_in(
         found += inside
     return found
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #33b48078
 def results_of(
     pictures: Sequence[Path],  # files
     out: Path,  # folder for the results, or a file for that of one picture
@@ -121,7 +121,7 @@ def results_of(
     check_absent(owners, overwrite)
     return places
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #294c316e
 def companion(
     place: Path | None,  # a picture that serves all, or a folder with one for each, of the same name
     picture: Path,  # the picture that it is for
@@ -152,7 +152,7 @@ class Picture(NamedTuple):
     labels: tuple  # its class, and what else goes with it by its place on the command line
     given: dict | None = None  # what was read: tensors (1, ...) by the name of the argument that takes them
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #b0614268
 @dataclass(frozen=True)
 class Job:
     """Which pictures, by which model, and where to."""
@@ -241,7 +241,7 @@ class Progress:
         if is_drawn:
             self.bar.refresh()
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #4fe7b937
 def _read(read, model, pictures, progress):
     """Read pictures, and sort them by the shapes of what was read."""
     groups: dict[tuple, list[Picture]] = {}
@@ -265,7 +265,7 @@ def _write(picture, images, progress):
         return progress.finished(error=error, source=picture.source)
     progress.finished()
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #d0c4d0ce
 def carry_out(
     job: Job,  # which pictures, and how
     read: Callable[[Any, Path], dict],  # (model, file) -> tensors (1, ...) by name; raises ValueError for a picture that does not fit
@@ -287,7 +287,7 @@ def carry_out(
     with made(job.out.parent if is_picture_name(job.out) else job.out):
         _carry_out(job, model, seed, [Picture(*parts) for parts in zip(files, places, zip(*labels))], names, read, restore)
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #bc9863ab
 def _carry_out(job, model, seed, pictures, names, read, restore):
     """Do so, once it is known what goes where."""
     import torch
@@ -349,7 +349,7 @@ def _whole(job):
 
     return read
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #9b3d2f72
 def _hints(model, file, resize):
     """Colours, and where they are meant, from a picture that is transparent elsewhere."""
     from diffnb.data.pictures import as_images, as_mask, resized, with_channels
@@ -360,7 +360,7 @@ def _hints(model, file, resize):
     colours = with_channels(resized(colours, model.shape[1:], resize, "hints"), 3, "hints")
     return {"colours": colours, "hinted": as_mask(alpha >= 0.5, colours.shape, resize)}
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #a7baa6af
 @image_command
 def _colorize(
     job: Job,
@@ -384,7 +384,7 @@ def _colorize(
 
     carry_out(job, read, restore)
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #bf1b5174
 @image_command
 def _impute(
     job: Job,
@@ -407,7 +407,7 @@ def _impute(
 
     carry_out(job, read, lambda model, **given: model.imputation(method=method, **given))
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #740dbb0f
 @image_command
 def _upscale(
     job: Job,
@@ -442,7 +442,7 @@ def _upscale(
 
     carry_out(job, read, lambda model, **given: model.upscale(kind=kind, noise=noise, method=method, **given))
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #4e274419
 @image_command
 def _denoise(
     job: Job,
@@ -452,7 +452,7 @@ def _denoise(
     """Remove noise from pictures."""
     carry_out(job, _whole(job), lambda model, **given: model.denoise(noise=noise, method=method, **given))
 
-
+# %% ../../nbs/12_apps/02_image_commands.ipynb #c9b5b078
 @image_command
 def _edit(
     job: Job,

@@ -121,7 +121,7 @@ def recipe_images(
         kept = kept if recipe.valid_limit is None else kept.select(torch.arange(min(recipe.valid_limit, len(kept))))
     return images, kept
 
-
+# %% ../../nbs/12_apps/00_recipes.ipynb #bb7987b3
 def _place(recipe, root, verbose):
     """What to read, which split of it, and what to validate on: the set, or the folder in its place."""
     folder = data_root(root) / recipe.local if recipe.local else None
@@ -147,7 +147,7 @@ def recipe_process(
     """
     return resolve_process(recipe.process, recipe.schedule)
 
-
+# %% ../../nbs/12_apps/00_recipes.ipynb #f8c0d10c
 def recipe_network(
     recipe: Recipe,  # the facts
     images: ImageSet,  # what it is for
@@ -164,7 +164,7 @@ def recipe_network(
         network = UNet(channels=images.shape[0], num_classes=images.num_classes, **recipe.network)
     return build_network(network, images.shape, images.num_classes)
 
-
+# %% ../../nbs/12_apps/00_recipes.ipynb #6fc84771
 def recipe_parametrization(
     recipe: Recipe,  # the facts
     images: ImageSet,  # whose root mean square it normalises by
@@ -176,7 +176,7 @@ def recipe_parametrization(
     """
     return PARAMETRIZATIONS[recipe.parametrization](sigma_data=data_scale(images))
 
-
+# %% ../../nbs/12_apps/00_recipes.ipynb #2505cc1c
 def check_names(
     recipe: Recipe,  # the facts
 ) -> None:
@@ -195,7 +195,7 @@ def check_names(
         if name is not None:
             registry[name]
 
-
+# %% ../../nbs/12_apps/00_recipes.ipynb #11659ea3
 def recipe_callbacks(
     recipe: Recipe,  # the facts
 ) -> list:  # a MetricCallback, if a metric is asked for
@@ -230,7 +230,7 @@ def train_recipe(
     network.load_state_dict(result.ema_state)
     return network.eval(), sde, parametrization, result
 
-
+# %% ../../nbs/12_apps/00_recipes.ipynb #8678f0cf
 def recipe_loaders(
     recipe: Recipe,  # the facts
     images: ImageSet,  # to train on

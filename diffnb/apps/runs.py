@@ -86,7 +86,7 @@ def to_plain(
             return {"kind": kind, "name": name, "settings": own}
     raise ValueError(f"{value!r} cannot be written into a run: its class has no registered name")
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #1f4472b0
 def from_plain(
     value,  # what `to_plain` returned for a fact
 ):  # the fact; lists are tuples
@@ -105,7 +105,7 @@ def from_plain(
         raise ValueError(f"a run may hold components of the kinds {', '.join(REGISTRIES)}, not {value.get('kind')!r}")
     return REGISTRIES[value["kind"]][value["name"]](**{key: from_plain(one) for key, one in value["settings"].items()})
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #6e13a0a6
 def recipe_from_plain(
     facts: Mapping,  # what `to_plain` returned for a recipe
 ) -> Recipe:
@@ -141,7 +141,7 @@ def from_text(
         takes = f"numbers for {', '.join(known)}, separated by commas" if known else "no settings"
         raise ValueError(f"{text!r} cannot be read: {name} takes {takes} ({error})") from None
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #80e79146
 def _number_or(text, otherwise):
     """A number, or else what a function makes of the text."""
     try:
@@ -157,7 +157,7 @@ def _lengths(text):
     except ValueError:
         raise ValueError(f"snapshots must be numbers separated by commas, such as 0.05,0.1; got {text!r}") from None
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #c83e4f57
 def facts_from_text(
     **facts: Any,  # facts of a recipe by name, as one types them; None: not given
 ) -> dict[str, Any]:  # those that were given, as `Recipe.changed` takes them
@@ -201,7 +201,7 @@ def begin_run(
         raise ValueError(f"{words}; or choose another folder, or give overwrite=True to remove {', '.join(left)}")
     return _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume=False)
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #d6e4c559
 def resume_run(
     out: str | Path,  # folder of a run
     *,
@@ -235,7 +235,7 @@ def resume_run(
     root = found["root"] if root is None else root
     return _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume=has_state)
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #0b4e440a
 def _left_in(out):
     """What a training has left in a folder, beside what it was begun with."""
     return [name for name in FILES if name != SETTINGS and (out / name).exists()]
@@ -258,7 +258,7 @@ def _check_state(out, has_state, save_every):
         words = f"{out} holds files of {ended} epochs, but the state of {position['epoch']}: going on from there would replace them"
         raise ValueError(f"{words}. Copy the folder, or give overwrite=True")
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #c30841ad
 def _tell_origin(out, found, root, log_to):
     """Say on the error stream what a folder asks for outside itself, before anything of it is done: it may be somebody else's."""
     recipe, root = found["recipe"], Path(found["root"] if root is None else root)
@@ -272,7 +272,7 @@ def _tell_origin(out, found, root, log_to):
         asked = f"diffnb: {out / SETTINGS} asks to log to {recipe.log_to}, which is not done because a folder asks; "
         warn(asked + f"log_to={recipe.log_to!r} (--log-to {recipe.log_to}) does it")
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #478c8baa
 def read_settings(
     out: str | Path,  # folder of a run
 ) -> dict:  # "diffnb": version, "root": where the data is, "recipe": a Recipe
@@ -358,7 +358,7 @@ ON_REQUEST = {
     "wandb": "what Weights & Biases keeps of its run",
 }
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #d73f64b7
 def _write_about(out, shown):
     """Write README.md: what each file of a run is, what is still to come, and how to go on."""
     known = FILES | ON_REQUEST | shown
@@ -390,7 +390,7 @@ class AboutCallback(Callback):
 
     after_fit = after_epoch
 
-
+# %% ../../nbs/12_apps/01_runs.ipynb #c6cfefde
 def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume):
     """Train, from the beginning or from where the folder stands, and write everything."""
     is_first = launched()[0] == 0  # of several computer processes: the one that writes and speaks

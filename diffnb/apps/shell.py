@@ -67,7 +67,7 @@ def write_picture(
     Image.fromarray(pixels).save(written := io.BytesIO(), **FORMS[Path(path).suffix.lower()])
     write_atomically(path, written.getvalue())
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #5a2ce5bb
 def check_absent(
     places: Iterable[Path],  # files that are to be written
     overwrite: bool,  # whether files that are there may be replaced
@@ -82,7 +82,7 @@ def check_absent(
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise ValueError(f"{there[0]}{more} would be overwritten; give another folder by --out, or --overwrite")
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #f3c32da7
 @contextlib.contextmanager
 def made(
     folder: Path,  # where files are going to be
@@ -115,7 +115,7 @@ def grid(
         picture[:, top : top + h, left : left + w] = image
     return (picture * 255).round().byte().permute(1, 2, 0)
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #f0e9de90
 def write_png(
     picture,  # uint8 (height, width, c), c 1 or 3
     path: str | Path,  # where to write
@@ -158,7 +158,7 @@ def _print(lines, file):
     if lines:
         print(*(printable(line, None) for line in lines), sep="\n", file=file)
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #11208987
 @contextlib.contextmanager
 def reporting(
     place: str | None,  # a file for JSON, "-" for the output, in place of text; None: text alone
@@ -197,7 +197,7 @@ def _plain(value):
         return [_plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #480babc1
 def with_place(
     arguments: Sequence[str],  # of a command line
 ) -> list[str]:  # the same, `--json` followed by a file always
@@ -218,7 +218,7 @@ def usable_processors(
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min(bound, *_quotas(Path(root)))))
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #1f0edcec
 def _quotas(root):
     """Processors' worth of time that the groups of this program have, the nearest first."""
     yield math.inf
@@ -236,7 +236,7 @@ def _quotas(root):
         quota, period = (int((root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         yield math.inf if quota <= 0 else quota / period
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #24254227
 def set_threads(
     threads: int | None,  # how many; None: no more than there are processors for, unless OMP_NUM_THREADS says how many
 ) -> None:
@@ -257,7 +257,7 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads that compute; as many as there are free processors if not given.", show_default=False)
 ]
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #23c0ea32
 EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by command
     "demo": ("demo", "demo --out first-look --train-seconds 120"),
     "generate": (
@@ -283,7 +283,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
     "trust revoke": ("trust revoke 1a2b3c4d",),
 }
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #24dca7df
 def reported(
     task: Callable,  # called with the options of a command
 ) -> Callable:  # the same with --json, and --threads where it computes
@@ -305,7 +305,7 @@ def reported(
     command.__signature__ = signature.replace(parameters=parameters)
     return command
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #72acb504
 def added(
     app: typer.Typer,  # the program, or a group of its commands
     name: str,  # as a person types it; a key of `EXAMPLES`
@@ -323,7 +323,7 @@ def added(
 OPTIONS = {"resize=True": "--resize", "overwrite=True": "--overwrite", "class_labels": "--labels", "imputation": "impute"}  # in a shell
 OPTIONS |= {"; size= crops": "; --size 32 crops", "needs a mask (1 = generate)": "needs --mask, a picture that is white where to generate"}
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #441fa427
 def sentence(
     error: Exception,  # what was raised
 ) -> str:  # without line breaks
@@ -346,7 +346,7 @@ def _sentence(error):
         text = sentence(error)
     return " ".join(text.split())
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #45d5453f
 class OneLineErrors(TyperGroup):
     """A group of commands that reports what users can get wrong in one line, with exit code 2."""
 

@@ -36,7 +36,7 @@ def check_images(
     if not images.numel():
         raise ValueError(f"there is no image: shape {tuple(images.shape)}")
 
-
+# %% ../../nbs/07_data/00_image_sets.ipynb #6adbdd4c
 def _check_labels(labels, n, values, names):
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError("labels must be an int64 tensor (n,); image_set((images, labels)) converts other forms")
@@ -192,14 +192,14 @@ def height_and_width(
         raise ValueError(f"size must be a positive integer or (height, width), got {size!r}") from None
     return height, width
 
-
+# %% ../../nbs/07_data/00_image_sets.ipynb #10ca197d
 def _central_box(height, width, target):
     """Largest central box (top, left, height, width) with the shape of the target."""
     scale = min(height / target[0], width / target[1])
     h, w = max(1, round(target[0] * scale)), max(1, round(target[1] * scale))
     return (height - h) // 2, (width - w) // 2, h, w
 
-
+# %% ../../nbs/07_data/00_image_sets.ipynb #09da3994
 def resize_images(
     images: Tensor,  # uint8 (n, c, h, w)
     size: int | tuple[int, int],  # side, or (height, width), of the result
@@ -262,7 +262,7 @@ def channels_second(
     is_last = plain.ndim in dims and plain.shape[-1] in (1, 2, 3, 4) and plain.shape[-3] not in (1, 2, 3, 4)
     return plain.movedim(-1, -3) if is_last and not isinstance(x, Tensor) else plain
 
-
+# %% ../../nbs/07_data/00_image_sets.ipynb #5dad73d7
 def to_bytes(
     x,  # tensor or array of uint8, or of floats in [0, 1]
 ) -> Tensor:  # uint8, same shape, on the CPU
@@ -295,7 +295,7 @@ def _class_of(row):
         raise ValueError(f"labels of several numbers must be one-hot, a single 1 among zeros, got {row!r:.60}; an image has one label here")
     return row.index(1)
 
-
+# %% ../../nbs/07_data/00_image_sets.ipynb #80a1201b
 def _encode_labels(y):
     """Indices, and the sorted distinct values, of labels: integers or strings; one-hot rows are read as the places of their ones."""
     y = y.tolist() if hasattr(y, "tolist") else y
@@ -308,7 +308,7 @@ def _encode_labels(y):
     index = {value: i for i, value in enumerate(values)}
     return torch.tensor([index[one] for one in y]), values
 
-
+# %% ../../nbs/07_data/00_image_sets.ipynb #8ae0527b
 def from_arrays(
     x,  # images (n, c, h, w) or (n, h, w)
     y=None,  # n labels, integers or strings; None: no labels

@@ -37,7 +37,7 @@ def _read_known(name, request):
         raise ValueError(f"{str(name)!r} is neither a folder nor a known data set{hint}; known: {', '.join(DATA_SETS.names())}")
     return from_folder(folder, request)
 
-
+# %% ../../nbs/07_data/02_loaders.ipynb #6e9c1b84
 def _read_fastai(loaders, request):
     """ImageSet from fastai's DataLoaders, or from those that `image_loaders` makes."""
     if request.split not in ("train", "valid"):
@@ -47,14 +47,14 @@ def _read_fastai(loaders, request):
         return loader.dataset
     return from_loader(loader.new(shuffle=False, drop_last=False), "fastai DataLoaders", request)
 
-
+# %% ../../nbs/07_data/02_loaders.ipynb #d7f2f301
 def _is_pair(data):
     """Whether a tuple or list is (images, labels), rather than two images."""
     if not (isinstance(data, (tuple, list)) and len(data) == 2 and is_array(data[0])):
         return False
     return data[0].ndim > 2 and getattr(data[1], "ndim", 1) < 3
 
-
+# %% ../../nbs/07_data/02_loaders.ipynb #b0720029
 def _read(data, request):
     """Recognise the kind of data, and read it."""
     if isinstance(data, (str, Path)):
@@ -228,7 +228,7 @@ def default_batch(
     """Choose a batch for which an epoch has at least 25 steps or so: of few images, many steps with few images each learn most in the same time."""
     return min(n, max(16, min(128, 2 ** math.floor(math.log2(max(1, n) / 25 + 1)))))
 
-
+# %% ../../nbs/07_data/02_loaders.ipynb #ca6fbaae
 @reading
 def put_aside(
     images: ImageSet,  # all images
@@ -242,7 +242,7 @@ def put_aside(
     """
     return (images, images) if fraction == 0 or (len(images) == 1 and 0 < fraction < 1) else images.split(fraction, seed)
 
-
+# %% ../../nbs/07_data/02_loaders.ipynb #3f4d9661
 @reading
 def image_loaders(
     train: ImageSet,  # images to train on

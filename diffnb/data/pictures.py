@@ -37,7 +37,7 @@ def _from_pillow(image):
     pixels = torch.from_numpy(np.array(image))  # a copy, (h, w) or (h, w, c): torchvision does the same, and takes seconds to import
     return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)).float() / 255
 
-
+# %% ../../nbs/07_data/03_pictures.ipynb #c2515902
 def _from_file(path, read):
     """What a function makes of the picture in a file."""
     with contextlib.ExitStack() as opened:
@@ -60,7 +60,7 @@ def _from_tensor(image, name):
         raise ValueError(f"{name} must hold values in [0, 1], or bytes, got {image.min():.3g} to {image.max():.3g}; (x + 1) / 2 maps [-1, 1] there")
     return image
 
-
+# %% ../../nbs/07_data/03_pictures.ipynb #c9db0781
 def as_images(
     image: Any,  # a tensor (h, w), (c, h, w) or (n, c, h, w), an array, a Pillow image, a file name, or a list of these
     name: str = "image",  # what error messages call it
@@ -123,7 +123,7 @@ def resized(
         raise ValueError(f"{name} is {h} x {w}, this model makes {H} x {W}; give resize=True to resize it, or cut it into tiles of {H} x {W}")
     return F.interpolate(images, size=tuple(size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
-
+# %% ../../nbs/07_data/03_pictures.ipynb #46f13ab0
 def with_channels(
     images: Tensor,  # (n, c, h, w)
     channels: int,  # of the model
@@ -157,7 +157,7 @@ def _painted(picture):
     is_between = (colours[:1] > 0.25) & (colours[:1] < 0.75)
     return colours[:1] if is_between.float().mean() > _EDGES else (colours[:1] >= 0.5).float()
 
-
+# %% ../../nbs/07_data/03_pictures.ipynb #efa99106
 def as_mask(
     mask: Any,  # (h, w), (1 or c, h, w) or (n, 1 or c, h, w): 1 = generate; or a picture, its file, or a list of these, as above
     shape: Sequence[int],  # of the images, (n, c, h, w)
@@ -222,7 +222,7 @@ def with_luminance(
     scale = _room(grey, chroma).amin(1, keepdim=True)
     return (grey + scale * chroma).clamp(0, 1).float()  # the clamp takes away rounding, nothing else
 
-
+# %% ../../nbs/07_data/03_pictures.ipynb #a01e6e56
 def _room(centre, deviation):
     """The largest scale, at most 1, with which centre + scale x deviation stays in [0, 1]."""
     return torch.where(deviation > 0, (1 - centre) / deviation, torch.where(deviation < 0, centre / -deviation, torch.inf)).clamp(max=1)

@@ -110,7 +110,7 @@ def _splits(split, known, name):
         raise ValueError(f"{name} has no split {bad[0]!r}; known: {', '.join(known)}" + (", all, or several joined by +" if len(known) > 1 else ""))
     return [known[one] for one in wanted]
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #65bccdc4
 def _shard_files(folder):
     """The shards in a folder, in the order of the set."""
     return sorted(Path(folder).glob("shard_*.safetensors"))
@@ -131,7 +131,7 @@ def _read_shard(path):
         raise ValueError(f"{path} is no whole shard ({type(error).__name__}: {printable(error)}); remove it, and make it again") from None
     return facts, images, labels
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #3af8f25e
 def _check_shard(facts, images, labels):
     """Raise unless a shard is what `generate_shards` writes."""
     values, names = facts["values"], facts["names"]
@@ -150,7 +150,7 @@ def _check_shard(facts, images, labels):
 def _is_whole(value):
     return isinstance(value, int) and 0 <= value < 2**64
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #6e832bf4
 def load_shards(
     folder: str | os.PathLike,  # of a set of tensors, as `generate_shards` writes it
 ) -> ImageSet:  # in the order of the set
@@ -186,7 +186,7 @@ def _read_file(path, size, large):
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return f"{printable(path.name)} ({printable(reason)})"
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #e06e2145
 def _stack(items):
     """Stack images (c, h, w) into one block; gray ones become RGB where others are."""
     if not items:
@@ -198,7 +198,7 @@ def _stack(items):
         raise ValueError(f"images differ in shape ({', '.join(shapes[:3])}{', ...' if len(shapes) > 3 else ''}); size= crops and resizes them")
     return torch.stack(items)
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #22c3e301
 def from_folder(
     folder: Path,  # images, or subfolders of images, or a subfolder for each split
     request: Request,  # what is wanted
@@ -235,7 +235,7 @@ def from_folder(
     values, names = _labelled([names[k] for k in kept])
     return ImageSet(images, None if values is None else labels, values, names, folder.name)
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #501e9ec9
 def _account(folder, broken, n, others, classes):
     """Warn of all that is in a folder and is not used."""
     parts = []
@@ -262,7 +262,7 @@ def _parts(item):
         return item[image], None if label is None else item[label]
     return (item[0], item[1] if len(item) > 1 else None) if isinstance(item, (tuple, list)) else (item, None)
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #c1a65f2d
 def _read_item(item, size):
     """The uint8 image and the label (None without) of an item of a torch Dataset."""
     x, y = _parts(item)
@@ -276,7 +276,7 @@ def _read_item(item, size):
         raise ValueError(f"items must be images (c, h, w) or (h, w), got shape {tuple(x.shape)}")
     return (x if size is None else resize_images(x[None], size)[0]), y
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #3e97d30e
 def is_array(
     x,  # anything
 ) -> bool:
@@ -299,7 +299,7 @@ def from_datasets(
     labels = None if any(y is None for y in labels) else labels
     return from_arrays(_stack([x for x, _ in items]), labels, source, None if labels is None else getattr(datasets[0], "classes", None))
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #f3cc0e7e
 _MOST_ITEMS = 10**6  # of a set that cannot be asked for its length
 
 
@@ -324,7 +324,7 @@ def _items(datasets, request):
     for row in (request._replace(limit=limit).rows(len(where))).tolist():
         yield where[row][0][where[row][1]]
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #2702e126
 def from_loader(
     loader,  # gives batches (images, labels, ...), or images
     source: str,  # what to call it
@@ -377,7 +377,7 @@ def _idx(packed):
     shape = [int.from_bytes(raw[4 * i : 4 * i + 4], "big") for i in range(1, raw[3] + 1)]
     return torch.frombuffer(bytearray(raw[4 + 4 * raw[3] :]), dtype=torch.uint8).view(shape)
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #4c0ee4a6
 @DATA_SETS.register("packaged", "fashion_mnist_10k")
 def _packaged(request):
     _splits(request.split, {"train": "train"}, "packaged")
@@ -385,7 +385,7 @@ def _packaged(request):
     x, y = (_idx((assets / f"fashion_mnist_10k-{kind}-ubyte.gz").read_bytes()) for kind in ("images-idx3", "labels-idx1"))
     return from_arrays(x, y, "Fashion-MNIST (10,000 packaged images)", FASHION)
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #dc99398b
 @DATA_SETS.register("cifar10_samples")
 def _cifar10_samples(request):
     from PIL import Image
@@ -399,7 +399,7 @@ def _cifar10_samples(request):
     source = f"samples of the packaged CIFAR-10 model (seed {facts['seed']}, {facts['n_steps']} steps)"
     return from_arrays(images, torch.arange(len(images)) % columns, source, facts["names"])
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #d74fffb8
 def _mnist_like(name, title, names, request):
     wanted = _splits(request.split, {"train": True, "test": False}, title)
     parts = [_torchvision(name, request.root, f"its four .gz files in {name}/raw", train=train) for train in wanted]
@@ -427,7 +427,7 @@ def _cifar10(request):
     x = torch.cat([torch.as_tensor(part.data) for part in parts]).permute(0, 3, 1, 2).contiguous()
     return from_arrays(x, [y for part in parts for y in part.targets], "CIFAR-10", parts[0].classes)
 
-
+# %% ../../nbs/07_data/01_readers.ipynb #bed33176
 def _join(sets, source):
     """Sets with the same classes, one after the other."""
     labels = None if sets[0].labels is None else torch.cat([part.labels for part in sets])

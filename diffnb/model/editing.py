@@ -38,7 +38,7 @@ def flow(
                 callback(k + 1, len(levels) - 1, state.x0)
     return state.x
 
-
+# %% ../../nbs/11_model/02_editing.ipynb #2da7026a
 def spherical(
     a: Tensor,  # (n, ...)
     b: Tensor,  # same shape
@@ -50,7 +50,7 @@ def spherical(
     angle = cosine.arccos().clamp(min=1e-4).view(-1, *[1] * (a.ndim - 1))
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
 
-
+# %% ../../nbs/11_model/02_editing.ipynb #012a5eb3
 def _each(values, times):
     """Every value so many times in a row; what is one value for all stays."""
     if isinstance(values, str) or not hasattr(values, "__len__") or len(values) == 1:

@@ -163,7 +163,7 @@ class How:
 
         return observe
 
-
+# %% ../../nbs/11_model/01_restoration.ipynb #19ed1be2
 def fitting(
     model,  # what has `trained`
     image: Any,  # pictures
@@ -178,7 +178,7 @@ def fitting(
     channels, *size = model.trained.shape
     return with_channels(resized(opaque(image, name), size, resize, name), channels, name)
 
-
+# %% ../../nbs/11_model/01_restoration.ipynb #a320433b
 def greyed(
     model,  # what has `trained`
     image: Any,  # grey pictures, or colour ones
@@ -196,7 +196,7 @@ def greyed(
     images = opaque(image, "gray")
     return resized(images if images.shape[1] == 1 else Grayscale(weights).A(images), size, resize, "gray")
 
-
+# %% ../../nbs/11_model/01_restoration.ipynb #8819539c
 def masked(
     model,  # what has `trained`
     image: Any,  # pictures; their alpha channel serves as mask
@@ -220,7 +220,7 @@ def masked(
         raise ValueError(f"{which} keeps every pixel of the picture, so that there is nothing to generate; it must be 1 (white) where to generate")
     return images, mask
 
-
+# %% ../../nbs/11_model/01_restoration.ipynb #a644a18e
 def enlargement(
     model,  # what has `trained`
     images: Tensor,  # small pictures (n, c, h, w)
@@ -238,7 +238,7 @@ def enlargement(
         raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; {hint}")
     return height // h
 
-
+# %% ../../nbs/11_model/01_restoration.ipynb #66d40b89
 def in_chunks(
     model,  # what has trained, device, shape, verbose and `last_seed`
     n: int,  # pictures
@@ -268,7 +268,7 @@ def _spectral(parts, device):
     """The covariance of its parts."""
     return SpectralCovariance(tuple(parts["lambdas"].tolist()), *(parts[name].to(device) for name in list(_PARTS)[1:]))
 
-
+# %% ../../nbs/11_model/01_restoration.ipynb #df5a15a9
 class _Watched(BaseDenoiser):
     """A denoiser that moves a bar."""
 
@@ -280,7 +280,7 @@ class _Watched(BaseDenoiser):
         self.bar.update(len(x))
         return self.denoiser.x0(x, t, condition)
 
-
+# %% ../../nbs/11_model/01_restoration.ipynb #34a7cf19
 @reading
 class _Posteriors:
     """Sampling from p(x | y)."""

@@ -68,7 +68,7 @@ def digest_of_model(
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
-
+# %% ../../nbs/11_model/04_shards.ipynb #a8792245
 def _read_settings(folder):
     """Settings of the set in a folder; None where there is none."""
     try:
@@ -78,7 +78,7 @@ def _read_settings(folder):
     except ValueError:
         raise ValueError(f"{folder / 'settings.json'} is not what a set of shards has; choose another folder") from None
 
-
+# %% ../../nbs/11_model/04_shards.ipynb #915441b1
 def agree_on(
     folder: Path,  # of the set; made if it is not there
     settings: dict[str, Any],  # plain values
@@ -119,7 +119,7 @@ def folder_names(
         found.append(next(n for n in chain([name], (f"{name} {k}" for k in count(2))) if n.casefold() not in taken))
     return found
 
-
+# %% ../../nbs/11_model/04_shards.ipynb #fb7489cf
 class ShardWriter:
     """How a shard is kept. A subclass sets `suffix` of the file that says "done", and defines `write`."""
 
@@ -159,7 +159,7 @@ class ShardWriter:
         """Write a shard, whole or not at all."""
         raise TypeError(f"{type(self).__name__} must define write(folder, shard, images, labels, facts)")
 
-
+# %% ../../nbs/11_model/04_shards.ipynb #3ef2d892
 @WRITERS.register("tensors", "shards", "safetensors")
 class TensorShards(ShardWriter):
     """One safetensors file a shard."""
@@ -188,7 +188,7 @@ class TensorShards(ShardWriter):
             tensors["labels"] = torch.tensor([values.index(label) for label in labels])
         write_atomically(folder / f"{shard.name}{self.suffix}", save(tensors, {"diffnb.shard": json.dumps(facts)}))
 
-
+# %% ../../nbs/11_model/04_shards.ipynb #e751d6a7
 @WRITERS.register("folders", "images", "class folders")
 class ClassFolders(ShardWriter):
     """PNG files in a folder for each class, and a mark for each shard."""
@@ -238,7 +238,7 @@ def _sizes(model, size, batch_size, shard_size):
         raise ValueError(f"shard_size must be a whole number of batches, got {shard_size} images in batches of {batch_size}")
     return batch_size, shard_size
 
-
+# %% ../../nbs/11_model/04_shards.ipynb #6539187a
 def _choose_seed(folder, seed, world):
     """The seed asked for, or that of the set that is there, or a fresh one."""
     found = _read_settings(folder)
@@ -248,7 +248,7 @@ def _choose_seed(folder, seed, world):
         raise ValueError(f"{world} parallel processes make one set only under one seed; give it (seed=, --seed)")
     return secrets.randbits(32) if seed is None else seed
 
-
+# %% ../../nbs/11_model/04_shards.ipynb #52740d39
 @reading
 def generate_shards(
     model,  # a `GenerativeModel`
@@ -310,7 +310,7 @@ def generate_shards(
     made = sum(shard.n for shard in missing)
     return made, sum(shard.n for shard in own) - made
 
-
+# %% ../../nbs/11_model/04_shards.ipynb #e1d53965
 def _labels_in_turn(model, class_labels):
     """Values of the labels that take turns; None for a model without classes."""
     if class_labels is None:

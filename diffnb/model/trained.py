@@ -209,7 +209,7 @@ class Trained:
             check_network(self.network, shape, len(self.labels))
         return shape
 
-
+# %% ../../nbs/11_model/00_trained.ipynb #38b7987d
 def _choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
@@ -237,7 +237,7 @@ def begin(
         network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed)).float()
     return Trained(network, sde, parametrization, tuple(images.shape), Labels.of(images))
 
-
+# %% ../../nbs/11_model/00_trained.ipynb #79ce9fda
 def aligned(
     images,  # an ImageSet
     trained: Trained,  # what was trained before
@@ -265,7 +265,7 @@ def chunks(
     """Cut n samples into chunks."""
     return ((first, min(size, n - first)) for first in range(0, n, size))
 
-
+# %% ../../nbs/11_model/00_trained.ipynb #559c41a2
 def default_batch_size(
     shape: Sequence[int],  # shape of one image (c, h, w)
     device: torch.device,  # where it is made
@@ -328,7 +328,7 @@ def checked_grid(
     make_grid(sde, len(grid) if isinstance(grid, tuple) else 2, grid=grid)
     return grid
 
-
+# %% ../../nbs/11_model/00_trained.ipynb #c7046590
 def to_file(
     path: str | os.PathLike,  # where to write
     trained: Trained,  # what to save
@@ -343,7 +343,7 @@ def to_file(
     """
     save(contents_of(trained, sde, sampler), path, dtype)
 
-
+# %% ../../nbs/11_model/00_trained.ipynb #b6412e15
 def contents_of(
     trained: Trained,  # what was trained
     sde: SDE,  # the process to sample with
@@ -371,7 +371,7 @@ def contents_of(
         calibration=trained.calibration,
     )
 
-
+# %% ../../nbs/11_model/00_trained.ipynb #231e6598
 def from_file(
     path: str | os.PathLike,  # a model file
     *,
