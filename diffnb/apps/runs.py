@@ -297,11 +297,10 @@ def read_settings(
         raise ValueError(f"{path} cannot be read as the settings of a run: {type(error).__name__} {printable(error)}") from None
 
 
-def _write_settings(out, recipe, root):
-    """Write what a run is begun with."""
-    out.mkdir(parents=True, exist_ok=True)
+def _settings(recipe, root):
+    """What a run is begun with, as the text of its file."""
     settings = {"diffnb": diffnb.__version__, "root": str(data_root(root).absolute()), "recipe": to_plain(recipe)}
-    write_file(out / SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
+    return (json.dumps(settings, indent=1) + "\n").encode()
 
 # %% ../../nbs/12_apps/01_runs.ipynb #15
 def run_callbacks(
@@ -405,12 +404,14 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     sampler = SAMPLERS.resolve(recipe.sampler, Sampler)
     loaders = recipe_loaders(recipe, images, valid, device)
     epochs = planned_epochs(loaders, recipe.epochs, recipe.steps, recipe.training.accumulate)
+    settings = _settings(recipe, root)  # before anything is removed: a part without a name is an error here
     if is_first and not resume:
         for name in _left_in(out):
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
     own = run_callbacks(recipe, out, trained, sampler, save_every, resume, epochs)
     if is_first:
-        _write_settings(out, recipe, root)
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(out / SETTINGS, settings)
         _write_about(out, {})
         if progress:
             announce(f"after an interruption: diffnb train --resume {typed(out)}")

@@ -320,7 +320,13 @@ def added(
     return add
 
 # %% ../../nbs/12_apps/04_shell.ipynb #sh17
-OPTIONS = {"resize=True": "--resize", "overwrite=True": "--overwrite", "class_labels": "--labels", "imputation": "impute"}  # in a shell
+OPTIONS = {
+    "resize=True": "--resize",
+    "overwrite=True": "--overwrite",
+    "class_labels": "--labels",
+    "noise_schedule": "--noise-schedule",
+    "imputation": "impute",
+}  # in a shell
 OPTIONS |= {"; size= crops": "; --size 32 crops", "needs a mask (1 = generate)": "needs --mask, a picture that is white where to generate"}
 
 # %% ../../nbs/12_apps/04_shell.ipynb #441fa427

@@ -45,10 +45,7 @@ def offline_extractor(
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808003
 def _extractor_for(name, needs, extractor, shape, instead):
-    """The extractor of a metric: the one that was given, else what the name of the metric means, else the default.
-
-    `instead` collects the names of metrics by the extractor that stands in for another one, and the reason for that.
-    """
+    """The extractor that was given, else what the name means, else the default; `instead` collects names by stand-in and the reason for it."""
     if extractor is not None:
         found = extractor_of(extractor)
         if needs != "features" and not hasattr(found, "probabilities"):
@@ -103,10 +100,8 @@ def make_metrics(
     instead = {}
     metrics = [_made(spec, extractor, shape, n, instead) for spec in specs]
     for (found, reason), names in instead.items():
-        many = len(names) > 1
-        listed = ", ".join(map(repr, names[:-1])) + " and " * many + repr(names[-1])
-        what = "are computed with {}, and the results are" if many else "is computed with {}, and the result is"
-        warnings.warn(f"{listed} {what.format(found)} named after it: {reason}", stacklevel=4)
+        what = "{} is computed with {}, and the result is" if len(names) == 1 else "{} are computed with {}, and the results are"
+        warnings.warn(f"{what.format(' and '.join(map(repr, names)), found)} named after it: {reason}", stacklevel=4)
     return metrics
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808006
