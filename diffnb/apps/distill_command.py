@@ -23,7 +23,8 @@ def distill(
         str, typer.Argument(help="The teacher: a model file, the folder of a training, or a packaged model.", metavar="MODEL", show_default=False)
     ],
     data: Annotated[
-        str, typer.Argument(help="Images like those it was trained on: a folder, or a known set such as packaged.", metavar="DATA", show_default=False)
+        str,
+        typer.Argument(help="Images like those it was trained on: a folder, or a known set such as packaged.", metavar="DATA", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the student, NAME.safetensors.", show_default=False)],
     time_limit: Annotated[float, typer.Option(min=0, help="Seconds after which to stop, at least 10.")] = 3600.0,

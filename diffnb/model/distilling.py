@@ -22,7 +22,6 @@ from ..guidance.guidance import ClassifierFree
 from .learning import teach
 from .shards import digest_of_model
 from .trained import Trained, aligned
-from ..noise.sdes import SDE
 from ..samplers.consistency import Consistency
 
 # %% ../../nbs/11_model/06_distilling.ipynb #dis07
@@ -88,7 +87,11 @@ class Distilling:
         about = {"teacher": digest_of_model(self), "teacher_steps": sum(r.get("steps", 0) for r in self.trained.records)}
         about["guidance_scale"] = float(guidance_scale)
         diffusion = ConsistencyCallback(
-            teacher if guidance_scale == 1 else ClassifierFree(teacher, guidance_scale), teacher.parametrization, seed=seed, method=method, about=about
+            teacher if guidance_scale == 1 else ClassifierFree(teacher, guidance_scale),
+            teacher.parametrization,
+            seed=seed,
+            method=method,
+            about=about,
         )
         network = copy.deepcopy(teacher.network).to(self.device).requires_grad_(True)
         how = {"batch_size": batch_size, "flip": flip, "valid_fraction": valid_fraction, "seed": seed, "split_seed": split_seed}

@@ -350,7 +350,9 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling):
         from diffnb.data.loaders import image_loaders, image_set
 
         if self.distilled is not None:
-            raise ValueError("a distilled model is not trained further, which would make it a poor teacher; train its teacher, and distill that again")
+            raise ValueError(
+                "a distilled model is not trained further, which would make it a poor teacher; train its teacher, and distill that again"
+            )
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints=, the folder of the training that is to go on")
         whole_number(seed, "seed", 0, 2**63 - 1)

@@ -63,7 +63,9 @@ def teach(
         model._again = again.state
         if result.record["stopped"] == "interrupted" and model.verbose:
             made = f"{result.record['steps']:,} steps and {result.record['epochs']} whole epochs"
-            further = f"{name}(...{'' if checkpoints is None else ', resume=True'}) {'goes on' if diffusion is None or checkpoints else 'begins anew'}"
+            further = (
+                f"{name}(...{'' if checkpoints is None else ', resume=True'}) {'goes on' if diffusion is None or checkpoints else 'begins anew'}"
+            )
             has = "the model" if diffusion is None else "last_student of the teacher"
             announce(f"training was interrupted after {made}; {has} has what it learned, and {further}")
 
