@@ -81,10 +81,21 @@ def drawn(model, denoiser, sampler, grid, n_steps, n, seed, batch):
         yield to_unit(run.x).cpu()
 
 
+def levels(sde, name):
+    """A grid by its name, or the times of noise levels such as 80,0.8, at the last of which the student is asked, too."""
+    if "," not in name:
+        return name
+    kappa = torch.tensor([float(part) for part in name.split(",")], dtype=torch.float64)
+    return sde.time_of_half_log_snr(-kappa.log()).clamp(sde.t_min, sde.t_max).tolist()
+
+
 def settings(student, teacher, args):
     """What to measure: (who, model, denoiser, sampler, grid, evaluations asked for, steps)."""
     for evaluations in STUDENT:
-        for grid in args.grids:
+        for name in args.grids:
+            grid = levels(student.sde, name)
+            if not isinstance(grid, str) and len(grid) != evaluations:
+                continue
             yield "student", student, student.denoiser(precision=args.sampling_precision), Consistency(), grid, evaluations, evaluations
     plain = teacher.denoiser(precision=args.sampling_precision)
     scale = student.distilled["guidance_scale"]
@@ -150,7 +161,7 @@ def main():
     parser.add_argument("--evaluate-only", action="store_true")
     parser.add_argument("--n", type=int, default=2000, help="generated images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of generated images")
-    parser.add_argument("--grids", nargs="+", default=["open-karras"], help="of the student")
+    parser.add_argument("--grids", nargs="+", default=["open-karras"], help="of the student: names, or noise levels such as 80,0.8")
     parser.add_argument("--extractor", help="what looks at the images; the packaged one for their shape if not given")
     parser.add_argument("--sampling-precision", default="float32")
     parser.add_argument("--batch", type=int, default=100, help="images generated at a time")

@@ -183,7 +183,7 @@ def test_a_small_student_reaches_it():
     x, teacher = oracle.sample(8192, dtype=torch.float32), oracle.denoiser(sde)
     callback = ConsistencyCallback(teacher, Karras(0.764), gap=Gap(1.5, 3.0))
     dls = DataLoaders(Points(x, 256), Points(x[:256], 256), device="cpu")
-    result = fit(dls, network, sde, Karras(0.764), steps=400, lr=5e-3, progress=False, diffusion=callback)
+    result = fit(dls, network, sde, Karras(0.764), steps=300, lr=6e-3, progress=False, diffusion=callback)
     network.load_state_dict(result.ema_state)
     student = callback.denoiser(network.eval())
     for kappa in (0.5, 2.0, 10.0, 80.0):
@@ -262,7 +262,7 @@ def test_a_student_says_what_it_is_also_from_a_file(teacher, student, tmp_path):
     assert torch.equal(student.generate(3, **how), again.generate(3, **how))
     assert teacher.distilled is None and teacher.last_student is student and len(teacher.records) == 1
     assert not torch.equal(student.generate(2, seed=1), student.generate(2, seed=1, n_steps=1))
-    assert torch.equal(student.generate(4, seed=1)[3:], student.generate(1, seed=1, first=3, batch_size=1))
+    assert torch.allclose(student.generate(4, seed=1)[3:], student.generate(1, seed=1, first=3, batch_size=1), rtol=0, atol=1e-3)
 
 
 def test_a_student_begins_as_its_teacher_and_leaves_it_alone(teacher):
