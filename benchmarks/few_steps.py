@@ -35,7 +35,7 @@ from diffnb.samplers import SAMPLERS, is_open
 
 RESULT = Path(__file__).parent / "results" / "few_steps.json"
 SAME = ("exponential-integrator", "single-step")  # as dpm-solver++2m and dpm-solver++2s
-SEARCHED = ("tuned",)  # its levels belong to one model and one number of steps: see grids.py
+SEARCHED = ("tuned", "consistency")  # levels of one model and one number of steps: see grids.py; distilled models: see distill.py
 LOWERED = ("dpm-solver++2m", "dpm-solver++3m", "unipc")  # measured with lower_order_final, too
 FOLLOWED = 32  # images compared with the exact flow
 

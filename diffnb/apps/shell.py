@@ -270,6 +270,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
         "train --recipe fashion_mnist --out run",
         "train --resume run --epochs 200",
     ),
+    "distill": ("distill run photos --out student.safetensors", "distill fashion_mnist packaged --time-limit 600 --out student.safetensors"),
     "score": ("score photos run/model.safetensors", "score packaged samples --metrics frechet,prdc --json scores.json"),
     "weights": ("weights", "weights folder"),
     "colorize": ("colorize grey.png --resize --out coloured", "colorize grey.png --resize --hints strokes.png --variants 4"),

@@ -26,6 +26,7 @@ from ..files.errors import Limits
 from ..files.model_file import Contents, save
 from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
+from .distilling import Distilling
 from .editing import Editing
 from .learning import teach
 from .restoration import Restoration
@@ -73,6 +74,7 @@ class ModelSettings:
         self._trained: Trained | None = None
         self._again: dict | None = None  # what the next training goes on from, as long as the model is in memory
         self.last_seed: int | None = None  # seed of the images made last
+        self.last_student = None  # the model that `distill` made last, also where it was interrupted
 
     @property
     def sampler(self) -> Sampler:
@@ -195,6 +197,11 @@ class ModelFacts(ModelSettings):
         return copy.deepcopy(self._trained.records[-1]) if self._trained and self._trained.records else {}
 
     @property
+    def distilled(self) -> dict | None:
+        """What this model was distilled from, and how; None for one that was not."""
+        return copy.deepcopy(self._trained.distilled) if self._trained else None
+
+    @property
     def version(self) -> str:
         """Version of diffnb with which the model was first trained."""
         return self._trained.version if self._trained else diffnb.__version__
@@ -237,7 +244,7 @@ class ModelFacts(ModelSettings):
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
 @reading
-class GenerativeModel(ModelFacts, Restoration, Editing):
+class GenerativeModel(ModelFacts, Restoration, Editing, Distilling):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(
@@ -248,9 +255,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
     ) -> BaseDenoiser:  # under the model's process; takes the condition "label" if the model has classes
         """Make the object that samplers, guidance and likelihood consume, for work beyond this class."""
         denoiser = self.trained.denoiser(precision).under(self._sde)
+        self.trained.check_scale(guidance_scale)
         if guidance_scale != 1:
-            if not self.num_classes:
-                raise ValueError(f"guidance_scale={guidance_scale} needs a model with classes; this one was trained without labels")
             denoiser = ClassifierFree(denoiser, guidance_scale)
         return denoiser if class_labels is None else denoiser.given(self.trained.condition(class_labels))
 
@@ -343,6 +349,10 @@ class GenerativeModel(ModelFacts, Restoration, Editing):
         """
         from diffnb.data.loaders import image_loaders, image_set
 
+        if self.distilled is not None:
+            raise ValueError(
+                "a distilled model is not trained further, which would make it a poor teacher; train its teacher, and distill that again"
+            )
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints=, the folder of the training that is to go on")
         whole_number(seed, "seed", 0, 2**63 - 1)

@@ -33,6 +33,7 @@ def teach(
     steps: int | None = None,  # steps after which to stop
     time_limit: float | None = None,  # seconds after which to stop
     total_epochs: int | None = None,  # epochs of all trainings together that the rate falls over
+    diffusion=None,  # what poses the problem of a batch, a `diffnb.training.DiffusionCallback`; None: denoising, by the settings
     **settings: Any,  # of `diffnb.training.TrainingSettings`
 ) -> None:
     """Train the network of a model, from where it stands, and give the model what was learned, also where training is interrupted.
@@ -50,7 +51,10 @@ def teach(
     if model.verbose and seen[0]:
         falls = "this call alone; total_epochs= lays one fall over several" if total_epochs is None else f"{total_epochs} epochs in all"
         announce(f"training goes on after {seen[0]:,} steps; the learning rate falls over {falls}")
-    kept = [] if checkpoints is None else checkpoint_callbacks(checkpoints, resume, trained, model.sampler)
+    # what is written on the way says of itself what it is, before there is a record
+    told = trained if diffusion is None else replace(trained, records=(*trained.records, diffusion.facts()))
+    kept = [] if checkpoints is None else checkpoint_callbacks(checkpoints, resume, told, model.sampler)
+    name = "train" if diffusion is None else "distill"
 
     def keep(result):
         raw = {key: value.detach() for key, value in network.state_dict().items()}
@@ -58,9 +62,12 @@ def teach(
         model._install(replace(trained, records=(*trained.records, result.record), raw=raw, calibration=None))
         model._again = again.state
         if result.record["stopped"] == "interrupted" and model.verbose:
-            how = "train(...)" if checkpoints is None else "train(..., resume=True)"
             made = f"{result.record['steps']:,} steps and {result.record['epochs']} whole epochs"
-            announce(f"training was interrupted after {made}; the model has what it learned, and {how} goes on")
+            further = (
+                f"{name}(...{'' if checkpoints is None else ', resume=True'}) {'goes on' if diffusion is None or checkpoints else 'begins anew'}"
+            )
+            has = "the model" if diffusion is None else "last_student of the teacher"
+            announce(f"training was interrupted after {made}; {has} has what it learned, and {further}")
 
     fit(
         loaders,
@@ -74,6 +81,7 @@ def teach(
         progress=model.verbose,
         callbacks=[*callbacks, again, *kept],
         keep=keep,
+        diffusion=diffusion,
         **settings,
     )
 

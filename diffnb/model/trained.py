@@ -34,6 +34,7 @@ from ..noise.schedules import SCHEDULES, NoiseSchedule
 from ..noise.sdes import SDE, SDES
 from ..printing import printable, progress_bar
 from ..samplers.base import SAMPLERS, Sampler, make_grid
+from ..samplers.consistency import ConsistencyFunction
 
 # %% ../../nbs/11_model/00_trained.ipynb #f5803f2d
 def resolve_process(
@@ -161,13 +162,38 @@ class Trained:
     metrics: tuple = ()  # metrics of one's own that belong to the model
     calibration: Mapping[str, Tensor] | None = None  # what restoration draws with: see `diffnb.model.restoration`; None: not measured
 
+    @property
+    def distilled(self) -> dict | None:
+        """What a distilled model was distilled from, and how, as its record says; None for any other."""
+        return next((record["distilled"] for record in reversed(self.records) if record.get("distilled")), None)
+
     def denoiser(
         self,
         precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
-    ) -> Denoiser:  # under the process of training
+    ) -> BaseDenoiser:  # a `Denoiser` under the process of training; of a distilled model a `ConsistencyFunction`, which 'consistency' samples
         """Make the object that samplers take."""
         autocast = _choice("precision", precision, {"float32": None, "bfloat16": torch.bfloat16})
-        return Denoiser(self.network, self.sde, self.parametrization, autocast)
+        asked = Denoiser(self.network, self.sde, self.parametrization, autocast)
+        return asked if self.distilled is None else ConsistencyFunction(asked)
+
+    def check_scale(
+        self,
+        guidance_scale: float | Sequence[float],  # how much a class shall be exaggerated
+    ) -> None:
+        """Refuse to guide what cannot be guided.
+
+        Raises:
+            ValueError: if the model has no classes, or was distilled.
+        """
+        if isinstance(guidance_scale, (int, float)) and guidance_scale == 1:
+            return
+        if not self.labels:
+            raise ValueError(f"guidance_scale={guidance_scale} needs a model with classes; this one was trained without labels")
+        if self.distilled is not None:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} cannot be chosen for a distilled model, whose guidance was learned; leave it at 1, "
+                "or distill its teacher again with guidance_scale="
+            )
 
     def condition(
         self,
@@ -183,6 +209,8 @@ class Trained:
         is_one = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
         if class_labels is None and not (is_one and guidance_scale == 1):
             raise ValueError(f"guidance_scale={guidance_scale} strengthens a class; give class_labels too, or leave it at 1")
+        if class_labels is not None:
+            self.check_scale(guidance_scale if self.labels else 1.0)
         if class_labels is not None and not self.labels:
             raise ValueError(f"class_labels={class_labels!r} was asked for, but this model was trained without labels")
         condition = {"label": self.labels.indices(class_labels, n)} if self.labels else {}
@@ -397,7 +425,8 @@ def from_file(
         raise ModelFileError(f"{path}: {error}") from None
     own = {"raw": found.raw, "guidance": found.guidance, "metrics": found.metrics, "calibration": found.calibration}
     trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version, **own)
-    return trained, found.sampling_sde, found.sampler or SAMPLERS["euler-maruyama"](), grid, found.n_steps
+    usual = SAMPLERS["euler-maruyama" if trained.distilled is None else "consistency"]
+    return trained, found.sampling_sde, found.sampler or usual(), grid, found.n_steps
 
 # %% ../../nbs/11_model/00_trained.ipynb #23ce0f2a
 def checkpoint_writer(

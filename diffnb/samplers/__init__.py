@@ -3,6 +3,7 @@
 from .adaptive import *
 from .base import *
 from .checks import *
+from .consistency import *
 from .grid_search import *
 from .multistep import *
 from .ode import *

@@ -348,6 +348,13 @@ class Sampler:
         whole = self.evaluations(n_steps + 1)
         return None if whole is None else whole - self.evaluations(1)
 
+    def asked(
+        self,
+        denoiser: BaseDenoiser,  # what a run is given
+    ) -> BaseDenoiser:  # what its steps ask
+        """Choose what the steps ask: the denoiser, unless a subclass is made for something else."""
+        return denoiser
+
     def grid(
         self,
         sde: SDE,  # the process
@@ -398,7 +405,7 @@ class Sampler:
         plan = self.plan(denoiser.sde, levels, [lam for lam, _ in history])
         noise = noise_source(seeds, n, x.device if x is not None else device or "cpu")
         state = State(_begin(denoiser.sde, times, shape, x, noise, dtype), history=history, plan=plan)
-        denoiser = counted = Counted(denoiser.given(condition))
+        denoiser = counted = Counted(self.asked(denoiser).given(condition))
         states = [state.x] if keep_states else []
         first_bad = torch.full((n,), n_steps, device=state.x.device)
         for i, t in enumerate(levels[:n_steps]):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .again import *
     from .averages import *
     from .checkpoints import *
+    from .distillation import *
     from .distributed import *
     from .interruptions import *
     from .learner import *

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..arguments import reading_settings
 from ..core import NoiseSource, check_counts, expand, to_unit
-from ..denoise.denoisers import Denoiser
+from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..networks.base import float32_by_default
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
 from ..noise.sdes import SDE
@@ -47,6 +47,7 @@ class DiffusionCallback(Callback):
 
     order = 0
     draws = True  # its state is that of random generators, and is noted after every step
+    loss = staticmethod(weighted_mse)  # what compares the network's answer with what `problem` asks for
 
     def __init__(
         self,
@@ -159,6 +160,17 @@ class DiffusionCallback(Callback):
             inputs = *inputs, label
         return inputs, (expand(p, x0) * x0 + expand(q, x0) * epsilon, self.weight(self.parametrization, self.sde, t))
 
+    def denoiser(
+        self,
+        network: nn.Module,  # the network, as it is now
+    ) -> BaseDenoiser:  # what samplers take
+        """Make the object that the network is trained to be."""
+        return Denoiser(network, self.sde, self.parametrization)
+
+    def facts(self) -> dict:
+        """What the record of a training says of the problem, beside the settings: plain numbers, strings and lists."""
+        return {}
+
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""
         facts = {"images_seen": self.images_seen, "batch_size": self.batch_size, "sample_shape": self.sample_shape}
@@ -241,6 +253,7 @@ def diffusion_learner(
     settings: TrainingSettings = TrainingSettings(),  # what the keywords change
     progress: bool = True,  # show a progress bar and a table of losses
     callbacks: Sequence[Callback] = (),  # more callbacks
+    diffusion: DiffusionCallback | None = None,  # what poses the problem of a batch; None: denoising, by the settings
     **kwargs,
 ) -> "DiffusionLearner":  # a fastai Learner: fit, fit_one_cycle, lr_find, validate, recorder.plot_loss work as ever
     """Make a Learner that trains a network to denoise.
@@ -251,7 +264,9 @@ def diffusion_learner(
     """
     settings = replace(settings, **kwargs)
     _check_loaders(dls)
-    diffusion = DiffusionCallback(sde, parametrization, settings.times, settings.weight, settings.label_dropout, settings.seed, settings.quantiles)
+    if diffusion is None:
+        how = settings.times, settings.weight, settings.label_dropout, settings.seed, settings.quantiles
+        diffusion = DiffusionCallback(sde, parametrization, *how)
     own = [
         diffusion,
         *diffusion.weight.callbacks(),
@@ -264,7 +279,7 @@ def diffusion_learner(
     learn = DiffusionLearner(
         dls,
         network,
-        loss_func=weighted_mse,
+        loss_func=diffusion.loss,
         opt_func=partial(ScaledOptimizer, opt=torch.optim.AdamW, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda")),
         lr=settings.lr,
         wd=0.01,
@@ -387,6 +402,7 @@ def fit(
     settings: TrainingSettings = TrainingSettings(),  # what the keywords change
     progress: bool = True,  # show a progress bar and a table of losses
     callbacks: Sequence[Callback] = (),  # more callbacks; `ResumeCallback` makes a training that can be killed
+    diffusion: DiffusionCallback | None = None,  # what poses the problem of a batch; None: denoising, by the settings
     **kwargs,
 ) -> TrainingResult:
     """Train a network with warm-up and decay, and say how it went.
@@ -406,7 +422,8 @@ def fit(
     epochs = planned_epochs(dls, epochs, steps, settings.accumulate)
     schedule = ScheduleCallback(settings.lr, time_limit, settings.rate, settings.warmup, steps, of_epochs)
     told = [ForecastCallback()] if progress and not any(isinstance(cb, ForecastCallback) for cb in callbacks) else []
-    learn = diffusion_learner(dls, network, sde, parametrization, settings=settings, progress=progress, callbacks=[*callbacks, *told])
+    how = {"settings": settings, "progress": progress, "callbacks": [*callbacks, *told], "diffusion": diffusion}
+    learn = diffusion_learner(dls, network, sde, parametrization, **how)
     # alone, or with those that torchrun has started; a caller's no_grad is not meant for what is trained
     with torch.inference_mode(False), torch.enable_grad(), _own_random_state(settings.seed), together(learn):
         try:
@@ -478,10 +495,11 @@ def _record(learn, schedule):
         "times": repr(learn.diffusion.times),
         "weight": repr(learn.diffusion.weight),
         "batch_size": learn.diffusion.batch_size * settings.accumulate,
-        "label_dropout": settings.label_dropout,
+        "label_dropout": learn.diffusion.label_dropout,
         "ema": repr(learn.ema.profile),
         "precision": str(learn.forward.autocast_dtype or torch.float32).removeprefix("torch."),
         "seed": settings.seed,
+        **learn.diffusion.facts(),
     }
 
 # %% ../../nbs/09_training/00_learner.ipynb #42

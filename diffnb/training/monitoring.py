@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ..arguments import reading_settings
 from ..core import NoiseSource, Registry, import_extra, to_unit
-from ..denoise.denoisers import Denoiser
 from ..parallel import collected, launched
 from ..samplers.base import Sampler
 from ..samplers.multistep import DPMSolverPP2M
@@ -418,7 +417,7 @@ class SampleCallback(Callback):
             condition = {}
             if "label" in getattr(network, "condition_names", ()):
                 condition["label"] = torch.tensor(self._labels(network), device=device)
-            denoiser = Denoiser(network.eval(), diffusion.sde, diffusion.parametrization)
+            denoiser = diffusion.denoiser(network.eval())
             shape = (self.n, *diffusion.sample_shape)
             result = self.sampler(denoiser, shape=shape, n_steps=self.n_steps, seeds=self.image_seed, condition=condition, device=device)
         return to_unit(result.x)
@@ -502,7 +501,7 @@ class MetricCallback(Callback):
         if "label" in getattr(network, "condition_names", ()):
             labels = range(network.num_classes) if self.labels is None else self.labels
             condition["label"] = torch.tensor([labels[i % len(labels)] for i in range(first, first + m)], device=device)
-        denoiser, noise = Denoiser(network, diffusion.sde, diffusion.parametrization), NoiseSource.of(self.image_seed, m, first, device)
+        denoiser, noise = diffusion.denoiser(network), NoiseSource.of(self.image_seed, m, first, device)
         shape = m, *diffusion.sample_shape
         return to_unit(self.sampler(denoiser, shape=shape, n_steps=self.n_steps, seeds=noise, condition=condition, device=device).x)
 

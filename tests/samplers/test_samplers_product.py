@@ -58,7 +58,8 @@ def tensor(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-NAMES = [name for name in SAMPLERS.names() if name != "tuned"]  # which has its own numbers of steps; see test_grid_search.py
+# tuned has its own numbers of steps, see test_grid_search.py, and consistency takes distilled models only, see training/test_distillation.py
+NAMES = [name for name in SAMPLERS.names() if name not in ("tuned", "consistency")]
 PROCESSES = {"vp": VP(), "vp-cosine": VP(Cosine()), "sub-vp": SubVP(), "ve": VE(), "edm": EDM(), "flow": FlowMatching()}
 LINE = GaussianMixture(tensor([[-1.0], [0.2], [1.2]]), tensor([0.05, 0.2, 0.1])[:, None, None], tensor([0.3, 0.5, 0.2]))
 Z = torch.linspace(-2.5, 2.5, 24, dtype=torch.float64)[:, None]
