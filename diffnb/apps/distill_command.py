@@ -53,7 +53,8 @@ def distill(
         raise ValueError(f"--out {out} is a folder; give a file, such as {out / 'student.safetensors'}")
     check_absent([out], overwrite)
     teacher = load_model(model, device)
-    images = image_set(data, size=tuple(teacher.shape[1:]) if Path(data).is_dir() else None, classes=comma_list(classes), root=root, limit=limit)
+    size = tuple(teacher.shape[1:]) if Path(data).is_dir() else None
+    images = image_set(data, size=size, classes=comma_list(classes), root=root, limit=limit, verbose=False)  # `distill` says what they are
     plan = {"epochs": epochs, "steps": max_steps, "batch_size": batch_size, "lr": lr, "method": method, "precision": precision, "seed": seed}
     with made(out.parent):
         try:
