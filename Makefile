@@ -35,7 +35,6 @@ check: dev
 # the pages' texts are read; the site's pages are made as nbdev makes them, without Quarto, and every link and name in them leads somewhere
 docs-check: dev
 	@date "+== %T $@"
-	@date "+== %T $@"
 	$(BIN)/python .ci/texts.py
 	$(BIN)/python .ci/docs.py
 
