@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..arguments import reading_settings
 from ..core import expand
 from ..denoise.denoisers import BaseDenoiser
 from ..noise.sdes import SDE
@@ -85,6 +86,7 @@ class Consistency(Sampler):
         return replace(state, x=add_noise(end.alpha * ended, end, s, z), x0=ended)
 
 # %% ../../nbs/03_samplers/08_consistency.ipynb #con09
+@reading_settings
 class GaussianConsistency(BaseDenoiser):
     """The exact consistency function of N(m, s^2), by its formula; in a `ConsistencyFunction`, the oracle that a distilled model is compared with."""
 

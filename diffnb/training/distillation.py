@@ -29,6 +29,7 @@ from .losses import TOP, TimeDistribution
 from .steps import TrainingError
 
 # %% ../../nbs/09_training/11_distillation.ipynb #dis10
+@reading_settings
 @dataclass(frozen=True)
 class Gap:
     """How far below a noise level the next one lies, r = kappa (1 - 2^-a (1 + 8 sigmoid(-kappa))): a rises during training.
@@ -106,7 +107,7 @@ class ConsistencyCallback(DiffusionCallback):
     """Turn a batch into the problem of consistency distillation: to answer as at the next point of the teacher's flow."""
 
     name = "diffusion"  # the part that it takes in a learner
-    loss = staticmethod(pseudo_huber)
+    compare = staticmethod(pseudo_huber)
 
     def __init__(
         self,

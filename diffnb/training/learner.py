@@ -47,7 +47,7 @@ class DiffusionCallback(Callback):
 
     order = 0
     draws = True  # its state is that of random generators, and is noted after every step
-    loss = staticmethod(weighted_mse)  # what compares the network's answer with what `problem` asks for
+    compare = staticmethod(weighted_mse)  # what compares the network's answer with what `problem` asks for
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ def diffusion_learner(
     learn = DiffusionLearner(
         dls,
         network,
-        loss_func=diffusion.loss,
+        loss_func=diffusion.compare,
         opt_func=partial(ScaledOptimizer, opt=torch.optim.AdamW, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda")),
         lr=settings.lr,
         wd=0.01,

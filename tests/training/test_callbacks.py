@@ -15,6 +15,7 @@ from diffnb.noise import EDM
 from diffnb.training import (
     AgainCallback,
     CheckpointCallback,
+    ConsistencyCallback,
     EarlyStopCallback,
     ForecastCallback,
     HistoryCallback,
@@ -87,7 +88,8 @@ def trained(tmp_path_factory):
 
 
 def test_every_callback_is_in_the_learner(trained):
-    assert len(callback_classes()) > 15 and {type(cb) for cb in trained[0].cbs} >= set(callback_classes())
+    in_its_place = {ConsistencyCallback}  # stands where `DiffusionCallback` stands when a model is distilled
+    assert len(callback_classes()) > 15 and {type(cb) for cb in trained[0].cbs} >= set(callback_classes()) - in_its_place
 
 
 def own_names(cb):
