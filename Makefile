@@ -38,9 +38,10 @@ docs-check: dev
 	$(BIN)/python .ci/texts.py
 	$(BIN)/python .ci/docs.py
 
+# cells marked slow are run where DIFFNB_SLOW is set; figures of pages are among them
 notebooks: dev
 	@date "+== %T $@"
-	PATH="$(abspath $(BIN)):$$PATH" DIFFNB_QUICK=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print
+	PATH="$(abspath $(BIN)):$$PATH" DIFFNB_QUICK=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print $(if $(DIFFNB_SLOW),--flags slow)
 
 pytest: dev
 	@date "+== %T $@"
