@@ -12,11 +12,10 @@ consistency sampler on each of the grids, the teacher by its own sampler on its 
 of evaluations, since few evaluations want another grid than many. With a guidance scale the teacher is guided, which takes two evaluations a step.
 
 With --checkpoints a distillation that is cut short goes on by --resume. Every row is written to results/distill.json as soon as it is measured,
-under the name of the student's file, and is not measured again unless the file has changed.
+under the name of the student's file, and is not measured again unless its weights have changed.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -29,7 +28,7 @@ from diffnb.core import NoiseSource, to_unit
 from diffnb.data import image_set
 from diffnb.guidance import ClassifierFree
 from diffnb.metrics import FeatureStatistics, as_extractor, frechet_of_features, offline_extractor
-from diffnb.model import GenerativeModel
+from diffnb.model import GenerativeModel, digest_of_model
 from diffnb.parallel import own_device
 from diffnb.samplers import Consistency
 
@@ -50,11 +49,6 @@ def store(row):
     lines = ",\n  ".join(json.dumps(one) for one in rows)
     part.write_text(f'{{"metric": "frechet", "rows": [\n  {lines}\n]}}\n', encoding="utf-8")
     os.replace(part, RESULT)
-
-
-def digest(path):
-    """The beginning of the SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def features(extractor, images):
@@ -114,7 +108,7 @@ def evaluate(student, teacher, images, args):
     reference = features(extractor, real.split(args.batch))
     picked = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: args.n]]
     floor = frechet_of_features(reference, features(extractor, picked.split(args.batch)))
-    about = {"file": args.out.name, "digest": digest(args.out), "data": args.data, "images": len(real), "n": args.n, "extractor": args.extractor}
+    about = {"file": args.out.name, "digest": digest_of_model(student), "data": args.data, "images": len(real), "n": args.n, "extractor": args.extractor}
     training = {key: student.record[key] for key in ("seconds", "steps", "images_seen", "precision")}
     print(f"floor {floor:.3f}", flush=True)
     for seed in args.seeds:

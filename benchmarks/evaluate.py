@@ -11,7 +11,6 @@ set. `--minutes` ends a run after the configuration that exceeds it.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import time
@@ -23,7 +22,7 @@ import torch
 import diffnb
 from diffnb.data import image_set
 from diffnb.metrics import BitsPerDim, Evaluator, sampled
-from diffnb.model import GenerativeModel, packaged_models
+from diffnb.model import GenerativeModel, digest_of_model, packaged_models
 
 RESULT = Path(__file__).parent / "results" / "evaluate.json"
 METRICS = "frechet,frechet infinity,kernel,prdc,is,vendi,memorisation,agreement"
@@ -73,8 +72,8 @@ def main():
     warnings.filterwarnings("ignore", category=UserWarning)  # that n is small is why the floor stands beside it
 
     file = args.model or Path(packaged_models()["fashion_mnist"])
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     model, (real, others) = GenerativeModel.load(file, verbose=False), sets(args.data)
+    digest = digest_of_model(model)
     evaluator = Evaluator(real, args.metrics.split(","), extractor=args.extractor, floor=others, cache=args.cache, seed=args.seed)
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     start = time.time()

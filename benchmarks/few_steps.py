@@ -11,13 +11,12 @@ images. Beside it, for samplers without noise of their own, stands the root mean
 flow takes the same noise (RK4 with 157 evaluations, in float32). A sampler takes as many steps as fit into the evaluations.
 
 Every row is written to results/few_steps.json as soon as it is measured, and rows that are there are not measured again, so that the run may be
-stopped and taken up at any time. Rows belong to the model file that they were measured on. Images are made and looked at in batches and not kept.
+stopped and taken up at any time. Rows belong to the weights that they were measured with, however the file that holds them is written.
+Images are made and looked at in batches and not kept.
 """
 
 import argparse
 import functools
-import hashlib
-import importlib.resources
 import json
 import os
 import statistics
@@ -30,7 +29,7 @@ from diffnb.core import NoiseSource, to_unit
 from diffnb.data import image_set
 from diffnb.denoise import Denoiser
 from diffnb.metrics import FashionClassifier, FeatureStatistics, frechet_of_features
-from diffnb.model import GenerativeModel
+from diffnb.model import GenerativeModel, digest_of_model
 from diffnb.samplers import SAMPLERS, is_open
 
 RESULT = Path(__file__).parent / "results" / "few_steps.json"
@@ -167,14 +166,12 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    packaged = importlib.resources.files("diffnb") / "assets" / "fashion_mnist.safetensors"
-    digest = hashlib.sha256(packaged.read_bytes()).hexdigest()[:12]
-    rows = load_rows()
+    model, extractor = GenerativeModel.pretrained("fashion_mnist", verbose=False), FashionClassifier()
+    digest, rows = digest_of_model(model), load_rows()
     if args.show:
         return show(rows, digest)
     if args.compile and args.n % args.batch:
         parser.error(f"--compile is for whole batches: --n {args.n} is no multiple of --batch {args.batch}")
-    model, extractor = GenerativeModel.pretrained("fashion_mnist", verbose=False), FashionClassifier()
     denoiser = make_denoiser(model, args.precision, args.compile)
     known = {key(row) for row in rows}
     todo = []

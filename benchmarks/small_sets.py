@@ -41,6 +41,8 @@ ROWS = {f"batch-{n}": {"batch_size": n} for n in (128, 64, 32, 16, 8)} | {
     "flip": {"flip": True},
     "dropout-0.1": {"dropout": 0.1},
     "no-warm-up": {"warmup": 0},
+    "warm-up-3": {"warmup": 3},
+    "warm-up-10": {"warmup": 10},
     "warm-up-100": {"warmup": 100},
     "lr-0.002": {"lr": 2e-3},
 }
