@@ -108,7 +108,8 @@ def evaluate(student, teacher, images, args):
     reference = features(extractor, real.split(args.batch))
     picked = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: args.n]]
     floor = frechet_of_features(reference, features(extractor, picked.split(args.batch)))
-    about = {"file": args.out.name, "digest": digest_of_model(student), "data": args.data, "images": len(real), "n": args.n, "extractor": args.extractor}
+    about = {"file": args.out.name, "digest": digest_of_model(student), "data": args.data, "images": len(real)}
+    about |= {"n": args.n, "extractor": args.extractor}
     training = {key: student.record[key] for key in ("seconds", "steps", "images_seen", "precision")}
     print(f"floor {floor:.3f}", flush=True)
     for seed in args.seeds:
