@@ -486,13 +486,18 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling):
         name: str,  # a key of `packaged_models()`
         device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
         verbose: bool = True,  # show progress bars
+        *,
+        fast: bool = False,  # its distilled companion instead, which draws an image in one to four evaluations
     ) -> "GenerativeModel":
         """Load a model that comes with the package.
 
         Raises:
-            ValueError: if there is none of that name; lists those there are.
+            ValueError: if there is none of that name, or it has no distilled companion; lists those there are.
         """
         known = packaged_models()
         if name not in known:
             raise ValueError(f"unknown packaged model {name!r}; known: {', '.join(known)} (GenerativeModel.load reads files)")
+        if fast and (name := f"{name}_fast") not in known:
+            made = ", ".join(repr(one.removesuffix("_fast")) for one in known if one.endswith("_fast"))
+            raise ValueError(f"fast=True is for {made or 'no packaged model'}; other models are distilled by model.distill(images)")
         return cls.load(known[name], device, verbose)
