@@ -41,9 +41,8 @@ ROWS = {f"batch-{n}": {"batch_size": n} for n in (128, 64, 32, 16, 8)} | {
     "flip": {"flip": True},
     "dropout-0.1": {"dropout": 0.1},
     "no-warm-up": {"warmup": 0},
-    "warm-up-3": {"warmup": 3},
-    "warm-up-10": {"warmup": 10},
-    "warm-up-100": {"warmup": 100},
+    "warm-up-15": {"warmup": 15},
+    "warm-up-75": {"warmup": 75},
     "lr-0.002": {"lr": 2e-3},
 }
 AVERAGES = {"no average": 0.0, "power law 0.05": PowerLaw(0.05), "power law 0.1": PowerLaw(0.1), "power law 0.2": PowerLaw(0.2)}

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .runs import *
     from .shell import *
     from .tutorial_figures import *
+    from .visualization import *
 
 
 def _handed_on():

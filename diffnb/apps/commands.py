@@ -247,7 +247,7 @@ def _train(
         str | None, typer.Option(help="How it falls: cosine, linear, constant, or inverse-sqrt:2000 after so many steps.", show_default=False)
     ] = None,
     warmup: Annotated[
-        int | None, typer.Option(min=0, help="Steps of warm-up: 300, or a twentieth of a shorter training; 0: none.", show_default=False)
+        int | None, typer.Option(min=0, help="Steps of warm-up: 300, or a hundredth of a shorter training; 0: none.", show_default=False)
     ] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Batches a step: 1.", show_default=False)] = None,
     max_norm: Annotated[float | None, typer.Option(help="Clip the norm of the gradient: 1.", show_default=False)] = None,
@@ -495,8 +495,8 @@ def _demo(
     overwrite: Overwrite = False,
     device: Device = None,
 ):
-    """Generate, then train for a minute and generate."""
-    check_absent([out / name for name in ("packaged.png", "trained.png", "trained.safetensors")], overwrite)
+    """Generate, in twenty evaluations and in two; then train for a minute and generate."""
+    check_absent([out / name for name in ("packaged.png", "fast.png", "trained.png", "trained.safetensors")], overwrite)
     with made(out):
         _show(out, train_seconds, rows, seed, device)
 
@@ -508,6 +508,9 @@ def _show(out, train_seconds, rows, seed, device):
     packaged = GenerativeModel.pretrained("fashion_mnist", device)
     tell("The packaged model, trained on Fashion-MNIST:")
     _timed_grid(packaged, out / "packaged.png", seed, rows)
+    fast = GenerativeModel.pretrained("fashion_mnist", device, fast=True)
+    tell(f"The same model, distilled to {fast.n_steps} evaluations an image:")
+    _timed_grid(fast, out / "fast.png", seed, rows)
     tell(f"A new small model, trained for about {train_seconds:g} seconds:")
     model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device=device)
     # small batches: in a minute the number of steps counts, more than how good each is

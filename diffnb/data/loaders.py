@@ -182,12 +182,12 @@ class ImageLoader:
         **kwargs,  # of `matplotlib.figure.Figure`
     ):  # a matplotlib Figure
         """Show images of a batch with the names of their classes."""
-        from matplotlib.figure import Figure
+        from diffnb.printing import new_figure
 
         x, label, _ = self.one_batch() if b is None else b
         n = min(max_n, len(x))
         columns = math.ceil(n**0.5)
-        figure = Figure(**{"figsize": (1.4 * columns, 1.5 * math.ceil(n / columns)), "layout": "constrained", **kwargs})
+        figure = new_figure(**{"figsize": (1.4 * columns, 1.5 * math.ceil(n / columns)), "layout": "constrained", **kwargs})
         names = self.dataset.names or self.dataset.values or []
         for ax, image, k in zip(figure.subplots(math.ceil(n / columns), columns, squeeze=False).flat, x[:n].cpu(), label[:n].tolist()):
             image = (image.clamp(-1, 1) + 1) / 2

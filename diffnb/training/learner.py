@@ -223,7 +223,7 @@ class TrainingSettings:
 
     lr: float = 1e-3  # highest learning rate
     rate: Rate | str = "cosine"  # how the rate falls: "cosine", "linear", "inverse-sqrt" or "constant"
-    warmup: int = 300  # steps of warm-up, or a twentieth of a training that is shorter
+    warmup: int = 300  # steps of warm-up, or a hundredth of a training where that is less
     times: TimeDistribution | str = "log-normal"  # where training spends its effort: also "log-snr", "uniform"
     quantiles: Callable | str = "stratified"  # how a batch covers it: also "shifted", "independent"
     weight: LossWeight | str = "equal"  # factor on the loss at each time: also "edm", "min-snr", "sigmoid", "uncertainty"
@@ -311,7 +311,7 @@ class DiffusionLearner(ResumableLearner):
         **kwargs,  # of `matplotlib.figure.Figure`
     ):  # a matplotlib Figure
         """Show images that were noised, what the averaged weights predict of them, and the originals, one below the other."""
-        from matplotlib.figure import Figure
+        from diffnb.printing import new_figure
 
         batch = tuple(part[:max_n].to(self.dls.device) for part in self.dls[ds_idx].one_batch())
         x0, label, index = _unpack(batch)
@@ -326,7 +326,7 @@ class DiffusionLearner(ResumableLearner):
             predicted = Denoiser(network, diffusion.sde, diffusion.parametrization)(x, t, condition).x0
         scale = expand(torch.hypot(diffusion.sde.alpha(t), diffusion.sde.sigma(t)).to(x.dtype), x)
         rows = {"noised": x / scale, "predicted": predicted, "original": x0}
-        figure = Figure(**{"figsize": (len(x0), 3.2), "layout": "constrained", **kwargs})
+        figure = new_figure(**{"figsize": (len(x0), 3.2), "layout": "constrained", **kwargs})
         for row, (axes, (name, images)) in enumerate(zip(figure.subplots(3, len(x0), squeeze=False), rows.items())):
             for ax, image in zip(axes, to_unit(images).cpu()):
                 ax.imshow(image.permute(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=1)

@@ -142,11 +142,11 @@ def history_figure(
     rows: Sequence[Mapping],  # rows of `HistoryCallback`
 ):  # a matplotlib Figure
     """Draw the losses, each metric, and the learning rate, against the epoch."""
-    from matplotlib.figure import Figure
+    from diffnb.printing import new_figure
 
     metrics = [key for key in rows[0] if key not in (*FACTS, "train_loss", "valid_loss")]
     panels = [("loss", ["train_loss", "valid_loss"]), *((name, [name]) for name in metrics), ("learning rate", ["lr"])]
-    figure = Figure(figsize=(3.2 * len(panels), 2.5), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(3.2 * len(panels), 2.5), dpi=100, layout="constrained")
     for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for key in keys:
             axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], ".-" if len(rows) < 30 else "-", label=key.replace("_", " "))
@@ -224,10 +224,10 @@ def level_figure(
     curves: int = 5,  # epochs to draw, at most: the first, the last, and some between
 ):  # a matplotlib Figure
     """Draw the loss against the noise level, for some epochs."""
-    from matplotlib.figure import Figure
+    from diffnb.printing import new_figure
 
     chosen = sorted({round(i * (len(history) - 1) / max(1, curves - 1)) for i in range(curves)})
-    figure = Figure(figsize=(5, 2.8), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(5, 2.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     for i in chosen:
         shade = str(0.8 * (1 - i / max(1, len(history) - 1)))
@@ -351,7 +351,7 @@ def image_figure(
     columns: int | None = None,  # images in a row; None: as square as it goes, ten at most
 ):  # a matplotlib Figure
     """Lay images out in a grid."""
-    from matplotlib.figure import Figure
+    from diffnb.printing import new_figure
 
     n, c, h, w = images.shape
     columns = columns or min(10, math.ceil(math.sqrt(n)))
@@ -359,7 +359,7 @@ def image_figure(
     tiles = torch.ones(rows * columns, 3, h + 2, w + 2)
     tiles[:n, :, 1:-1, 1:-1] = (images if c == 3 else images[:, :1]).float().cpu()
     grid = tiles.view(rows, columns, 3, h + 2, w + 2).permute(0, 3, 1, 4, 2).reshape(rows * (h + 2), columns * (w + 2), 3)
-    figure = Figure(figsize=(0.6 * columns, 0.6 * rows * h / w + 0.3), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(0.6 * columns, 0.6 * rows * h / w + 0.3), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.imshow(grid.numpy(), interpolation="nearest")
     axes.set_axis_off()

@@ -172,9 +172,10 @@ class LossProgress(Callback):
         """Draw losses in a notebook."""
         if in_notebook():
             from IPython.display import Image
-            from matplotlib.figure import Figure
 
-            axes = (figure := Figure(figsize=(6, 3))).subplots()
+            from diffnb.printing import new_figure
+
+            axes = (figure := new_figure(figsize=(6, 3))).subplots()
             for steps, losses in graphs:
                 axes.plot(steps, losses)
             axes.set(xlim=x_bounds, ylim=y_bounds, xlabel="step", ylabel="loss")

@@ -65,10 +65,10 @@ def tiled(
 # %% ../../nbs/09_training/07_reports.ipynb #pb0709003
 def _strip_figure(strips, names, titles, scale=0.6):
     """A matplotlib Figure of strips of images, one below the other, each with its name."""
-    from matplotlib.figure import Figure
+    from diffnb.printing import new_figure
 
     columns, (h, w) = len(strips[0]), strips[0].shape[-2:]
-    figure = Figure(figsize=(scale * columns + 0.9, len(strips) * scale * h / w + 0.35), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(scale * columns + 0.9, len(strips) * scale * h / w + 0.35), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.imshow(tiled(torch.cat(strips), columns).numpy(), interpolation="nearest")
     axes.set_xticks([(w + 1) * (i + 0.5) - 1 for i in range(len(titles))], titles, fontsize=9)

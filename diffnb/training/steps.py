@@ -350,7 +350,7 @@ def lr_factor(
     step: int,  # optimizer steps done
     progress: float,  # part of the training done, in [0, 1)
     warmup_steps: int = 300,  # steps of warm-up in a long training; 0: none
-    warmup_part: float = 0.05,  # part of a short training at which warm-up has ended
+    warmup_part: float = 0.01,  # part of a short training at which warm-up has ended
     rate: Rate = CosineRate(),  # the decay
 ) -> float:  # in [0, 1]
     """Learning rate relative to its peak: a linear warm-up times a decay."""
@@ -372,7 +372,7 @@ class ScheduleCallback(Callback):
         peak: float,  # highest learning rate, > 0
         time_limit: float | None = None,  # seconds from this start on, whatever earlier ones took; None: no limit
         rate: Rate | str = "cosine",  # how it falls
-        warmup: int = 300,  # steps of warm-up, or a twentieth of a training that is shorter
+        warmup: int = 300,  # steps of warm-up, or a hundredth of a training where that is less
         max_steps: int | None = None,  # optimizer steps after which to stop; None: no limit
         of_epochs: tuple[int, int] | None = None,  # (epochs of earlier trainings, epochs in all) that the rate falls over; None: those of this one
     ):

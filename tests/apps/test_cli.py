@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_is_named_in_one_line(tmp_path, no_pictures, monkeyp
 def test_demo_writes_its_pictures_and_says_where(tmp_path):
     code, out, err = diffnb("demo", "--out", tmp_path, "--train-seconds", 2, "--rows", 1)
     assert code == 0, err
-    for name in ("packaged.png", "trained.png"):
+    for name in ("packaged.png", "fast.png", "trained.png"):
         assert Image.open(tmp_path / name).size == (596, 56)
         assert f"{tmp_path / name}: 10 images" in out
     assert "seconds per image" in out

@@ -529,9 +529,9 @@ def test_rates_by_hand():
     for name, values in {"cosine": [1, 0.75, 0.5, 0.25, 0], "linear": [1, 2 / 3, 0.5, 1 / 3, 0], "constant": [1] * 5}.items():
         assert [RATES.resolve(name, Rate)(1000, progress) for progress in thirds] == pytest.approx(values)
     assert [InverseSqrtRate(100)(step, 0.9) for step in (0, 100, 400, 900)] == pytest.approx([1, 1, 1 / 2, 1 / 3])
-    # warm-up: by steps in a long training, by a twentieth of a short one
+    # warm-up: by steps in a long training, by a hundredth of a short one
     assert [lr_factor(step, 0.0, 10, rate=ConstantRate()) for step in (0, 4, 9, 99)] == pytest.approx([0.1, 0.5, 1, 1])
-    assert [lr_factor(0, progress, 300, rate=ConstantRate()) for progress in (0.01, 0.025, 0.05, 0.5)] == pytest.approx([0.2, 0.5, 1, 1])
+    assert [lr_factor(0, progress, 300, rate=ConstantRate()) for progress in (0.002, 0.005, 0.01, 0.5)] == pytest.approx([0.2, 0.5, 1, 1])
     assert lr_factor(4, 0.5, 10, 1.0) == pytest.approx(0.5 * 0.5)
 
 
