@@ -22,6 +22,7 @@ import argparse
 import itertools
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,18 +32,30 @@ import diffnb
 from diffnb.data import image_loaders, image_set
 from diffnb.networks import UNet, network_settings
 from diffnb.noise import EDM, Karras
-from diffnb.training import Average, PowerLaw, data_scale, diffusion_learner, ema_profile, fit
+from diffnb.training import Average, CosineRate, PowerLaw, Rate, data_scale, diffusion_learner, ema_profile, fit
 
 RESULT = Path(__file__).parent / "results" / "small_sets.json"
 SETS = {"fashion": {"data": "packaged"}, "flowers": {"data": "flowers64", "size": 32}, "cifar": {"data": "cifar10", "size": 32}}
 MICRO = dict(widths=(16, 32), blocks=1, attention_levels=(), unshuffle=2, embedding_width=32, groups=8)
+
+
+@dataclass(frozen=True)
+class SlowStart(Rate):
+    """The cosine, with a warm-up over a part of the training that need not be the default's hundredth."""
+
+    part: float
+
+    def __call__(self, step, progress):
+        """Rise to the cosine."""
+        return min(1.0, progress / self.part) * CosineRate()(step, progress)
+
+
 ROWS = {f"batch-{n}": {"batch_size": n} for n in (128, 64, 32, 16, 8)} | {
     "defaults": {},
     "flip": {"flip": True},
     "dropout-0.1": {"dropout": 0.1},
     "no-warm-up": {"warmup": 0},
-    "warm-up-15": {"warmup": 15},
-    "warm-up-75": {"warmup": 75},
+    "warm-up-twentieth": {"warmup": 0, "rate": SlowStart(0.05)},
     "lr-0.002": {"lr": 2e-3},
 }
 AVERAGES = {"no average": 0.0, "power law 0.05": PowerLaw(0.05), "power law 0.1": PowerLaw(0.1), "power law 0.2": PowerLaw(0.2)}

@@ -36,7 +36,7 @@ print([name for name in {HEAVY} if name in sys.modules])
 def test_every_module_for_generating_is_light():
     """All wings and their modules, but for those that train; `apps` hands on the names of three when they are asked for."""
     heavy = {module for module in modules() if wing_of(module) == "training"} | {"diffnb.apps.recipes", "diffnb.apps.runs"}
-    heavy.add("diffnb.apps.tutorial_figures")  # draws
+    heavy |= {"diffnb.apps.tutorial_figures", "diffnb.apps.visualization"}  # draw
     names = [f"diffnb.{wing}" for wing in WINGS if wing != "training"] + sorted(modules().keys() - heavy)
     program = f"""
 import sys, importlib
