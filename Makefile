@@ -6,7 +6,7 @@ DEMO_OUT ?= diffnb-demo
 DEMO_ARGS ?= # such as --train-seconds 10 --rows 2, for a short one
 DIST ?= dist
 
-.PHONY: demo test install dev check docs-check notebooks pages pytest readme dist clean
+.PHONY: demo test install dev check docs-check notebooks pages pytest coverage readme dist clean
 
 demo: install
 	$(BIN)/diffnb demo --out $(DEMO_OUT) $(DEMO_ARGS)
@@ -46,6 +46,10 @@ notebooks: dev
 pytest: dev
 	@date "+== %T $@"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# the same tests, and how many lines of the package they run, those of processes of their own not counted; fewer than the floor is a failure
+coverage: dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=diffnb --cov-report=term:skip-covered --cov-fail-under=90
 
 # run pages again, with the looks that all figures share:  make pages PAGES="nbs/01_noise/01_sdes.ipynb"
 PAGES ?= $(error name the pages to run: make pages PAGES="nbs/01_noise/01_sdes.ipynb")
