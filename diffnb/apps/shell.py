@@ -80,7 +80,7 @@ def check_absent(
     there = [place for place in places if place.exists()]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise ValueError(f"{there[0]}{more} would be overwritten; give another folder by --out, or --overwrite")
+        raise ValueError(f"{there[0]}{more} would be overwritten; give another place by --out, or --overwrite")
 
 # %% ../../nbs/12_apps/04_shell.ipynb #f3c32da7
 @contextlib.contextmanager
@@ -251,7 +251,7 @@ def set_threads(
 # %% ../../nbs/12_apps/04_shell.ipynb #sh14
 Json = Annotated[
     str | None,
-    typer.Option("--json", metavar="[FILE.json]", help="Tell it as JSON: into a file, or without one in place of text.", show_default=False),
+    typer.Option("--json", metavar="[FILE.json]", help="Write the results as JSON: into a file, or without one in place of the text.", show_default=False),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads that compute; as many as there are free processors if not given.", show_default=False)
@@ -348,7 +348,9 @@ _ClickException = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__
 def _sentence(error):
     """What an exception says, in one line."""
     if isinstance(error, _ClickException):
-        text = error.format_message()
+        text, context = error.format_message(), getattr(error, "ctx", None)
+        if type(error).__name__ in ("MissingParameter", "NoSuchOption") and context is not None:
+            text = f"{text.rstrip('.')}; `{context.command_path} --help` says what there is"
     else:
         text = sentence(error)
     return " ".join(text.split())
