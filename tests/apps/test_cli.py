@@ -3,8 +3,6 @@
 import csv
 import errno
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -195,12 +193,7 @@ def test_the_first_and_last_of_these_in_a_shell_of_their_own(tmp_path):
         assert code == 2 and out == "" and err.startswith("diffnb: ") and err.count("\n") == 1
 
 
-def test_programmers_can_have_the_traceback(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", "from diffnb.apps import main; main()", "generate", "nowhere"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "DIFFNB_TRACEBACK": "1"},
-        cwd=tmp_path,
-    )
-    assert result.returncode == 1 and "Traceback" in result.stderr and "FileNotFoundError" in result.stderr
+def test_programmers_can_have_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFNB_TRACEBACK", "1")
+    code, _, err = diffnb("generate", "nowhere", cwd=tmp_path)
+    assert code == 1 and "Traceback" in err and "FileNotFoundError" in err
