@@ -6,15 +6,13 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import torch
+
 
 class Fork:
     """A function in a fork of this process; with its own output, errors and folder."""
 
     def __init__(self, work, cwd=None):
-        import torch._dynamo  # (this and the next are most of the seconds that a command takes to start; optimizers import this one)
-
-        import diffnb.training  # noqa: F401
-
         self._said = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
         self.pid = os.fork()
         if self.pid == 0:
@@ -52,8 +50,21 @@ class Fork:
         return code, *(os.pread(file.fileno(), 10**8, 0).decode() for file in self._said)
 
 
+def program(text, *arguments):
+    """Run a program that imports `diffnb` and torch, in a fork; exit code, output, errors."""
+
+    def work():
+        sys.argv = ["-c", *map(str, arguments)]
+        exec(compile(text, "<program>", "exec"), {"__name__": "__main__"})
+
+    return Fork(work).end()
+
+
 def command(*arguments, cwd=None):
     """Start a command, which goes on beside this process."""
+    import torch._dynamo  # noqa: F401  (this and the next are most of the seconds that a command takes to start; optimizers import this one)
+
+    import diffnb.training  # noqa: F401
     from diffnb.apps import main
 
     def work():
