@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from diffnb.data import image_set
 from diffnb.model import GenerativeModel
 
+
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     """Forty photographs: names with spaces and commas, turned ones, a large one, screenshots with alpha, and files that are none."""

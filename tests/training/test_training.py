@@ -14,7 +14,7 @@ from torch import nn
 
 from diffnb.data import image_loaders, image_set
 from diffnb.denoise import Denoiser, GaussianMixture
-from diffnb.networks import MLP, build_network
+from diffnb.networks import MLP, UNet
 from diffnb.noise import EDM, PARAMETRIZATIONS, VE, VP, FlowMatching, Karras, SubVP
 from diffnb.samplers import DPMSolverPP2M
 from diffnb.training import (
