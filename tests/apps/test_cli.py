@@ -51,7 +51,7 @@ def test_generate_writes_what_python_makes(tmp_path):
     assert torch.equal(pixels(tmp_path / "a" / "b.png")[:, 30:58], pixels(tmp_path / "0001.png"))
 
 
-def test_a_folder_of_class_folders_becomes_a_model_that_knows_them(tmp_path):
+def test_a_folder_of_class_folders_becomes_a_model_that_knows_them(tmp_path, no_pictures):
     for label, level in (("3", 20), ("7", 220)):
         (tmp_path / "data" / label).mkdir(parents=True)
         for i in range(20):
@@ -122,8 +122,10 @@ def test_a_disk_that_is_full_is_named_in_one_line(tmp_path, no_pictures, monkeyp
 
 
 def test_demo_writes_its_pictures_and_says_where(tmp_path):
-    code, out, err = diffnb("demo", "--out", tmp_path, "--train-seconds", 2, "--rows", 1)
+    code, out, err = diffnb("demo", "--out", tmp_path, "--train-seconds", 1, "--rows", 1, "--json", tmp_path / "told.json")
     assert code == 0, err
+    assert not any(sign in out + err for sign in ("\r", "\x1b", "%|")) and "it/s" not in out  # no bar where nobody watches
+    assert isinstance(json.loads((tmp_path / "told.json").read_text("utf-8")), dict)
     for name in ("packaged.png", "trained.png"):
         assert Image.open(tmp_path / name).size == (596, 56)
         assert f"{tmp_path / name}: 10 images" in out

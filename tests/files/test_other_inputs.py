@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import socket
 import time
 import zipfile
@@ -176,13 +177,23 @@ def test_a_digest_that_is_none_is_not_shown(tmp_path, digest):
         inspect(tmp_path / "m.safetensors")
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, no_pictures):
-    """The folder of a short training, whose settings a stranger may change."""
-    monkeypatch.setenv("DIFFNB_DATA", str(tmp_path / "data"))
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory):
+    """The folder of a short training."""
+    folder = tmp_path_factory.mktemp("one") / "run"
     network = {"widths": (32,), "blocks": 1, "attention_levels": ()}
     recipe = Recipe("packaged", limit=40, size=8, network=network, epochs=1, batch_size=16, sample_every=5)
-    begin_run(recipe, tmp_path / "run", device="cpu", progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFNB_DATA", str(folder.parent / "data"))
+        begin_run(recipe, folder, device="cpu", progress=False)
+    return folder
+
+
+@pytest.fixture
+def run(one_epoch, tmp_path, monkeypatch, no_pictures):
+    """A copy of that folder, whose settings a stranger may change."""
+    monkeypatch.setenv("DIFFNB_DATA", str(tmp_path / "data"))
+    shutil.copytree(one_epoch, tmp_path / "run")
 
     def changed(**facts):
         settings = json.loads((tmp_path / "run" / "settings.json").read_text())

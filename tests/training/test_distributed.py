@@ -78,9 +78,15 @@ def test_losses_and_scores_are_those_of_one_process(runs):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole_folder(tmp_path_factory):
+    """Where the training of `whole` leaves its state."""
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def whole(whole_folder):
     """What each of two processes has at the end of a training that nothing interrupts."""
-    return run_together(worker.resumable, 2, args=[tmp_path_factory.mktemp("whole"), 2])
+    return run_together(worker.resumable, 2, args=[whole_folder, 2])
 
 
 def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(whole, tmp_path):
@@ -127,10 +133,9 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_checkpoint(
     assert load_state(tmp_path / "training.safetensors")["position"]["train_iter"] == 4
 
 
-def test_a_checkpoint_of_two_processes_is_refused_by_one(tmp_path):
-    run_together(worker.resumable, 2, args=[tmp_path, 2])
+def test_a_checkpoint_of_two_processes_is_refused_by_one(whole, whole_folder):
     with pytest.raises(ValueError, match="processes is 2 there and 1 here"):
-        worker.resumable(tmp_path, 1, True)
+        worker.resumable(whole_folder, 1, True)
 
 
 def stopped_by_the_clock():

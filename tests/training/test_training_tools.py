@@ -237,9 +237,10 @@ def test_a_device_without_space_is_named_and_earlier_files_are_whole(tmp_path, m
 
 def cramped(folder):
     """Train on a small disk that only this process sees."""
-    libc, user = ctypes.CDLL(None, use_errno=True), os.getuid()
-    assert libc.unshare(0x10020000) == 0  # CLONE_NEWUSER | CLONE_NEWNS
-    Path("/proc/self/uid_map").write_text(f"0 {user} 1")  # root, in there
+    maps = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}  # root, in there
+    assert ctypes.CDLL(None).unshare(0x10020000) == 0  # CLONE_NEWUSER | CLONE_NEWNS
+    for name, text in maps.items():
+        Path(f"/proc/self/{name}").write_text(text)
 
     def room(kib, again=""):
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"{again}size={kib}k", "none", folder], check=True)
