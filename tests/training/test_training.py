@@ -353,7 +353,7 @@ def test_lr_find_leaves_no_trace(tmp_path):
 def test_the_learned_denoiser_is_near_the_exact_one(sde, parametrization, times):
     dls, network = toy(width=64, batch_size=256)
     parametrization = PARAMETRIZATIONS[parametrization](SCALE)
-    result = fit(dls, network, sde, parametrization, epochs=30, lr=4e-3, times=times, progress=False)
+    result = fit(dls, network, sde, parametrization, epochs=20, lr=6e-3, times=times, progress=False)
     network.load_state_dict(result.ema_state)
     denoiser = Denoiser(network.eval(), sde, parametrization)
     generator = torch.Generator().manual_seed(5)
