@@ -221,7 +221,8 @@ def _train(
     classes: Annotated[str | None, typer.Option(help="Keep these classes, by value or name, separated by commas.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Use at most so many images.", show_default=False)] = None,
     labels: Annotated[
-        bool | None, typer.Option("--labels/--no-labels", help="Whether the network is told the classes; it is, where there are any.", show_default=False)
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Whether the network is told the classes; it is, where there are any.", show_default=False),
     ] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; not for digits or writing.", show_default=False)
@@ -234,10 +235,16 @@ def _train(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Where known sets are; DIFFNB_DATA or the user's cache if not given.", show_default=False)] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="At most so many passes over the images: 100, or as many as --steps or --time-limit take.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="At most so many passes over the images: 100, or as many as --steps or --time-limit take.", show_default=False),
     ] = None,
     max_steps: Annotated[int | None, typer.Option("--steps", min=1, help="Stop after so many steps.", show_default=False)] = None,
-    time_limit: Annotated[float | None, typer.Option(min=0, help="Stop training after so many seconds; then pictures of the model are drawn, which takes a while.", show_default=False)] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Stop training after so many seconds; then pictures of the model are drawn, which takes a while.", show_default=False
+        ),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without a lower validation loss.", show_default=False)
     ] = None,

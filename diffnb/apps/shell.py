@@ -251,7 +251,9 @@ def set_threads(
 # %% ../../nbs/12_apps/04_shell.ipynb #sh14
 Json = Annotated[
     str | None,
-    typer.Option("--json", metavar="[FILE.json]", help="Write the results as JSON: into a file, or without one in place of the text.", show_default=False),
+    typer.Option(
+        "--json", metavar="[FILE.json]", help="Write the results as JSON: into a file, or without one in place of the text.", show_default=False
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads that compute; as many as there are free processors if not given.", show_default=False)

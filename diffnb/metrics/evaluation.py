@@ -69,7 +69,9 @@ def _by_inception(needs, shape):
     try:
         return extractor_of("inception-2015"), ""
     except FileNotFoundError as error:
-        return extractor_of(offline_extractor(shape)), f"for FID and KID get the weights of Inception by `diffnb weights` ({str(error).split('. ')[0]})"
+        return extractor_of(
+            offline_extractor(shape)
+        ), f"for FID and KID get the weights of Inception by `diffnb weights` ({str(error).split('. ')[0]})"
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #c9685bad
 def make_metric(

@@ -126,5 +126,11 @@ def main(out, mode="train"):
     torch.save(found, Path(out) / f"rank{rank()}.pt")
 
 
+def launched_main(*arguments):
+    """The same in a fork of a process that tests."""
+    torch.set_num_threads(1)
+    main(*arguments)
+
+
 if __name__ == "__main__":
     main(*sys.argv[1:])
