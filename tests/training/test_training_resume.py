@@ -32,6 +32,7 @@ STEPS_AN_EPOCH, EPOCHS = 3, 2
 
 def train(folder, kill_at=None, resume="if there", **settings):
     """Train a small network on images; die at the given event. Returns what a complete training leaves behind."""
+
     class Dropping(nn.Module):
         """Convolutions in channels-last order, labels, and dropout, which draws from the global generator."""
 
