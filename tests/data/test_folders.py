@@ -149,7 +149,8 @@ def test_pictures_of_too_many_pixels_are_named_before_they_are_decoded(tmp_path)
     for k in range(4):
         bomb(tmp_path / f"bomb{k}.png", 32768 if k else 12288, 32768 if k else 12288)
     picture(tmp_path / "a.png")
-    text = "import resource, sys; from diffnb.data import image_set; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+    text = "import resource, sys, warnings; warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)\n"
+    text += "from diffnb.data import image_set; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
     text += "print(len(image_set(sys.argv[1], size=8)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     begin = time.monotonic()
     code, out, err = program(text, tmp_path)

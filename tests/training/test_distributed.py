@@ -24,7 +24,7 @@ pytest.importorskip("accelerate", reason="accelerate shares training between pro
 
 def torchrun(*arguments):
     """Have torchrun's launcher start two processes and watch over them: forks of this one, which need not import all that it has imported."""
-    how = LaunchConfig(1, 1, 2, start_method="fork", rdzv_backend="c10d", rdzv_endpoint="localhost:0", monitor_interval=0.1)
+    how = LaunchConfig(1, 1, 2, start_method="fork", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1)
     elastic_launch(how, worker.launched_main)(*arguments)
 
 
