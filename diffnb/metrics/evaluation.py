@@ -69,9 +69,8 @@ def _by_inception(needs, shape):
     try:
         return extractor_of("inception-2015"), ""
     except FileNotFoundError as error:
-        return extractor_of(
-            offline_extractor(shape)
-        ), f"for FID and KID get the weights of Inception by `diffnb weights` ({str(error).split('. ')[0]})"
+        reason = f"for FID and KID get the weights of Inception by `diffnb weights` ({str(error).split('. ')[0]})"
+        return extractor_of(offline_extractor(shape)), reason
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #c9685bad
 def make_metric(
@@ -94,7 +93,7 @@ def make_metrics(
     shape: Sequence[int] = (1, 28, 28),  # of an image
     n: int = 10_000,  # generated images
 ) -> list[Metric]:
-    """Make metrics for sets of n images, and warn once where another extractor takes the place of one that cannot be had.
+    """Make metrics for sets of n images, and warn once where another extractor takes the place of one that is missing.
 
     Raises:
         ValueError: if a name is unknown, or there are too few images for a metric.
