@@ -125,7 +125,7 @@ def _moving():
     return lambda line: place.update(HTML(line.strip()))
 
 # %% ../nbs/00_printing.ipynb #tab00002
-_MARKS = re.compile(r"""[\\`*_{}\[\]<>$|~^"'@&#!]|\.(?=\.)|-(?=-)|:(?=//|[\w+-]+:)""")
+_MARKS = re.compile(r"""[\\`*_{}\[\]<>$|~^"'@&#]|\.(?=\.)|-(?=-)|:(?=//|[\w+-]+:)""")
 
 
 def in_markdown(
