@@ -1,4 +1,4 @@
-"""What a file, a folder or a label says is shown, and gives no orders; and whoever waits sees how far something has come.
+"""What a file, a folder or a label says is shown, and gives no orders; whoever waits sees how far something has come; and tables are tables.
 
 Docs: https://diffnb.github.io/diffnb/printing.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/printing.html.md"""
 
 # %% auto #0
 __all__ = ['printable', 'escaped', 'numbered', 'invisible', 'typed', 'counted', 'announce', 'in_notebook', 'progress_bar',
-           'new_figure']
+           'in_markdown', 'Table', 'show_table', 'new_figure']
 
 # %% ../nbs/00_printing.ipynb #printt03
 import functools
@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 # %% ../nbs/00_printing.ipynb #print002
@@ -130,6 +131,78 @@ def _moving():
 
     place = display(HTML(""), display_id=True)
     return lambda line: place.update(HTML(line.strip()))
+
+# %% ../nbs/00_printing.ipynb #tab00002
+_MARKS = re.compile(r"""[\\`*_{}\[\]<>$|~^"'@&#]|\.(?=\.)|-(?=-)|:(?=//|[\w+-]+:)""")
+
+
+def in_markdown(
+    text: str,  # a line that went through `printable`
+) -> str:  # the same line, with a backslash before every sign that Markdown would read
+    """Write a text such that Markdown shows it as it is."""
+    return _MARKS.sub(r"\\\g<0>", text)
+
+
+class Table:
+    """Columns and rows: aligned text where it is printed, a table where a notebook shows it."""
+
+    def __init__(
+        self,
+        columns: dict[str, str],  # the head of each column and the format of its numbers, such as ".2f"; "": texts, on the left
+        rows: Iterable[Iterable[Any]],  # a number, a text or None for every column
+    ):
+        """Format all cells.
+
+        Raises:
+            ValueError: for a row with more or fewer cells than there are columns, and for a cell that the format of its column does not fit.
+        """
+        self.heads, self.formats = [printable(head) for head in columns], list(columns.values())
+        self.rows = [self._formatted(number, list(row)) for number, row in enumerate(rows, 1)]
+
+    def _formatted(self, number, row):
+        """The cells of a row as texts."""
+        if len(row) != len(self.heads):
+            raise ValueError(f"rows: row {number} has {len(row)} cells, and there are {len(self.heads)} columns: {', '.join(map(repr, self.heads))}")
+        return [self._cell(number, *column) for column in zip(row, self.heads, self.formats)]
+
+    @staticmethod
+    def _cell(number, cell, head, spec):
+        """A cell as text."""
+        if cell is None:
+            return ""
+        try:
+            return printable(cell if isinstance(cell, str) else format(cell, spec))
+        except (ValueError, TypeError) as error:
+            said = f"{printable(repr(cell))} in {head!r}, which the format {spec!r} does not fit: {error}"
+            raise ValueError(f"rows: row {number} has {said}") from error
+
+    def __str__(self):
+        """Lines of aligned text, the heads first."""
+        lines = [self.heads, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        signs = [">" if spec else "<" for spec in self.formats]
+        return "\n".join("  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(line, signs, widths)).rstrip() for line in lines)
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self):
+        """A pipe table."""
+        heads, *rows = ([in_markdown(cell) for cell in line] for line in (self.heads, *self.rows))
+        lines = [heads, ["---:" if spec else ":---" for spec in self.formats], *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def show_table(
+    columns: dict[str, str],  # as `Table` takes them
+    rows: Iterable[Iterable[Any]],  # as `Table` takes them
+) -> None:
+    """Show a table in the middle of a cell of a notebook, or print it where there is none."""
+    table = Table(columns, rows)
+    if not in_notebook():
+        return print(table)
+    from IPython.display import display
+
+    display(table)
 
 # %% ../nbs/00_printing.ipynb #fig00002
 def new_figure(
