@@ -69,8 +69,7 @@ def _by_inception(needs, shape):
     try:
         return extractor_of("inception-2015"), ""
     except FileNotFoundError as error:
-        reason = f"for FID and KID get the weights of Inception by `diffnb weights` ({str(error).split('. ')[0]})"
-        return extractor_of(offline_extractor(shape)), reason
+        return extractor_of(offline_extractor(shape)), f"FID and KID need Inception, by `diffnb weights` ({str(error).split('. ')[0]})"
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #c9685bad
 def make_metric(
