@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,10 @@ class Steps(Convention):
         if self.betas is not None:
             object.__setattr__(self, "betas", Discrete(self.betas).betas)
 
+    @cached_property
+    def _chain(self):
+        return Discrete(self.betas)
+
     def read(self, network):
         """Give the adapter, the chain and the parametrization.
 
@@ -128,7 +133,7 @@ class Steps(Convention):
         if self.betas is None:
             tables = "linear_betas(1000), scaled_linear_betas(1000), cosine_betas(1000) or sigmoid_betas(1000)"
             raise ValueError(f"{name} needs betas, for {type(network).__name__} does not tell its chain: a table such as {tables} of diffnb.noise")
-        sde = Discrete(self.betas)
+        sde = self._chain
         if self.prediction == "epsilon" and sde.alpha(torch.ones(1, dtype=torch.float64)).item() < 1e-6:
             raise ValueError(
                 "a chain of zero terminal SNR has nothing of the image in its last step, where the noise says nothing about it: "
@@ -144,7 +149,7 @@ class Steps(Convention):
         label: Tensor | None = None,  # classes (n,), -1 for none; None: the network takes none
     ) -> Tensor:  # the prediction, shape of x
         """Call the network with the number of the step."""
-        step = step_of(Discrete(self.betas), half_log_snr)
+        step = step_of(self._chain, half_log_snr)
         step = (step.round().long() if self.whole else step) + self.first
         return _answer(network(x, step, **({} if label is None else {self.label: _classes(label, self.null)})), x)
 
