@@ -86,6 +86,15 @@ def step_of(
     return torch.where((position - near).abs() < 0.01, near, position).clamp(1, sde.T) - 1
 
 
+def _check_end(prediction, sde):
+    """Refuse the noise as a prediction where the last step has nothing of the image."""
+    if prediction == "epsilon" and sde.alpha(torch.ones(1, dtype=torch.float64)).item() < 1e-6:
+        raise ValueError(
+            "a chain of zero terminal SNR has nothing of the image in its last step, where the noise says nothing about it: "
+            "its prediction is 'v' or 'sample', not 'epsilon'"
+        )
+
+
 PREDICTIONS = {"epsilon": "epsilon", "v": "v", "sample": "x0"}  # what networks of a chain predict, and how this library calls it
 
 
@@ -133,13 +142,8 @@ class Steps(Convention):
         if self.betas is None:
             tables = "linear_betas(1000), scaled_linear_betas(1000), cosine_betas(1000) or sigmoid_betas(1000)"
             raise ValueError(f"{name} needs betas, for {type(network).__name__} does not tell its chain: a table such as {tables} of diffnb.noise")
-        sde = self._chain
-        if self.prediction == "epsilon" and sde.alpha(torch.ones(1, dtype=torch.float64)).item() < 1e-6:
-            raise ValueError(
-                "a chain of zero terminal SNR has nothing of the image in its last step, where the noise says nothing about it: "
-                "its prediction is 'v' or 'sample', not 'epsilon'"
-            )
-        return Foreign(network, self.call, self.num_classes), sde, PARAMETRIZATIONS[PREDICTIONS[self.prediction]](sigma_data=1.0)
+        _check_end(self.prediction, self._chain)
+        return Foreign(network, self.call, self.num_classes), self._chain, PARAMETRIZATIONS[PREDICTIONS[self.prediction]](sigma_data=1.0)
 
     def call(
         self,
@@ -183,8 +187,10 @@ def read_scheduler(
         tables, schedule = {"trained": lambda: config["trained_betas"]}, "trained"
     elif (schedule := config["beta_schedule"]) not in tables:
         raise ValueError(f"{name} has beta_schedule {schedule!r}; known are {', '.join(map(repr, tables))}")
-    betas = Discrete([float(beta) for beta in tables[schedule]()]).betas
-    return prediction, zero_terminal_betas(betas) if config.get("rescale_betas_zero_snr") else betas
+    betas = tuple(float(beta) for beta in tables[schedule]())
+    sde = Discrete(zero_terminal_betas(betas) if config.get("rescale_betas_zero_snr") else betas)
+    _check_end(prediction, sde)
+    return prediction, sde.betas
 
 # %% ../../nbs/02_denoise/02_foreign.ipynb #fgn23
 def _untold(convention, what):
