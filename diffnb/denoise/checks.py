@@ -130,7 +130,9 @@ def _named(parametrization: Parametrization) -> str:
 def _readings(denoiser: Denoiser, images: Tensor, condition: Mapping[str, Tensor], seed: int) -> dict[tuple[str, ...], Tensor]:
     """Errors (levels, images) of all readings, by what would be wrong; () is the denoiser as it is."""
     own = denoiser.parametrization
-    kinds = {type(own): ""} | {PARAMETRIZATIONS[name]: f"its prediction is {name!r}, read as {_named(own)!r}" for name in ("epsilon", "v", "x0", "karras", "flow")}
+    kinds = {type(own): ""} | {
+        PARAMETRIZATIONS[name]: f"its prediction is {name!r}, read as {_named(own)!r}" for name in ("epsilon", "v", "x0", "karras", "flow")
+    }
     kinds[type(own)], found = "", {}
     for fed_wrongly, sigma_data, network in _feeds(denoiser):
         fed = Denoiser(network, denoiser.sde, own, denoiser.autocast)
@@ -188,7 +190,9 @@ def check_denoiser(
     row = max((row for row in rows if row.noise_ratio**2 > row.constant / 100), key=lambda row: row.denoiser / row.shrunk)
     worst["error"] = row.denoiser / row.shrunk
     readings = _readings(denoiser, images, condition, seed) if isinstance(denoiser, Denoiser) else {}
-    measured = f"at sigma/alpha = {row.noise_ratio:.3g} its mean squared error is {row.denoiser:.3g}, and that of shrinking towards grey {row.shrunk:.3g}"
+    measured = (
+        f"at sigma/alpha = {row.noise_ratio:.3g} its mean squared error is {row.denoiser:.3g}, and that of shrinking towards grey {row.shrunk:.3g}"
+    )
     if readings and (wrong := _mistake(readings, shrunk.to(images))):
         now, then = readings[()].mean(1), readings[wrong].mean(1)
         gain = f"read otherwise its mean squared error falls by as much as {(now / then).max():.3g} times"
@@ -221,4 +225,3 @@ def _keeps_rules(denoiser, shape, condition, tolerance, dtype):
                 raise AssertionError(f"{who}: {text} (by {found[name]:.3g} at t = {time:.4g})")
             worst[name] = max(worst[name], found[name])
     return worst
-

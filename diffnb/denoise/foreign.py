@@ -196,7 +196,9 @@ def read_scheduler(
 def _untold(convention, what):
     """Check that nothing was told beside an object that tells it."""
     if convention != type(convention)():
-        raise ValueError(f"{what} says itself what its network means; leave the settings of {type(convention).__name__} out, or give the network alone")
+        raise ValueError(
+            f"{what} says itself what its network means; leave the settings of {type(convention).__name__} out, or give the network alone"
+        )
 
 
 @CONVENTIONS.register("denoising-diffusion-pytorch", "gaussian-diffusion")

@@ -171,7 +171,9 @@ def read_pipeline(
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} are not those of the network in its config.json: {str(error).splitlines()[1].strip():.300}") from None
+        raise ValueError(
+            f"the weights in {folder} are not those of the network in its config.json: {str(error).splitlines()[1].strip():.300}"
+        ) from None
     shape = (network.channels, *((size, size) if isinstance(size, int) else size))
     parametrization = PARAMETRIZATIONS[PREDICTIONS[prediction]](sigma_data=1.0)
     return Trained(network, network.chain, parametrization, shape, Labels(tuple(range(network.num_classes)))), _sampler(scheduler)
@@ -190,7 +192,9 @@ def fetched_pipeline(
         return Path(path_or_hub_id)
     name = os.fspath(path_or_hub_id)
     if name.count("/") != 1 or name.startswith((".", "/")):
-        raise FileNotFoundError(f"there is no folder {name!r}; from_diffusers takes a folder of a pipeline, or an id of the hub such as 'google/ddpm-cifar10-32'")
+        raise FileNotFoundError(
+            f"there is no folder {name!r}; from_diffusers takes a folder of a pipeline, or an id of the hub such as 'google/ddpm-cifar10-32'"
+        )
     try:
         hub = importlib.import_module("huggingface_hub")
         return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", *(["*.bin"] if pickled else [])]))

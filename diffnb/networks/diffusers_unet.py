@@ -198,7 +198,9 @@ class DiffusersUNet(nn.Module):
         """
         n, c, h, w = x.shape
         if c != self.channels or h % self.multiple or w % self.multiple:
-            raise ValueError(f"this network takes images of {self.channels} channels and sides that are multiples of {self.multiple}, got {c} x {h} x {w}")
+            raise ValueError(
+                f"this network takes images of {self.channels} channels and sides that are multiples of {self.multiple}, got {c} x {h} x {w}"
+            )
         half_log_snr = half_log_snr.expand(n)
         out = self._run(x, self._embed(step_of(self.chain, half_log_snr), label, x.dtype))[:, :c]
         return self._clipped(x, half_log_snr, out) if self.config["clip"] and not self.training else out
@@ -212,7 +214,9 @@ class DiffusersUNet(nn.Module):
                 raise ValueError("label was given, but this network has no classes")
             return emb
         if label is None or bool((label < 0).any()):
-            raise ValueError(f"this network knows no class that stands for none: give one of its {self.num_classes} classes for every image, and no guidance")
+            raise ValueError(
+                f"this network knows no class that stands for none: give one of its {self.num_classes} classes for every image, and no guidance"
+            )
         return emb + self.class_embedding(label)
 
     def _run(self, x, emb):

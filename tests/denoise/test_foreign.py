@@ -121,7 +121,9 @@ def test_a_pipeline_of_diffusers():
     diffusers = pytest.importorskip("diffusers", reason="diffusers is an optional peer: pip install diffusers")
     torch.manual_seed(0)
     small = {"block_out_channels": (32, 64), "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=8, num_class_embeds=4, **small).eval()
+    unet = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=8, num_class_embeds=4, **small
+    ).eval()
     for settings in (
         {"beta_schedule": "linear"},
         {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "sample"},
