@@ -94,6 +94,11 @@ def _shifted(sde: Discrete, by: int):
     return feed
 
 
+def _reversed(network, x, half_log_snr, condition):
+    """Feed 1 - t, for a velocity in the other direction."""
+    return -network(x, -half_log_snr, **condition)
+
+
 def _feeds(denoiser: Denoiser) -> Iterator[tuple[str, float, nn.Module]]:
     """What may be wrong in how a network is fed ("" for nothing), the sigma_data that it belongs to, and the network fed so."""
     network, sde, own = denoiser.network, denoiser.sde, denoiser.parametrization
@@ -113,8 +118,7 @@ def _feeds(denoiser: Denoiser) -> Iterator[tuple[str, float, nn.Module]]:
             text = f"its steps are shifted by one: it is told each step as one {'less' if by > 0 else 'more'} than it was trained with (first=)"
             yield text, own.sigma_data, _Fed(network, _shifted(sde, by))
     if isinstance(sde, FlowMatching):
-        reverse = lambda network, x, half_log_snr, condition: -network(x, -half_log_snr, **condition)
-        yield "its time runs the other way round (data_at=)", own.sigma_data, _Fed(network, reverse)
+        yield "its time runs the other way round (data_at=)", own.sigma_data, _Fed(network, _reversed)
     convention = getattr(network.call, "__self__", None) if isinstance(network, Foreign) else None
     if isinstance(convention, Velocity):
         scale = 1000.0 if convention.scale == 1 else 1.0
@@ -199,8 +203,8 @@ def check_denoiser(
         raise AssertionError(f"{type(denoiser).__name__}: {' and '.join(wrong)}; {gain}; {measured}")
     if not worst["error"] <= 1.5:
         raise AssertionError(
-            f"{type(denoiser).__name__}: its answers are worse than trivial ones: {measured}; no mistake of how it is read explains this, so it may be "
-            "untrained, or made for other images or for another range of values than these have"
+            f"{type(denoiser).__name__}: its answers are worse than trivial ones: {measured}; no mistake of how it is read explains this, "
+            "so it may be untrained, or made for other images or for another range of values than these have"
         )
     return worst
 

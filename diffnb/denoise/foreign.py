@@ -53,9 +53,9 @@ def _callable(network):
     """The network; a sentence where it is a file."""
     if isinstance(network, (str, os.PathLike)):
         raise TypeError(
-            f"network must be a network, got the file name {os.fspath(network)!r}: a pickled network (.pkl, .pt) is a program that runs when it is opened, "
-            "which diffnb does not do; if you trust its origin, open it yourself in the repository that it was made with (of EDM's: "
-            "pickle.load(file)['ema'], with dnnlib and torch_utils beside it) and give the network"
+            f"network must be a network, got the file name {os.fspath(network)!r}: a pickled network (.pkl, .pt) is a program "
+            "that runs when it is opened, which diffnb does not do; if you trust its origin, open it yourself in the repository "
+            "that it was made with (of EDM's: pickle.load(file)['ema'], with dnnlib and torch_utils beside it) and give the network"
         )
     if not callable(network):
         raise TypeError(f"network must be something that can be called, an nn.Module or a function, got {type(network).__name__}")

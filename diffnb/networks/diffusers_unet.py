@@ -124,7 +124,7 @@ class DiffusersUNet(nn.Module):
 
     def __init__(
         self,
-        betas: Sequence[float],  # beta_1 ... beta_T of the chain that it was trained with
+        betas: Sequence[float] | None = None,  # beta_1 ... beta_T of the chain that it was trained with; None: that of Ho et al.
         prediction: str = "epsilon",  # what it predicts: "epsilon", "v" or "sample"
         channels: int = 3,  # of the images
         out_channels: int = 3,  # of the output: `channels`, or twice as many with a learned variance
@@ -150,7 +150,7 @@ class DiffusersUNet(nn.Module):
             raise ValueError(f"out_channels must be {channels}, or {2 * channels} with a learned variance, got {out_channels}")
         if not clip >= 0:
             raise ValueError(f"clip must be the largest size of x0_hat, or 0 for none, got {clip}")
-        self.chain = Discrete(betas)
+        self.chain = Discrete() if betas is None else Discrete(betas)
         widths, levels = list(widths), len(widths)
         self.config = dict(betas=list(self.chain.betas), prediction=prediction, channels=channels, out_channels=out_channels, widths=widths)
         self.config |= dict(blocks=blocks, attention_down=list(attention_down), attention_up=list(attention_up), attention_middle=attention_middle)
