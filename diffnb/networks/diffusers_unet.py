@@ -63,6 +63,8 @@ class _Attention(nn.Module):
 
     def __init__(self, channels, head_width, groups, eps):
         super().__init__()
+        if head_width < 0 or channels % (head_width or channels):
+            raise ValueError(f"head_width must divide the {channels} channels of each level with attention, or be 0 for one head, got {head_width}")
         self.heads = channels // (head_width or channels)
         self.group_norm = nn.GroupNorm(groups, channels, eps)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
@@ -148,6 +150,10 @@ class DiffusersUNet(nn.Module):
             raise ValueError(f"prediction must be one of {', '.join(map(repr, PREDICTIONS))}, got {prediction!r}")
         if out_channels not in (channels, 2 * channels):
             raise ValueError(f"out_channels must be {channels}, or {2 * channels} with a learned variance, got {out_channels}")
+        if not widths or min(*widths, channels, blocks, groups) < 1:
+            raise ValueError(f"widths, channels, blocks and groups must be at least 1, got {list(widths)}, {channels}, {blocks} and {groups}")
+        if bad := [level for level in (*attention_down, *attention_up) if level not in range(len(widths))]:
+            raise ValueError(f"attention is asked for at level {bad[0]}, but {len(widths)} widths make levels 0 to {len(widths) - 1}")
         if not clip >= 0:
             raise ValueError(f"clip must be the largest size of x0_hat, or 0 for none, got {clip}")
         self.chain = Discrete() if betas is None else Discrete(betas)
