@@ -29,6 +29,7 @@ from ..guidance.inverse import Hook, Hooked
 from .distilling import Distilling
 from .editing import Editing
 from .learning import teach
+from .pipelines import FromDiffusers
 from .restoration import Restoration
 from diffnb.model.trained import (
     Labels,
@@ -244,7 +245,7 @@ class ModelFacts(ModelSettings):
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
 @reading
-class GenerativeModel(ModelFacts, Restoration, Editing, Distilling):
+class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffusers):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(
