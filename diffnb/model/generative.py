@@ -28,6 +28,7 @@ from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
 from .distilling import Distilling
 from .editing import Editing
+from .exporting import Exporting
 from .learning import teach
 from .restoration import Restoration
 from diffnb.model.trained import (
@@ -244,7 +245,7 @@ class ModelFacts(ModelSettings):
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
 @reading
-class GenerativeModel(ModelFacts, Restoration, Editing, Distilling):
+class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, Exporting):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(
