@@ -284,16 +284,7 @@ def _quiet():
             logging.disable(before)
 
 
-def _recorded(graph, inputs):
-    """The graph as PyTorch records it, with any number of images in a call."""
-    batch = torch.export.Dim("batch", min=1, max=65536)
-    recorded = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=tuple({0: batch} for _ in inputs))
-    for node in recorded.graph.nodes:  # which line of which file each comes from: of no use elsewhere, and somebody's paths
-        node.meta.pop("stack_trace", None)
-    return recorded
-
-
-_CANNOT = "this model cannot {}: {}; export it as NAME.pt2"
+_CANNOT = "this model cannot {}: {}; {}"
 
 
 def _reason(error):
@@ -301,6 +292,18 @@ def _reason(error):
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().splitlines()[-1][:300]
+
+
+def _recorded(graph, inputs):
+    """The graph as PyTorch records it, with any number of images in a call."""
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    try:
+        recorded = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=tuple({0: batch} for _ in inputs))
+    except Exception as error:  # of any kind: what it follows may be somebody's own network or process
+        raise ValueError(_CANNOT.format("be recorded by torch.export", _reason(error), "write what it computes in operations of torch")) from error
+    for node in recorded.graph.nodes:  # which line of which file each comes from: of no use elsewhere, and somebody's paths
+        node.meta.pop("stack_trace", None)
+    return recorded
 
 
 def _as_onnx(recorded, card):
@@ -311,7 +314,7 @@ def _as_onnx(recorded, card):
     try:
         proto = torch.onnx.export(recorded, dynamo=True, opset_version=18, verbose=False, **names).model_proto
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ValueError(_CANNOT.format("be written as ONNX", _reason(error))) from error
+        raise ValueError(_CANNOT.format("be written as ONNX", _reason(error), "export it as NAME.pt2")) from error
     for node in proto.graph.node:  # how the exporter came to each
         del node.metadata_props[:]
         node.doc_string = ""
@@ -322,7 +325,7 @@ def _as_onnx(recorded, card):
     try:
         session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own kinds have no common one
-        raise ValueError(_CANNOT.format("be run by onnxruntime", _reason(error))) from error
+        raise ValueError(_CANNOT.format("be run by onnxruntime", _reason(error), "export it as NAME.pt2")) from error
     return data, lambda inputs: torch.from_numpy(session.run(None, {name: one.numpy() for name, one in inputs.items()})[0])
 
 

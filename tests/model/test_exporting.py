@@ -110,11 +110,23 @@ def test_the_process_is_left_out_where_the_numbers_are_the_same_without(process,
     assert isinstance(graph.sde, VE) == (parametrization != "flow" or straight)
 
 
+def test_what_cannot_be_recorded_is_told(tmp_path):
+    with pytest.raises(ValueError, match="cannot be recorded by torch.export"):  # the rates of this process come by automatic differentiation
+        model("sub-vp", "flow").export(tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_onnxruntime_cannot_compute_is_told(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
+
+    class Odd(Bend):
+        def forward(self, x, half_log_snr, label=None):
+            return super().forward(x, half_log_snr, label) + torch.asinh(x.double()).to(x.dtype)
+
+    odd = GenerativeModel.of(Trained(Odd(), SDES["edm"](), PARAMETRIZATIONS["v"](), SHAPE, Labels((3, 5, 7))), device="cpu", verbose=False)
     with pytest.raises(ValueError, match="cannot be run by onnxruntime.*Asinh.*NAME.pt2"):
-        model("sub-vp", "flow").export(tmp_path / "model.onnx")
+        odd.export(tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
