@@ -39,7 +39,7 @@ def export(
         raise ValueError("say what to write: OUT, a file NAME.onnx or NAME.pt2, or --page DIR, or both")
     if out is None and (steps is not None or size is not None):
         raise ValueError("--steps and --size are about OUT, and there is none; a page lets its reader choose the steps")
-    check_absent([one for one in (out, page and page / "index.html") if one is not None], overwrite)
+    check_absent([one for one in (out, page and page / "index.html") if one is not None], overwrite, "another OUT or --page")
     found = load_model(model, "cpu")
     if out is not None:
         with made(out.parent):

@@ -71,6 +71,7 @@ def write_picture(
 def check_absent(
     places: Iterable[Path],  # files that are to be written
     overwrite: bool,  # whether files that are there may be replaced
+    instead: str = "another folder by --out",  # what else would do
 ) -> None:
     """Check that nothing would be overwritten, before time is spent.
 
@@ -80,7 +81,7 @@ def check_absent(
     there = [place for place in places if place.exists()]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise ValueError(f"{there[0]}{more} would be overwritten; give another folder by --out, or --overwrite")
+        raise ValueError(f"{there[0]}{more} would be overwritten; give {instead}, or --overwrite")
 
 # %% ../../nbs/12_apps/04_shell.ipynb #f3c32da7
 @contextlib.contextmanager

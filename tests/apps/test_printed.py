@@ -24,7 +24,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "generate shards": "generate fashion_mnist --num 2 --steps 2 --shards --out out",
     "train": "train photos --size 8 --network tiny --epochs 2 --out out",
     "distill": "distill fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out out/student.safetensors",
-    "export": "export small.safetensors out/model.pt2",
+    "export": "export small.safetensors out/model.pt2 --overwrite",
     "score": "score photos photos --metrics kernel",
     "score of a model": "score photos fashion_mnist --num 8 --steps 1 --metrics kernel,prdc",
     "score by class": "score classes classes --metrics kernel --by-class",
