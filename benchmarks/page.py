@@ -21,9 +21,9 @@ from diffnb.model import GenerativeModel
 RESULTS = Path(__file__).parent / "results" / "page.json"
 
 
-def opened(browser, folder, width=1400, scheme="light"):
+def opened(browser, folder, width=1400):
     """The page of a folder, ready to draw."""
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto((folder.absolute() / "index.html").as_uri())
     page.wait_for_selector("#draw:enabled", timeout=120_000)
     return page
@@ -46,14 +46,13 @@ def measured(browser, model, folder, runs):
 
 
 def photograph(browser, folder, place):
-    """A picture of the page, half of it as it is by night."""
-    for scheme in ("light", "dark"):
-        page = opened(browser, folder, 1000, scheme)
-        page.select_option("#class", "8")
-        page.click("#draw")
-        page.wait_for_function("document.getElementById('status').textContent.includes('seconds')", timeout=60_000)
-        page.screenshot(path=place.with_stem(f"{place.stem}_{scheme}"), full_page=True)
-        page.close()
+    """A picture of the page with an image on it."""
+    page = opened(browser, folder, 1000)
+    page.select_option("#class", "8")
+    page.click("#draw")
+    page.wait_for_function("document.getElementById('status').textContent.includes('seconds')", timeout=60_000)
+    page.screenshot(path=place, full_page=True)
+    page.close()
 
 
 def main():
@@ -62,7 +61,7 @@ def main():
     parser.add_argument("--model", default="fashion_mnist", help="a packaged model with at least 9 classes")
     parser.add_argument("--folder", type=Path, help="the page, and beside it NAME-student; a scratch folder if not given")
     parser.add_argument("--runtime", type=Path, help="folder of the unpacked npm package onnxruntime-web")
-    parser.add_argument("--picture", type=Path, help="where to put pictures of the page, NAME_light.png and NAME_dark.png")
+    parser.add_argument("--picture", type=Path, help="where to put a picture of the page")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp()) / "page"
     student_folder = folder.with_name(f"{folder.name}-student")
