@@ -27,7 +27,9 @@ def export(
     weights: Annotated[
         str | None, typer.Option(help="float32 or float16; float32 for OUT and float16 for a page if not given.", show_default=False)
     ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the images in OUT, if not that of the training images.", show_default=False)] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images in OUT, if not that of the training images.", show_default=False)
+    ] = None,
     licence: Annotated[str, typer.Option(help="How the model may be used, which the file says of itself.", show_default=False)] = "",
     runtime: Annotated[
         Path | None, typer.Option(help="Folder of the unpacked npm package onnxruntime-web; fetched if not given.", show_default=False)

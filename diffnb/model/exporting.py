@@ -149,7 +149,9 @@ class SamplingGraph(nn.Module):
     ):
         super().__init__()
         if sampler.evaluations(n_steps) is None:
-            raise ValueError(f"{sampler!r} chooses its steps while it runs and is no fixed graph; set model.sampler to one with steps, such as 'heun'")
+            raise ValueError(
+                f"{sampler!r} chooses its steps while it runs and is no fixed graph; set model.sampler to one with steps, such as 'heun'"
+            )
         self.denoising, self.sde, self.sampler, self.n_steps = graph, sde, sampler, n_steps
         self.levels = sde.levels(sampler.grid(sde, n_steps, grid=grid))
         self.steps = sampler.plan(sde, self.levels, ())
