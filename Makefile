@@ -19,11 +19,13 @@ dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: settings.ini pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing diffnb and PyTorch into $(VENV): some minutes, and up to some gigabytes where PyTorch brings CUDA"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/.installed-dev: settings.ini pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing diffnb, PyTorch and what development needs into $(VENV): some minutes, and up to some gigabytes where PyTorch brings CUDA"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@ $(VENV)/.installed
 

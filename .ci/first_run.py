@@ -10,6 +10,7 @@ import argparse
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import pkgutil
 import pty
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import save_file
 
 import diffnb
 
@@ -111,6 +113,7 @@ def methods(grey, colour, new, find):
         "contents": lambda: grey.contents(),
         "save": lambda: grey.save("saved.safetensors"),
         "load": lambda: type(grey).load("saved.safetensors"),
+        "from_diffusers": lambda: type(grey).from_diffusers(pipeline(find), "cpu", verbose=False).generate(2, **few),
         "score": lambda: grey.score("packaged", x, ["kernel"], cache="features"),
         "calibrate": lambda: grey.calibrate(x),
         "restore": lambda: grey.restore(x * 2 - 1, find("Identity")(), noise=0.1, **few),  # by the default method, calibrated above
@@ -127,6 +130,20 @@ def methods(grey, colour, new, find):
         "interpolate": lambda: grey.interpolate(x[:1], x[1:], n=3, n_steps=2),
         "round_trip_error": lambda: grey.round_trip_error(x, n_steps=2),
     }
+
+
+def pipeline(find):
+    """A pipeline of diffusers with random weights, written without diffusers; its folder."""
+    chain = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
+    unet = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 8}
+    unet |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
+    folder = Path("pipeline")
+    folder.mkdir()
+    for name, said in {"config.json": unet, "scheduler_config.json": chain}.items():
+        (folder / name).write_text(json.dumps(said))
+    network = find("network_of_config")(unet, *find("read_scheduler")(chain))
+    save_file(network.state_dict(), folder / "diffusion_pytorch_model.safetensors")
+    return folder
 
 
 def same_names(what, there, cases):

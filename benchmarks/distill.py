@@ -2,7 +2,7 @@
 
     python benchmarks/distill.py --teacher fashion_mnist --data fashion_mnist --time-limit 3600 --out student.safetensors [--guidance-scale 1]
                                  [--root ROOT] [--limit N] [--batch-size N] [--lr 4e-4] [--method heun] [--precision auto] [--seed 0] [--threads 1]
-                                 [--checkpoints DIR [--resume]] [--n 2000] [--seeds 0 1 2] [--grids open-karras ...]
+                                 [--checkpoints DIR [--resume]] [--n 2000] [--seeds 0 1 2] [--grids log-normal ...]
     python benchmarks/distill.py ... --evaluate-only      measure the student in --out again, without training
     python benchmarks/distill.py --show      the table of what has been measured
 
@@ -156,7 +156,7 @@ def main():
     parser.add_argument("--evaluate-only", action="store_true")
     parser.add_argument("--n", type=int, default=2000, help="generated images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of generated images")
-    parser.add_argument("--grids", nargs="+", default=["open-karras"], help="of the student: names, or noise levels such as 80,0.8")
+    parser.add_argument("--grids", nargs="+", default=["log-normal"], help="of the student: names, or noise levels such as 80,0.8")
     parser.add_argument("--extractor", help="what looks at the images; the packaged one for their shape if not given")
     parser.add_argument("--sampling-precision", default="float32")
     parser.add_argument("--batch", type=int, default=100, help="images generated at a time")

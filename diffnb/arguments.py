@@ -9,6 +9,7 @@ __all__ = ['as_tensor', 'whole_number', 'real_number', 'truth_value', 'reading',
 
 # %% ../nbs/00_arguments.ipynb #arguments-03
 import collections.abc
+import difflib
 import functools
 import inspect
 import operator
@@ -160,6 +161,17 @@ def _reader(parameter):
     return read
 
 # %% ../nbs/00_arguments.ipynb #arguments-14
+def _say_unknown(function, parameters, given):
+    """Raise a `TypeError` that names an argument that the function has not, and those that it has."""
+    names = [name for name, one in parameters.items() if name != "self" and one.kind is not one.VAR_KEYWORD]
+    unknown = [name for name in given if name not in names]
+    if not unknown or len(names) < len(parameters) - ("self" in parameters):
+        return
+    near = [name for name in names if unknown[0] in name.split("_")] + difflib.get_close_matches(unknown[0], names, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    raise TypeError(f"{function.__name__}() has no argument {unknown[0]!r}{hint} It takes {', '.join(names)}".replace("; It", "; it"))
+
+
 def _reading_function(function):
     """A function that converts its arguments first."""
     signature = inspect.signature(function)
@@ -172,7 +184,8 @@ def _reading_function(function):
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
-            return function(*args, **kwargs)  # which says what does not fit
+            _say_unknown(function, signature.parameters, kwargs)
+            return function(*args, **kwargs)  # which says what else does not fit
         for name in [name for name in readers if name in bound.arguments]:
             bound.arguments[name] = readers[name](bound.arguments[name])
         return function(*bound.args, **bound.kwargs)

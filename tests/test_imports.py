@@ -1,6 +1,6 @@
 """What importing and generating bring along, and what they cost."""
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,50 +15,56 @@ HEAVY = ("fastai", "torchvision", "scipy", "matplotlib", "ipywidgets", "PIL")
 
 
 def run(program):
-    """Run a program in a fresh interpreter; what it printed, and how many seconds it computed, which depends less than its end on what else runs."""
-    before = os.times()
+    """Run a program in a fresh interpreter; the JSON that it printed last. What is measured is measured in one, for a busy machine slows all down."""
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    after = os.times()
-    return said.strip(), after.children_user + after.children_system - before.children_user - before.children_system
-
-
-def test_generating_needs_torch_and_little_else():
-    program = f"""
-import sys, diffnb
-model = diffnb.GenerativeModel.pretrained("fashion_mnist")
-model.generate(2, n_steps=2, seed=0, class_labels="bag", guidance_scale=2.0)
-model.under("vp").generate(1, n_steps=2)
-print([name for name in {HEAVY} if name in sys.modules])
-"""
-    assert run(program)[0].splitlines()[-1] == "[]"
-
-
-def test_every_module_for_generating_is_light():
-    """All wings and their modules, but for those that train; `apps` hands on the names of three when they are asked for."""
-    heavy = {module for module in modules() if wing_of(module) == "training"} | {"diffnb.apps.recipes", "diffnb.apps.runs"}
-    heavy |= {"diffnb.apps.tutorial_figures", "diffnb.apps.visualization"}  # draw
-    names = [f"diffnb.{wing}" for wing in WINGS if wing != "training"] + sorted(modules().keys() - heavy)
-    program = f"""
-import sys, importlib
-for name in {names}:
-    importlib.import_module(name)
-    found = [one for one in {HEAVY} if one in sys.modules]
-    if found:
-        sys.exit(print(name, found))
-"""
-    assert len(names) > 50 and run(program)[0] == ""
+    return json.loads(said.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
-def seconds_of_torch():
-    """What torch costs: the best of several, for a busy machine slows all down, now and then."""
-    return min(run("import torch")[1] for _ in range(2))
+def light():
+    """One program that imports and generates: seconds of computing after each import, and what is there that is not needed, after each part."""
+    heavy = {module for module in modules() if wing_of(module) == "training"} | {"diffnb.apps.recipes", "diffnb.apps.runs"}
+    heavy |= {"diffnb.apps.tutorial_figures", "diffnb.apps.visualization"}  # draw
+    names = [f"diffnb.{wing}" for wing in WINGS if wing != "training"] + sorted(modules().keys() - heavy)
+    assert len(names) > 50
+    return run(f"""
+import importlib, json, sys, time
+seconds, found = [time.process_time()], {{}}
+def look(part):
+    found[part] = [name for name in {HEAVY} if name in sys.modules]
+import diffnb; seconds.append(time.process_time())
+import torch; seconds.append(time.process_time())
+diffnb.GenerativeModel; seconds.append(time.process_time())
+model = diffnb.GenerativeModel.pretrained("fashion_mnist", verbose=False)
+model.generate(2, n_steps=2, seed=0, class_labels="bag", guidance_scale=2.0)
+model.under("vp").generate(1, n_steps=2)
+look("generating")
+from diffnb.data.loaders import image_set
+image_set("packaged", size=16, verbose=False)
+look("reading")
+for name in {names}:
+    importlib.import_module(name)
+    look(name)
+print(json.dumps([seconds, found]))
+""")
 
 
-def test_importing_costs_little_more_than_torch(seconds_of_torch):
-    model = min(run("import diffnb; diffnb.GenerativeModel")[1] for _ in range(2))
-    assert model <= 1.3 * seconds_of_torch + 0.3, (model, seconds_of_torch)
-    assert run("import diffnb")[1] < 0.3 * seconds_of_torch
+def test_generating_needs_torch_and_little_else(light):
+    assert light[1]["generating"] == []
+
+
+def test_reading_is_light(light):
+    assert light[1]["reading"] == []
+
+
+def test_every_module_for_generating_is_light(light):
+    """All wings and their modules, but for those that train; `apps` hands on the names of three when they are asked for."""
+    assert {name: found for name, found in light[1].items() if found} == {}
+
+
+def test_importing_costs_little_more_than_torch(light):
+    package, torch, model = (after - before for before, after in zip(light[0], light[0][1:]))
+    assert package + model <= 0.3 * torch + 0.3 and package < 0.3 * torch, (package, model, torch)
 
 
 RESTORING = {
@@ -72,7 +78,7 @@ RESTORING = {
 }
 
 
-def test_a_picture_costs_little_more_than_torch(seconds_of_torch, tmp_path):
+def test_a_picture_costs_little_more_than_torch(tmp_path):
     """What a person waits for when one picture is restored, calibration and all: no library that only training needs."""
     from PIL import Image
 
@@ -80,20 +86,22 @@ def test_a_picture_costs_little_more_than_torch(seconds_of_torch, tmp_path):
     Image.new("RGB", (32, 32), (99, 99, 99)).save(tmp_path / "grey.png")
     Image.new("L", (14, 14), 99).save(tmp_path / "small.png")
     unneeded = ("torchvision", "fastai", "scipy", "matplotlib", "sympy", "torch._dynamo")
-    program = """
-import sys, os
-os.chdir(sys.argv.pop())
+    seconds, found = run(f"""
+import json, os, sys, time
+import torch
+os.chdir({str(tmp_path)!r})
+seconds, found = [time.process_time()], {{}}
 from diffnb.apps.commands import app
-for command, line in {}.items():
+for command, line in {RESTORING}.items():
     out = [] if command == "inspect" else ["--out", command]
     assert app([command, *line.split(), *out], standalone_mode=False) in (None, 0), command
-    print([name for name in {} if name in sys.modules])
-""".replace("sys.argv.pop()", repr(str(tmp_path)))
-    said, _ = run(program.format(RESTORING, unneeded))
-    assert [line for line in said.splitlines() if line.startswith("[")] == ["[]"] * len(RESTORING), said
-    one = program.format({"impute": RESTORING["impute"] + " --overwrite"}, unneeded)
-    whole = min(run(one)[1] for _ in range(2))
-    assert whole <= 3 * seconds_of_torch, (whole, seconds_of_torch)  # 1.9 times as a rule; with torchvision 3.5 times
+    seconds.append(time.process_time())
+    found[command] = [name for name in {unneeded} if name in sys.modules]
+print(json.dumps([seconds, found]))
+""")
+    assert found == dict.fromkeys(RESTORING, [])
+    torch, impute = seconds[:2]
+    assert impute <= 3 * torch, (impute, torch)  # 1.9 times as a rule; with torchvision 3.5 times
 
 
 def test_what_commands_import_says_nothing():

@@ -222,7 +222,8 @@ def _train(
     classes: Annotated[str | None, typer.Option(help="Keep these classes, by value or name, separated by commas.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Use at most so many images.", show_default=False)] = None,
     labels: Annotated[
-        bool | None, typer.Option("--labels/--no-labels", help="Tell the network the classes, where there are any: it does.", show_default=False)
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Whether the network is told the classes; it is, where there are any.", show_default=False),
     ] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; not for digits or writing.", show_default=False)
@@ -235,14 +236,20 @@ def _train(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Where known sets are; DIFFNB_DATA or the user's cache if not given.", show_default=False)] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the images, at most: 100, or as many as --steps takes.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="At most so many passes over the images: 100, or as many as --steps or --time-limit take.", show_default=False),
     ] = None,
     max_steps: Annotated[int | None, typer.Option("--steps", min=1, help="Stop after so many steps.", show_default=False)] = None,
-    time_limit: Annotated[float | None, typer.Option(min=0, help="Stop so many seconds after this start.", show_default=False)] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Stop training after so many seconds; then pictures of the model are drawn, which takes a while.", show_default=False
+        ),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without a lower validation loss.", show_default=False)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step: 16 to 128, by their number.", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a step: 16 to 128, by their number.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate: 0.001.", show_default=False)] = None,
     rate: Annotated[
         str | None, typer.Option(help="How it falls: cosine, linear, constant, or inverse-sqrt:2000 after so many steps.", show_default=False)
@@ -505,6 +512,7 @@ def _demo(
 def _show(out, train_seconds, rows, seed, device):
     """Make the pictures of the demo."""
     from diffnb.model.generative import GenerativeModel
+    from diffnb.training.plans import ForecastCallback
 
     packaged = GenerativeModel.pretrained("fashion_mnist", device)
     tell("The packaged model, trained on Fashion-MNIST:")
@@ -515,7 +523,8 @@ def _show(out, train_seconds, rows, seed, device):
     tell(f"A new small model, trained for about {train_seconds:g} seconds:")
     model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device=device)
     # small batches: in a minute the number of steps counts, more than how good each is
-    model.train("packaged", epochs=10_000, batch_size=16, lr=2e-3, time_limit=train_seconds, seed=seed)
+    told = ForecastCallback(wording=("", "--train-seconds {}"))
+    model.train("packaged", epochs=10_000, batch_size=16, lr=2e-3, time_limit=train_seconds, seed=seed, callbacks=[told])
     _timed_grid(model, out / "trained.png", seed, rows)
     model.save(path := out / "trained.safetensors")
     tell(f"{path}: the new model; try: diffnb generate {typed(path)} --labels bag --out bags.png", files=[str(path)])

@@ -15,7 +15,7 @@ import typer
 
 from .image_commands import Device, comma_list, load_model
 from .shell import check_absent, made, tell
-from ..printing import typed
+from ..printing import counted, typed
 
 # %% ../../nbs/12_apps/06_distill_command.ipynb #dis05
 def distill(
@@ -31,7 +31,7 @@ def distill(
     guidance_scale: Annotated[float, typer.Option(min=0, help="How much the student exaggerates a class that is asked for; 1: not at all.")] = 1.0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images, at most.", show_default=False)] = None,
     max_steps: Annotated[int | None, typer.Option("--steps", min=1, help="Stop after so many steps.", show_default=False)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step: 16 to 128, by their number.", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a step; 32 if not given.", show_default=False)] = None,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 4e-4,
     method: Annotated[str, typer.Option(help="Step of the teacher's flow: heun or euler.")] = "heun",
     classes: Annotated[str | None, typer.Option(help="Keep these classes, by value or name, separated by commas.", show_default=False)] = None,
@@ -48,6 +48,7 @@ def distill(
 ):
     """Distill a model into one that needs one to four evaluations an image, two if not asked otherwise."""
     from diffnb.data.loaders import image_set
+    from diffnb.training.plans import ForecastCallback
 
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file, such as {out / 'student.safetensors'}")
@@ -58,11 +59,12 @@ def distill(
     plan = {"epochs": epochs, "steps": max_steps, "batch_size": batch_size, "lr": lr, "method": method, "precision": precision, "seed": seed}
     with made(out.parent):
         try:
-            teacher.distill(images, time_limit, guidance_scale, checkpoints=checkpoints, resume=resume, **plan)
+            told = [ForecastCallback(wording=("--steps {}", "--time-limit {}"))]
+            teacher.distill(images, time_limit, guidance_scale, checkpoints=checkpoints, resume=resume, callbacks=told, **plan)
         finally:  # an interrupt, too, leaves what was learned until then
             student = teacher.last_student
             if student is not None and student.record:
                 student.save(out)
                 done, facts = student.record, {"file": str(out), "record": student.record}
-                line = f"{out}: {done['steps']:,} steps in {done['seconds']:.0f} s, stopped by {done['stopped']}"
+                line = f"{out}: {counted(done['steps'], 'step')} in {done['seconds']:.0f} s, stopped by {done['stopped']}"
                 tell(f"{line}; try: diffnb generate {typed(out)} --steps 2 --out pictures.png", **facts)

@@ -69,7 +69,7 @@ def comma_list(
     return [part.strip() for part in parts if part.strip()] or None
 
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; chosen by itself if not given.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; if not given, the fastest there is.", show_default=False)]
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #9
 def pictures_in(
@@ -434,7 +434,8 @@ def _upscale(
             if list(images.shape[-2:]) != small and not job.resize:
                 height, width = images.shape[-2:]
                 raise ValueError(
-                    f"image is {height} x {width}, and {factor} times smaller than the model's is {small[0]} x {small[1]}; give --resize"
+                    f"--factor {factor} enlarges pictures of {small[0]} x {small[1]} to {sides[0]} x {sides[1]}, and image is {height} x {width}; "
+                    "give --resize to bring it to that size first"
                 )
             images = resized(images, small, True)
         enlargement(model, images)

@@ -444,6 +444,6 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     )
     if is_first:
         if progress:
-            announce(f"{out}: training is over, and pictures that show the model are drawn")
-        _write_about(out, write_report(out, models[0].denoiser(), DPMSolverPP2M(), valid, seed=recipe.training.seed, device=device))
+            announce(f"{out}: training is over; now pictures that show the model are being drawn")
+        _write_about(out, write_report(out, models[0].denoiser(), DPMSolverPP2M(), valid, seed=recipe.training.seed, n_steps=12, device=device))
     return models[0]

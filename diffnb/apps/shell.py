@@ -71,7 +71,7 @@ def write_picture(
 def check_absent(
     places: Iterable[Path],  # files that are to be written
     overwrite: bool,  # whether files that are there may be replaced
-    instead: str = "another folder by --out",  # what else would do
+    instead: str = "another place by --out",  # what else would do
 ) -> None:
     """Check that nothing would be overwritten, before time is spent.
 
@@ -252,7 +252,9 @@ def set_threads(
 # %% ../../nbs/12_apps/04_shell.ipynb #sh14
 Json = Annotated[
     str | None,
-    typer.Option("--json", metavar="[FILE.json]", help="Tell it as JSON: into a file, or without one in place of text.", show_default=False),
+    typer.Option(
+        "--json", metavar="[FILE.json]", help="Write the results as JSON: into a file, or without one in place of the text.", show_default=False
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads that compute; as many as there are free processors if not given.", show_default=False)
@@ -350,7 +352,9 @@ _ClickException = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__
 def _sentence(error):
     """What an exception says, in one line."""
     if isinstance(error, _ClickException):
-        text = error.format_message()
+        text, context = error.format_message(), getattr(error, "ctx", None)
+        if type(error).__name__ in ("MissingParameter", "NoSuchOption") and context is not None:
+            text = f"{text.rstrip('.')}; `{context.command_path} --help` says what there is"
     else:
         text = sentence(error)
     return " ".join(text.split())

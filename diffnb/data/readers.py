@@ -362,8 +362,11 @@ def _torchvision(name, root, files, **arguments):
         with contextlib.redirect_stdout(io.StringIO()):  # its notes on every mirror it tries
             return getattr(torchvision.datasets, name)(root, download=True, **arguments)
     except (OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(f"{name} is not complete in {root} and cannot be downloaded ({reason}); put {files} there, or give root=") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" :")
+        raise FileNotFoundError(
+            f"{name} is not complete in {root} and cannot be downloaded ({reason}); put {files} there, or name the folder that has it by root= "
+            "(in a shell --root). The set 'packaged' needs no download"
+        ) from None
 
 # %% ../../nbs/07_data/01_readers.ipynb #19
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .errors import BadManifest, ComponentError, LimitExceeded, Limits, ModelFileError
+from ..networks.diffusers_unet import DiffusersUNet
 from ..networks.mlp import MLP
 from ..networks.unet import UNet
 from ..noise.sdes import SDE
@@ -120,7 +121,7 @@ def check_image(
         raise LimitExceeded(f"the manifest's data.shape is {size}, which is {numbers:,} numbers; the limit is {limits.image_numbers:,}")
     if isinstance(network, MLP) and numbers != network.channels:
         raise BadManifest(f"the manifest's data.shape is {size}, which is {numbers:,} numbers, and the network {name} takes {network.channels:,}")
-    if isinstance(network, UNet) and (len(shape) != 3 or shape[0] != network.channels):
+    if isinstance(network, (UNet, DiffusersUNet)) and (len(shape) != 3 or shape[0] != network.channels):
         raise BadManifest(f"the manifest's data.shape is {size}, and the network {name} takes {network.channels} x height x width")
     if (pixels := getattr(network, "attention_pixels", lambda shape: 0)(shape)) > limits.attention_pixels:
         raise LimitExceeded(

@@ -210,7 +210,9 @@ class Container:
             raise BadHeader(f"it is not a safetensors file: it has {self.size} bytes")
         length = int.from_bytes(start, "little")
         if length > self.limits.header_bytes:
-            raise (LimitExceeded if length < 2**32 else BadHeader)(
+            if length >= 2**32:  # these eight bytes are no length
+                raise BadHeader(f"it is not a safetensors file: it begins with {bytes(start[:8])!r}")
+            raise LimitExceeded(
                 f"it is not a safetensors file, or its header is too large: {length:,} bytes; the limit is {self.limits.header_bytes:,}"
             )
         if length < 2 or 8 + length > self.size:

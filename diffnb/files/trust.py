@@ -313,13 +313,14 @@ def confirm(
         ModelFileError: if the file is wrong or damaged.
     """
     _known(mode)
-    if ask is None and not (sys.stdin is not None and sys.stdin.isatty()):
+    store = TrustStore() if store is None else store
+    waiting = [pair for pair in _confirmable(inspect(path), mode) if not store.allows(pair[0], mode, pair[1])]
+    if waiting and ask is None and not (sys.stdin is not None and sys.stdin.isatty()):
         raise NotInteractive(
             "to confirm a source, somebody has to read it and type its digest, and there is no terminal here. "
             f"Run `diffnb trust add {typed(path)}` in one; `diffnb inspect {typed(path)}` shows the source. Nothing was run"
         )
-    store, ask = TrustStore() if store is None else store, input if ask is None else ask
-    waiting = [pair for pair in _confirmable(inspect(path), mode) if not store.allows(pair[0], mode, pair[1])]
+    ask = input if ask is None else ask
     if not waiting:
         show(f"{printable(path)}: nothing to confirm")
     return [store.add(source, mode, settings) for source, settings in waiting if _asked(source, settings, mode, store, ask, show)]

@@ -23,7 +23,7 @@ from ..core import check_counts
 from .classifiers import as_classifier
 from .gathering import Gathered, Stored, gather, reference, shape_text, source
 from .scores import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
-from ..printing import printable
+from ..printing import Table, in_markdown, printable
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #917993da
 DEFAULT_METRICS = ("frechet", "kernel", "prdc")
@@ -69,7 +69,7 @@ def _by_inception(needs, shape):
     try:
         return extractor_of("inception-2015"), ""
     except FileNotFoundError as error:
-        return extractor_of(offline_extractor(shape)), f"the FID needs {str(error).split('. ')[0].removeprefix('no ')}; get them by `diffnb weights`"
+        return extractor_of(offline_extractor(shape)), f"FID and KID need Inception, by `diffnb weights` ({str(error).split('. ')[0]})"
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #c9685bad
 def make_metric(
@@ -92,7 +92,7 @@ def make_metrics(
     shape: Sequence[int] = (1, 28, 28),  # of an image
     n: int = 10_000,  # generated images
 ) -> list[Metric]:
-    """Make metrics for sets of n images, and warn once where another extractor takes the place of one that cannot be had.
+    """Make metrics for sets of n images, and warn once where another extractor takes the place of one that is missing.
 
     Raises:
         ValueError: if a name is unknown, or there are too few images for a metric.
@@ -342,28 +342,30 @@ class Scores:
         rows = [_plain(r.result) | {"floor": _plain(r.floor), "note": r.note} for r in self.rows]
         return {"real": self.real, "generated": self.generated, "metrics": rows}
 
-    def __str__(self):
-        """Write the numbers as a table, with what they depend on above and below it."""
-
+    def _parts(self):  # the lines, and among them the table
         def told(facts):
             return ", ".join(f"{key} {printable(value)}" for key, value in facts.items() if key not in ("real", "generated"))
 
-        table = [("", "value", "real / generated", "floor", "real / real"), *(line for r in self.rows for line in _lines(r))]
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines = [f"real: {told(self.real)}", f"generated: {told(self.generated)}", ""]
-        lines += ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))) for line in table] + [""]
-        settings = {}  # names of the metrics that share a setting
+        settings, notes = {}, {}  # names of the metrics that share one
         for row in self.rows:
             settings.setdefault(told(row.result.config), []).append(row.result.name)
-        lines += [f"{', '.join(names)}: {text}" for text, names in settings.items()]
-        notes = {}
-        for row in self.rows:
             notes.setdefault(row.note, []).append(row.result.name)
-        lines += [f"{', '.join(names)}: {note}" for note, names in notes.items() if note]
+        lines = [f"{', '.join(names)}: {text}" for text, names in (*settings.items(), *notes.items()) if text]
         choices = max((row.floor.config.get("choices", 1) for row in self.rows if row.floor), default=1)
-        return "\n".join(lines + [f"floor: mean over {choices} choices of real images ± the deviation of one"] * (choices > 1))
+        lines += [f"floor: mean over {choices} choices of real images ± the deviation of one"] * (choices > 1)
+        columns = {"": "", "value": ">", "real / generated": ">", "floor": ">", "real / real": ">"}
+        sets = [f"real: {told(self.real)}", f"generated: {told(self.generated)}"]
+        return [*sets, "", Table(columns, (line for row in self.rows for line in _lines(row))), "", *lines]
+
+    def __str__(self):
+        """Write the numbers as a table, with what they depend on above and below it."""
+        return "\n".join(map(str, self._parts()))
 
     __repr__ = __str__
+
+    def _repr_markdown_(self):
+        """The same for a notebook."""
+        return "\n\n".join(part._repr_markdown_() if isinstance(part, Table) else in_markdown(part) for part in self._parts())
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #caab4564
 @reading

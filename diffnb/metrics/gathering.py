@@ -58,6 +58,7 @@ def _bytes(images, argument):
 class Stored:
     """Images that exist already: a set of images, as a source of batches."""
 
+    doing = "looking at"  # what takes the time
     images: Any  # an `ImageSet`
     facts: dict[str, Any] = field(default_factory=dict)  # what a result tells about them
 
@@ -84,6 +85,7 @@ class Stored:
 class Sampled:
     """Images that are generated when their features are wanted, and not kept."""
 
+    doing = "drawing and looking at"  # what takes the time
     draw: Callable[[int, int], Any]  # (first, m) to images first ... first + m - 1 in [0, 1], (m, c, h, w), or (images, labels)
     n: int  # number of images
     facts: dict[str, Any] = field(default_factory=dict)  # what a result says about them
@@ -97,9 +99,10 @@ class Sampled:
         self,
         size: int,  # images at a time
     ) -> Iterator[tuple[Tensor, list | None]]:  # uint8 (m, c, h, w), and the m labels or None
-        """Draw the images, a batch at a time."""
-        for first in range(0, self.n, size):
-            m = min(size, self.n - first)
+        """Draw the images, a batch at a time; the first ones are small, so that one sees soon how fast it goes."""
+        first = 0
+        while first < self.n:
+            m = min(size, self.n - first, max(8, first))
             drawn = self.draw(first, m)
             images, labels = drawn if isinstance(drawn, (tuple, list)) and len(drawn) == 2 else (drawn, None)
             images, labels = _bytes(images, "draw"), getattr(labels, "tolist", lambda: labels)()
@@ -107,6 +110,7 @@ class Sampled:
                 counted = f"{len(images)}" + ("" if labels is None else f" and {len(labels)} labels")
                 raise ValueError(f"draw({first}, {m}) must give {m} images, got {counted}")
             yield images, None if labels is None else list(labels)
+            first += m
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #bb2ad026
 def sampled(
@@ -239,7 +243,7 @@ def gather(
     """
     features, probabilities = {name: [] for name in extractors}, {name: [] for name in with_probabilities}
     labels, kept, n = [], [], 0
-    with progress_bar(len(images), "image", f"looking at {argument} images", progress, delay=2) as bar:
+    with progress_bar(len(images), "image", f"{images.doing} {argument} images", progress, delay=2) as bar:
         for batch, own in images.batches(batch_size):
             shape = tuple(batch.shape[1:]) if shape is None else tuple(shape)
             if tuple(batch.shape[1:]) != shape:

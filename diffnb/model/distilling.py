@@ -42,13 +42,13 @@ class Distilling:
         *,
         epochs: int | None = None,  # passes over the images, at most; None: as many as `steps` or `time_limit` take, or 100
         steps: int | None = None,  # steps after which to stop; None: no limit
-        batch_size: int | None = None,  # images a step; None: what suits the number of images
+        batch_size: int | None = None,  # images in a step; None: 32, or fewer where there are fewer images than 320
         lr: float = 4e-4,  # highest learning rate
         rate: str = "cosine",  # how the learning rate falls: "cosine", "linear", "inverse-sqrt", "constant"
         method: str = "heun",  # step of the teacher's flow: "heun" or "euler"
         classes: Sequence | None = None,  # labels to keep, by value or name; None: all
         size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to; None: as they are
-        valid_fraction: float = 0.1,  # share of the images kept aside for the validation loss
+        valid_fraction: float = 0.1,  # share of the images kept aside for the validation loss, at most 200 of them
         flip: bool = False,  # mirror images at random; not for digits or writing
         seed: int = 0,  # of order and noise
         split_seed: int = 0,  # of what is kept aside
@@ -94,7 +94,10 @@ class Distilling:
             about=about,
         )
         network = copy.deepcopy(teacher.network).to(self.device).requires_grad_(True)
-        how = {"batch_size": batch_size, "flip": flip, "valid_fraction": valid_fraction, "seed": seed, "split_seed": split_seed}
+        if batch_size is None and len(images) >= 320:
+            batch_size = 32  # what counts in a given time is the number of steps
+        aside = min(valid_fraction, 200 / max(1, len(images)))  # a validation costs as much as a step for as many images
+        how = {"batch_size": batch_size, "flip": flip, "valid_fraction": aside, "seed": seed, "split_seed": split_seed}
         settings = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
         plan = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "diffusion": diffusion}
         student, begun = self._student()

@@ -30,6 +30,7 @@ from .distilling import Distilling
 from .editing import Editing
 from .exporting import Exporting
 from .learning import teach
+from .pipelines import FromDiffusers
 from .restoration import Restoration
 from diffnb.model.trained import (
     Labels,
@@ -245,7 +246,7 @@ class ModelFacts(ModelSettings):
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
 @reading
-class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, Exporting):
+class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffusers, Exporting):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(

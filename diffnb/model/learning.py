@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from .trained import Trained, checkpoint_writer
-from ..printing import announce
+from ..printing import announce, counted
 from ..samplers.base import Sampler
 
 # %% ../../nbs/11_model/05_learning.ipynb #le6
@@ -62,7 +62,7 @@ def teach(
         model._install(replace(trained, records=(*trained.records, result.record), raw=raw, calibration=None))
         model._again = again.state
         if result.record["stopped"] == "interrupted" and model.verbose:
-            made = f"{result.record['steps']:,} steps and {result.record['epochs']} whole epochs"
+            made = f"{counted(result.record['steps'], 'step')} and {counted(result.record['epochs'], 'whole epoch')}"
             further = (
                 f"{name}(...{'' if checkpoints is None else ', resume=True'}) {'goes on' if diffusion is None or checkpoints else 'begins anew'}"
             )

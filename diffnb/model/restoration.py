@@ -234,7 +234,8 @@ def enlargement(
     if (h, w) == (height, width):
         raise ValueError(f"image is {h} x {w}, as large as this model makes them; give a smaller one, or deblur or denoise it")
     if height % h or width % w or height // h != width // w:
-        hint = "give a smaller picture, or resize it first" if h > height or w > width else "sides must go into those the same number of times"
+        fits = [f"{height // k} x {width // k}" for k in range(2, 9) if height % k == width % k == 0]
+        hint = f"it enlarges pictures of {', '.join(fits)}; resize yours to one of these first"
         raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; {hint}")
     return height // h
 
@@ -496,6 +497,8 @@ class Restoration(_Posteriors):
             ValueError: if a picture or the kernel does not fit.
         """
         how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
+        if not isinstance(blur, (int, float)) and not hasattr(blur, "__array__"):
+            raise TypeError(f"blur must be a number, the width of a round blur in pixels such as 1.5, or a kernel (kh, kw), got {blur!r}")
         kernel = gaussian_kernel(blur) if isinstance(blur, (int, float)) else as_tensor(blur, "blur").float()
         return self._sampled(self._observed(Blur(kernel, boundary), fitting(self, image, resize), noise), how)
 

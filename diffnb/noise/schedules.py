@@ -6,10 +6,11 @@ Docs: https://diffnb.github.io/diffnb/01_noise/schedules.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'bisect', 'NoiseSchedule', 'Linear', 'Cosine', 'Exponential', 'linear_betas', 'scaled_linear_betas',
-           'cosine_betas', 'Betas', 'of_time', 'check_schedule']
+           'cosine_betas', 'Betas', 'sigmoid_betas', 'zero_terminal_betas', 'of_time', 'check_schedule']
 
 # %% ../../nbs/01_noise/00_schedules.ipynb #e5c97452
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -309,6 +310,40 @@ class Betas(NoiseSchedule):
         value = value.clamp(0, table[-1])
         k = (torch.searchsorted(table, value.contiguous()) - 1).clamp(0, len(self.betas) - 1)
         return (k + (value - table[k]) / (table[k + 1] - table[k])) / len(self.betas)
+
+# %% ../../nbs/01_noise/00_schedules.ipynb #sched-others-code
+def sigmoid_betas(
+    n_steps: int = 1000,  # T
+    start: float = -3.0,  # where on the logistic function the chain begins
+    end: float = 3.0,  # where it ends, > start
+    tau: float = 1.0,  # temperature by which both are divided, > 0
+    beta_max: float = 0.999,  # where beta is clipped
+) -> tuple[float, ...]:  # T numbers in (0, 1)
+    """Let the signal's variance fall as a sigmoid.
+
+    References:
+        Jabri et al. (2022), "Scalable adaptive computation for iterative generation", fig. 8; the default of denoising-diffusion-pytorch.
+    """
+    _check_count(n_steps)
+    if not (start < end and tau > 0):
+        raise ValueError(f"sigmoid_betas needs start < end and tau > 0, got {start}, {end} and {tau}")
+    low, high = (torch.tensor(v / tau, dtype=torch.float64).sigmoid() for v in (start, end))
+    kept = (high - ((torch.linspace(0, 1, n_steps + 1, dtype=torch.float64) * (end - start) + start) / tau).sigmoid()) / (high - low)
+    return tuple((1 - kept[1:] / kept[:-1]).clamp(max=beta_max).tolist())
+
+
+def zero_terminal_betas(
+    betas: Sequence[float],  # beta_1 ... beta_T, each in (0, 1)
+) -> tuple[float, ...]:  # T numbers in (0, 1), the last one as near to 1 as float64 has it
+    """Rescale a table so that the last step keeps nothing of the image, and the first what it kept.
+
+    References:
+        Lin et al. (2024), "Common diffusion noise schedules and sample steps are flawed", algorithm 1.
+    """
+    amplitude = torch.cumprod(1 - torch.tensor(_numbers(betas), dtype=torch.float64), 0).sqrt()
+    kept = ((amplitude - amplitude[-1]) * (amplitude[0] / (amplitude[0] - amplitude[-1]))).square()
+    steps = 1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+    return tuple(steps.clamp(max=math.nextafter(1.0, 0.0)).tolist())
 
 # %% ../../nbs/01_noise/00_schedules.ipynb #of-time-code
 def of_time(

@@ -21,6 +21,7 @@ from ..denoise.denoisers import BaseDenoiser
 from ..denoise.oracles import Gaussian, GaussianMixture, OracleDenoiser
 from ..noise.schedules import bisect
 from ..noise.sdes import SDE, VP
+from ..printing import Table
 from .base import SAMPLERS, Grid, Sampler
 
 # %% ../../nbs/03_samplers/06_checks.ipynb #d96c63c2
@@ -280,12 +281,15 @@ class SamplerCheck(dict):
         rows: Sequence[tuple[str, float, float, float]],  # what, measured, expected, tolerance
     ):
         super().__init__((what, value) for what, value, _, _ in rows)
-        self.rows = rows
+        self.rows, self._table = rows, Table({"": "", "measured": ".4g", "expected": ".4g", "within": ".2g"}, rows)
 
     def __str__(self):
         """A line a property."""
-        lines = [f"{'':22s}{'measured':>10s}{'expected':>10s}{'within':>10s}"]
-        return "\n".join(lines + [f"{what:22s}{value:10.4g}{wanted:10.4g}{eps:10.2g}" for what, value, wanted, eps in self.rows])
+        return str(self._table)
+
+    def _repr_markdown_(self):
+        """A row a property."""
+        return self._table._repr_markdown_()
 
 
 def check_sampler(

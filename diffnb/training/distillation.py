@@ -107,6 +107,7 @@ class ConsistencyCallback(DiffusionCallback):
     """Turn a batch into the problem of consistency distillation: to answer as at the next point of the teacher's flow."""
 
     name = "diffusion"  # the part that it takes in a learner
+    aims = (300, 1000)  # steps that are too few, and steps that would do, of which a training is told
     compare = staticmethod(pseudo_huber)
 
     def __init__(

@@ -22,7 +22,7 @@ from fastai.torch_core import rank_distrib
 from fastcore.basics import noop
 
 from ..arguments import reading_settings
-from ..printing import announce, in_notebook, progress_bar
+from ..printing import announce, counted, in_notebook, progress_bar
 from .steps import is_in_fit
 
 # %% ../../nbs/09_training/10_plans.ipynb #pl8
@@ -78,7 +78,8 @@ class ForecastCallback(Callback):
         planned = (self.n_epoch - self.epoch) * an_epoch
         planned = planned if schedule.max_steps is None else min(planned, schedule.max_steps)
         each = statistics.median(b - a for a, b in zip(self.times, self.times[1:]))
-        self.tell(forecast(planned, self.n_epoch, an_epoch, each, schedule.time_limit, self.learn.ema.steps - len(self.times), self.wording))
+        before, aims = self.learn.ema.steps - len(self.times), getattr(self.learn.diffusion, "aims", (FEW, ENOUGH))
+        self.tell(forecast(planned, self.n_epoch, an_epoch, each, schedule.time_limit, before, self.wording, *aims))
 
 # %% ../../nbs/09_training/10_plans.ipynb #pb1009003
 def forecast(
@@ -89,16 +90,18 @@ def forecast(
     limit: float | None = None,  # seconds after which to stop; None: no limit
     before: int = 0,  # steps done already
     wording: tuple[str, str] = ("steps={}", "time_limit={}"),  # how steps and seconds are asked for
+    few: int = FEW,  # steps that are too few
+    enough: int = ENOUGH,  # steps that would do
 ) -> str:  # a line
     """Say how long a training takes, and whether it is long enough."""
     within = planned if limit is None else min(planned, int(limit / each))
-    line = f"{planned:,} steps (epochs of {an_epoch:,}), in about {duration(planned * each)}"
+    line = f"{counted(planned, 'step')} (epochs of {an_epoch:,}), in about {duration(planned * each)}"
     if within < planned:
-        line = f"about {within:,} steps within the time limit of {duration(limit)}, of {planned:,} (epochs of {an_epoch:,})"
-    if before + within >= FEW:
+        line = f"about {counted(within, 'step')} within the time limit of {duration(limit)} (epochs of {an_epoch:,})"
+    if before + within >= few:
         return line
-    short = f"{wording[1]}".format(math.ceil(ENOUGH * each / 10) * 10) if within < planned else wording[0].format(ENOUGH)
-    return f"{line}. So few steps leave noise or grainy pictures; about {ENOUGH:,} would do, in {duration(ENOUGH * each)}: {short}"
+    short = f"{wording[1]}".format(math.ceil(enough * each / 10) * 10) if within < planned else wording[0].format(enough)
+    return f"{line}. So few steps leave noise or grainy pictures; about {enough:,} would do, in {duration(enough * each)}: {short}"
 
 # %% ../../nbs/09_training/10_plans.ipynb #pl13
 class LossProgress(Callback):
@@ -116,6 +119,8 @@ class LossProgress(Callback):
         """Begin the bar, also where a training goes on at a later epoch."""
         if self.bar is None:
             self.bar = progress_bar((self.n_epoch - self.epoch) * len(self.dls.train), "batch", "training")
+            schedule, self.begun = getattr(self.learn, "schedule", None), None
+            self.limited = schedule is not None and (schedule.max_steps is not None or schedule.time_limit is not None)
 
     def before_validate(self):
         """Say what is waited for."""
@@ -129,8 +134,14 @@ class LossProgress(Callback):
 
     def after_batch(self):
         """Move the bar."""
-        if self.training and self.bar is not None:
-            self.bar.update(1)
+        if not self.training or self.bar is None:
+            return
+        if self.limited:  # by steps or time, which may end the training before its epochs do
+            part = self.learn.schedule.part_done
+            self.begun = part if self.begun is None else self.begun
+            if part > self.begun:
+                self.bar.total = max(self.bar.n + 1, round(self.bar.n * (1 - self.begun) / (part - self.begun)) + 1)
+        self.bar.update(1)
 
     def tell(self, row):
         """Show what is known of an epoch."""
@@ -143,7 +154,7 @@ class LossProgress(Callback):
             return
         self.last_told, names = now, self.recorder.metric_names
         values = [f"{name} {value:.4f}" for name, value in zip(names[1:], row[1:]) if isinstance(value, float)]
-        line = f"epoch {row[0] + 1} of {self.n_epoch}: {', '.join(values)}"
+        line = f"epoch {row[0] + 1}{'' if self.limited else f' of {self.n_epoch}'}: {', '.join(values)}"
         if in_table:
             self._show("table", _table([list(map(str, names)), *self.rows]))
         else:

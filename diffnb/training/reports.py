@@ -252,7 +252,7 @@ def write_report(
     reconstruction_figure(levels).savefig(folder / "reconstruction.png")
 
     columns = min(images.num_classes, 10) or 8
-    turns = torch.arange(8 * columns) % columns
+    turns = torch.arange(5 * columns) % columns
     result = sampler(
         denoiser, shape=(len(turns), *images.shape), n_steps=n_steps, seeds=seed, condition=_condition(denoiser, turns, device), device=device
     )

@@ -97,7 +97,11 @@ def test_an_upscaled_picture_has_the_small_one_as_its_averages(diffnb, tmp_path)
     assert (Downsample(4).A(made[None].double())[0] - small).abs().max() <= 0.5
     assert diffnb("upscale", tmp_path / "small.png", "--factor", 2, "--resize", "--out", tmp_path / "twice", *QUICK)[0] == 0
     code, _, err = diffnb("upscale", tmp_path / "small.png", "--factor", 2, "--out", tmp_path / "none", *QUICK)
-    assert code == 2 and "2 times smaller than the model's is 16 x 16; give --resize" in err and not (tmp_path / "none").exists()
+    assert (
+        code == 2
+        and "--factor 2 enlarges pictures of 16 x 16 to 32 x 32, and image is 8 x 8; give --resize" in err
+        and not (tmp_path / "none").exists()
+    )
 
 
 def test_the_commands_make_what_python_makes(diffnb, tmp_path):

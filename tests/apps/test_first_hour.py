@@ -3,17 +3,14 @@
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from commands import command
 from PIL import Image, ImageDraw
 
 from diffnb.data import image_set
 from diffnb.model import GenerativeModel
-
-SHARED = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 @pytest.fixture
@@ -44,14 +41,12 @@ def photos(tmp_path, monkeypatch):
 def test_from_a_folder_to_pictures(diffnb, photos, no_pictures):
     # train; the key Ctrl-C is pressed on the way
     line = ["train", photos.name, "--out", "my run", "--size", "16", "--network", "tiny", "--epochs", "500"]
-    with open("said", "w") as said:
-        process = subprocess.Popen([sys.executable, "-c", "from diffnb.apps import main; main()", *line], stdout=said, stderr=said, env=SHARED)
-        end = time.monotonic() + 240
-        while "epoch 1 of 500" not in open("said").read() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 130
-    said = open("said").read()
+    training, end = command(*line), time.monotonic() + 240
+    while "epoch 1 of 500" not in training.said and not training.has_ended and time.monotonic() < end:
+        time.sleep(0.2)
+    os.kill(training.pid, signal.SIGINT)
+    code, _, said = training.end()
+    assert code == 130, said
     assert "diffnb: in folder My Photos, 1 of 41 pictures cannot be read and are skipped: cut.jpg" in said and ".py" not in said
     assert "1 .heic (Rosen (Garten)/IMG_2001.HEIC); save .heic as .jpg to use them" in said
     assert "subfolders without a picture are left out: empty" in said and "My Photos: 40 images, 3 x 16 x 16, 2 classes" in said

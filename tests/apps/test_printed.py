@@ -81,7 +81,8 @@ def test_help_has_examples_that_a_shell_reads(diffnb, name):
         LEAVES[name].make_context(name, words)  # raises at what is unknown or missing
 
 
-@pytest.mark.parametrize("name", RUNS)
+# the demo is shown to print as little, once, where its pictures are looked at
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "demo" else name for name in RUNS])
 def test_results_are_on_the_output_and_nothing_else(diffnb, no_pictures, name):
     code, out, err = diffnb(*RUNS[name].split(), "--json", "told.json")
     assert code == 0 and out and "\r" not in out + err and "\x1b" not in out + err, err
@@ -176,7 +177,8 @@ def test_an_unknown_name_is_one_sentence_and_leaves_nothing(diffnb, line):
 NAMES = ["größe", "写真", "фото", "a\u202eb", "\udcff", "naïve pictures 🎉"]
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
+# a byte that is no text, one that turns the line around, and one beyond 16 bits by a space; three more of plain letters where there is time
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name.isalpha() else name for name in NAMES], ids=ascii)
 def test_a_path_that_the_locale_cannot_print_is_no_error(monkeypatch, no_pictures, name):
     from diffnb.apps import main
 

@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -65,10 +63,10 @@ def test_cifar10_from_folders():
     some = read("cifar10", split="test", classes=["cat", "dog"])
     assert some.values == [3, 5] and some.names == ["cat", "dog"] and some.shape == (3, 32, 32)
     assert torch.bincount(some.labels).tolist() == [1000, 1000]
-    sample = read("cifar10", limit=5000)
+    sample = read("cifar10", limit=2000)
     mean = sample.unit(slice(None)).mean((0, 2, 3))
-    assert len(sample) == 5000 and (mean - torch.tensor([0.4914, 0.4822, 0.4465])).abs().max() < 0.01
-    assert torch.bincount(sample.labels).min() > 400  # a limit takes from everywhere
+    assert len(sample) == 2000 and (mean - torch.tensor([0.4914, 0.4822, 0.4465])).abs().max() < 0.01
+    assert torch.bincount(sample.labels).min() > 160  # a limit takes from everywhere
 
 
 @needs("flowers64")
@@ -356,14 +354,6 @@ def test_an_epoch_is_taken_up_at_any_batch(packaged):
     assert (len(whole[0]), len(rest[0]), whole[1], rest[1]) == (12, 3, 5, 5)
     for one, other in zip(whole[0][9:], rest[0]):
         assert all(torch.equal(a, b) for a, b in zip(one, other))
-
-
-def test_reading_is_light():
-    code = (
-        "import sys; from diffnb.data.loaders import image_set; image_set('packaged', size=16, verbose=False)\n"
-        "print([m for m in ('fastai', 'torchvision', 'scipy', 'matplotlib', 'PIL', 'ipywidgets') if m in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_whoever_registers_a_set_may_return_anything(monkeypatch):

@@ -14,7 +14,7 @@ from diffnb.documents import canonical_json
 from diffnb.files import BadManifest, LimitExceeded, Limits, ModelFileError, load, save
 from diffnb.files import inspect as look
 from diffnb.model import GenerativeModel
-from diffnb.networks import MLP, NETWORKS, UNet
+from diffnb.networks import MLP, NETWORKS, DiffusersUNet, UNet
 from diffnb.noise import EDM, PARAMETRIZATIONS, SCHEDULES, SDES, VE, VP, Discrete, Exponential, VEPower
 from diffnb.samplers import DDIM, SAMPLERS, DormandPrince, EulerMaruyama, PredictorCorrector, Restart, StochasticHeun, Tuned, UniPC
 
@@ -278,5 +278,5 @@ def test_what_would_be_refused_is_not_written(name, tmp_path):
 def test_every_network_of_diffnb_is_known(tmp_path):
     """A network that is added has to say what it takes."""
     for name in NETWORKS.names():
-        assert issubclass(NETWORKS[name], (MLP, UNet)), name
+        assert issubclass(NETWORKS[name], (MLP, UNet, DiffusersUNet)), name
     assert torch.get_default_device() == torch.device("cpu")

@@ -25,6 +25,7 @@ import component_corpus as corpus
 import pytest
 import torch
 from attack_sources import ATTACKS
+from commands import program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -962,9 +963,9 @@ for path in sys.argv[1:]:
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024, slowest)
 """
     paths = sorted(str(path) for path in tmp_path.iterdir())
-    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=300)
-    memory, slowest = map(float, done.stdout.split())
-    assert memory < 200 and slowest < 1, done.stdout + done.stderr
+    _, out, err = program(script, *paths)
+    memory, slowest = map(float, out.split())
+    assert memory < 200 and slowest < 1, out + err
 
 
 AUDIT = """

@@ -5,9 +5,8 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import socket
-import subprocess
-import sys
 import time
 import zipfile
 from collections import OrderedDict
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import program
 from torch import nn
 
 from diffnb.apps import Recipe, begin_run, read_settings, resume_run
@@ -154,15 +154,15 @@ def sparse_file(path, size, digest=None):
 
 def test_a_sparse_file_of_gigabytes_is_described_in_no_time(tmp_path):
     sparse_file(tmp_path / "m.safetensors", 6 * 2**30)
-    program = (
+    text = (
         "import resource, sys, time\nfrom diffnb.files import inspect\n"
         "before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()\n"
         "print(inspect(sys.argv[1]))\nprint(time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "m.safetensors")], capture_output=True, text=True, timeout=100, check=True)
-    seconds, kilobytes = map(float, done.stdout.splitlines()[-1].split())
+    _, out, err = program(text, tmp_path / "m.safetensors")
+    seconds, kilobytes = map(float, out.splitlines()[-1].split())
     assert seconds < 1 and kilobytes < 200_000
-    assert "6,442,450,944 numbers" in done.stdout and ", as the file states; load compares it with the contents" in done.stdout
+    assert "6,442,450,944 numbers" in out and ", as the file states; load compares it with the contents" in out, err
     assert not inspect(tmp_path / "m.safetensors").is_checked and inspect(packaged_models()["fashion_mnist"]).is_checked
     with pytest.raises(ModelFileError):
         from diffnb.files import load
@@ -177,13 +177,23 @@ def test_a_digest_that_is_none_is_not_shown(tmp_path, digest):
         inspect(tmp_path / "m.safetensors")
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, no_pictures):
-    """The folder of a short training, whose settings a stranger may change."""
-    monkeypatch.setenv("DIFFNB_DATA", str(tmp_path / "data"))
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory):
+    """The folder of a short training."""
+    folder = tmp_path_factory.mktemp("one") / "run"
     network = {"widths": (32,), "blocks": 1, "attention_levels": ()}
     recipe = Recipe("packaged", limit=40, size=8, network=network, epochs=1, batch_size=16, sample_every=5)
-    begin_run(recipe, tmp_path / "run", device="cpu", progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFNB_DATA", str(folder.parent / "data"))
+        begin_run(recipe, folder, device="cpu", progress=False)
+    return folder
+
+
+@pytest.fixture
+def run(one_epoch, tmp_path, monkeypatch, no_pictures):
+    """A copy of that folder, whose settings a stranger may change."""
+    monkeypatch.setenv("DIFFNB_DATA", str(tmp_path / "data"))
+    shutil.copytree(one_epoch, tmp_path / "run")
 
     def changed(**facts):
         settings = json.loads((tmp_path / "run" / "settings.json").read_text())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from attack_sources import ALIVE, ATTACKS, NOT_SHOWN, ROOT_ONLY
+from commands import program
 
 import diffnb
 from diffnb.denoise import Gaussian
@@ -189,6 +190,8 @@ def test_corpus_is_live(tmp_path):
     reasons = {**NOT_SHOWN, **dict.fromkeys(ROOT_ONLY if os.geteuid() else (), "the kernel refuses others than root")}
     assert set(reasons) | set(ALIVE) <= set(ATTACKS)
     live = [name for name in ATTACKS if name.startswith(("walk", "torch", "class time", "host")) and name not in reasons]
+    if not os.environ.get("DIFFNB_SLOW"):
+        live.remove("torch: profiler")  # which takes as long as all the others
     before = os.path.exists("/dev/shm/x")
     arguments = [os.path.dirname(__file__), str(tmp_path), json.dumps(list(enumerate(live)))]
     done = subprocess.run([sys.executable, "-c", LIVE, *arguments], capture_output=True, text=True, timeout=300, env=os.environ | {"SOME": "thing"})
@@ -350,8 +353,8 @@ except jail.JailError as error:
 
 def test_a_jail_without_its_filter_says_what_is_open():
     """The self-test tries the doors themselves: a filter that lets everything pass is found out."""
-    done = subprocess.run([sys.executable, "-c", OPEN_JAIL], capture_output=True, text=True, timeout=60)
-    assert "the jail does not hold: it was still possible to" in done.stdout and "make a socket" in done.stdout, done
+    done = _, out, _ = program(OPEN_JAIL)
+    assert "the jail does not hold: it was still possible to" in out and "make a socket" in out, done
 
 
 PROBES = {  # a door of the self-test, and the calls by which it opens, on x86_64 and aarch64
@@ -412,8 +415,8 @@ for name, calls in PROBES.items():
 
 def test_each_probe_is_refused_by_the_filter_and_by_nothing_else():
     """With its calls on the list of what is allowed a door is open, and those that have other calls are not."""
-    done = subprocess.run([sys.executable, "-c", f"PROBES = {PROBES!r}\n{ONE_OPEN}"], capture_output=True, text=True, timeout=300)
-    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    done = _, out, _ = program(f"PROBES = {PROBES!r}\n{ONE_OPEN}")
+    said = dict(line.split(": ", 1) for line in out.splitlines())
     found = {name: set(text.removeprefix("the jail does not hold: it was still possible to ").split(", ")) for name, text in said.items()}
     lists = {"open a file", "list a folder"}  # both by the same call
     assert (
@@ -425,23 +428,20 @@ def test_each_probe_is_refused_by_the_filter_and_by_nothing_else():
 
 def test_every_probe_is_possible_without_a_jail():
     """Otherwise it would say nothing about the jail."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from diffnb.files import jail; print(*jail.open_doors(), sep=', ')"], capture_output=True, text=True
-    )
-    assert set(done.stdout.strip().split(", ")) == set(PROBES), done
+    done = _, out, _ = program("from diffnb.files import jail; print(*jail.open_doors(), sep=', ')")
+    assert set(out.strip().split(", ")) == set(PROBES), done
 
 
 def test_landlock_is_tried_on_its_own():
     """Before the filter is there: a landlock that does nothing is found out."""
     code = "from diffnb.files import jail\njail.landlock = lambda: None\njail.enter(2**28, 10)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "landlock is on, but a folder could still be listed" in done.stderr
+    assert "landlock is on, but a folder could still be listed" in program(code)[2]
 
 
 LOOKING = """
 import ctypes, os, sys, time
 from diffnb.files import jail
-if len(sys.argv) > 1:
+if len(sys.argv) > 2:
     jail.enter(2**28, 10)
 n = 0
 for p in range(1, 400):
@@ -449,7 +449,7 @@ for p in range(1, 400):
         n += LOOK
     except OSError:
         pass
-print(n, flush=True)
+os.write(int(sys.argv[1]), str(n).encode())  # to a pipe, for there are no files in a jail
 assert os.sched_getaffinity(0) and os.sched_getaffinity(os.getpid()) and time.process_time() and time.time() and time.monotonic()
 """
 LOOKERS = {  # what another process is asked for
@@ -463,9 +463,13 @@ LOOKERS = {  # what another process is asked for
 def test_nothing_is_seen_of_other_processes(name):
     """Alive without the jail, nothing with it; and a process may still ask about itself."""
     code = LOOKING.replace("LOOK", LOOKERS[name])
-    free, jailed = (subprocess.run([sys.executable, "-c", code, *more], capture_output=True, text=True, timeout=60) for more in ([], ["jailed"]))
-    assert int(free.stdout) >= 1, free
-    assert int(jailed.stdout) == 0 and jailed.returncode == 0, jailed
+    read, write = os.pipe()
+    ended, seen = [], []
+    for how in ((), ("jailed",)):
+        ended.append(program(code, write, *how))
+        seen.append(int(os.read(read, 9)) if ended[-1][0] == 0 else None)
+    os.close(read), os.close(write)
+    assert seen[0] >= 1 and seen[1] == 0, ended
 
 
 def test_a_frame_is_measured_before_it_is_read(monkeypatch):
@@ -583,7 +587,7 @@ def test_a_stopped_worker_ends_with_the_program_that_wanted_it():
     """Even if that is killed, and can tell nobody."""
     code = f"""
 import os, sys, torch
-sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+sys.path[:0] = {[str(Path(__file__).parents[k]) for k in (0, 1)]}
 from test_sandbox import GOOD, ComponentSource, of_worker, sandboxed
 made = sandboxed(ComponentSource("schedule", "Straight", "NoiseSchedule", GOOD), {{}})
 print(of_worker(made)[2], flush=True)

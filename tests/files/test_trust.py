@@ -202,10 +202,14 @@ def test_no_environment_variable_moves_the_store(monkeypatch, tmp_path):
 
 
 def test_no_terminal_no_question(tmp_path, monkeypatch):
-    """The file is not even opened."""
+    """Unless there is nothing to ask."""
     monkeypatch.setattr("sys.stdin", open(os.devnull))
+    store, told = TrustStore(tmp_path / "config" / "trust.json"), []
+    monkeypatch.setattr("diffnb.files.trust.inspect", lambda path: type("Report", (), {"sources": {"a": FLAT}}))
     with pytest.raises(NotInteractive, match="no terminal"):
-        confirm(tmp_path / "nothing.safetensors")
+        confirm(tmp_path / "code.safetensors", store=store, show=told.append)
+    monkeypatch.setattr("diffnb.files.trust.inspect", lambda path: type("Report", (), {"sources": {}}))
+    assert confirm(tmp_path / "plain.safetensors", store=store, show=told.append) == [] and told[0].endswith("nothing to confirm")
 
 
 @pytest.mark.parametrize("typed", ["", "y", "yes", "Y", "true", FLAT.digest[:7], FLAT.digest, FLAT.digest[1:9], "0" * 8])

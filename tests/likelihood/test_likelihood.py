@@ -41,7 +41,10 @@ def test_closed_forms(process, make):
     assert nfe <= 50 and value < 1e-4
 
 
-@pytest.mark.parametrize("make, d", [(gaussian, 2), (mixture, 2), (gaussian, 16), (mixture, 16), (gaussian, 64), (mixture, 64)])
+SLOW = pytest.param(gaussian, 64, marks=pytest.mark.slow)  # the mixture of as many dimensions asks more
+
+
+@pytest.mark.parametrize("make, d", [(gaussian, 2), (mixture, 2), (gaussian, 16), (mixture, 16), SLOW, (mixture, 64)])
 def test_more_evaluations(make, d):
     """In up to 64 dimensions: 1e-4 bits per dimension within 50, 3e-6 within 100, and the order of the method."""
     (few, fewer), (many, nfe) = error(make(d), VP(), 8, n=3), error(make(d), VP(), 16, n=3)

@@ -50,12 +50,12 @@ def weights_folder(file):
     return Path(folder)
 
 
-def data_set(name, place):
+def data_set(name, place, **some):
     """The test images of a set, or a skip."""
     root = os.environ.get("DIFFNB_DATA")
     if not root or not (Path(root) / place).is_dir():
         pytest.skip(f"set DIFFNB_DATA to a folder with {place}")
-    return image_set(name, split="test", root=root, verbose=False)
+    return image_set(name, split="test", root=root, verbose=False, **some)
 
 
 def accuracy(classifier, images):
@@ -260,8 +260,7 @@ def test_backbone_has_the_names_and_shapes_of_torchvision():
 def test_resnet20_classifies_cifar10():
     classifier = ResNet20(weights_folder(RESNET20_WEIGHTS))
     assert sum(p.numel() for p in classifier.network.parameters()) == 269_722  # "0.27M" in the paper's table 6
-    images = data_set("cifar10", "cifar10/test")
-    images = images.select(torch.arange(0, len(images), len(images) // 500)[:500])
+    images = data_set("cifar10", "cifar10/test", limit=500)
     assert images.names == classifier.classes and len(images) == 500
     assert accuracy(classifier, images) > 0.88
 

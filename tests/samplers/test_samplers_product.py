@@ -98,7 +98,7 @@ def test_any_sampler_process_grid_parametrization_and_start(name):
     choices = zip(PROCESSES.values(), itertools.cycle(GRIDS.names()), itertools.cycle(PARAMETRIZATIONS.names()[::-1]), itertools.cycle((1.0, 0.5)))
     for sde, grid, parametrization, start in choices:
         grid = "karras" if grid == "noise-ratio" and start == 1 else grid  # all but one of its levels would be noise
-        start_at, n_steps = min(start, sde.t_max), 2 if sampler.evaluations(2) is None else 40
+        start_at, n_steps = min(start, sde.t_max), 2 if sampler.evaluations(2) is None else 24
         x = exact_flow(oracle, sde, sde.prior_std * Z, sde.t_max, start_at)
         parametrization = PARAMETRIZATIONS[parametrization]()
         learned = Denoiser(Exact(oracle, sde, parametrization), sde, parametrization)

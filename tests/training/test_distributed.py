@@ -9,6 +9,9 @@ from functools import partial
 import distributed_worker as worker
 import pytest
 import torch
+import torch._dynamo  # noqa: F401  (optimizers import it at their first step: once here, and not in every process)
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from diffnb.data import image_loaders
@@ -19,10 +22,10 @@ from diffnb.training import ScaledOptimizer, diffusion_learner, load_state
 pytest.importorskip("accelerate", reason="accelerate shares training between processes")
 
 
-def torchrun(*arguments, n=2):
-    """Start n processes as a shell would."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), worker.__file__, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def torchrun(*arguments):
+    """Have torchrun's launcher start two processes and watch over them: forks of this one, which need not import all that it has imported."""
+    how = LaunchConfig(1, 1, 2, start_method="fork", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1)
+    elastic_launch(how, worker.launched_main)(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +78,20 @@ def test_losses_and_scores_are_those_of_one_process(runs):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole_folder(tmp_path_factory):
+    """Where the training of `whole` leaves its state."""
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def whole(whole_folder):
     """What each of two processes has at the end of a training that nothing interrupts."""
-    return run_together(worker.resumable, 2, args=[tmp_path_factory.mktemp("whole"), 2])
+    return run_together(worker.resumable, 2, args=[whole_folder, 2])
 
 
 def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(whole, tmp_path):
-    result = torchrun(tmp_path, "die")
-    assert result.returncode != 0 and "SIGKILL" in result.stderr
+    with pytest.raises(ChildFailedError, match="SIGKILL"):
+        torchrun(tmp_path, "die")
     state = load_state(tmp_path / "training.safetensors")
     # that of the last time that the state was due, or of the step that the other process ended when it was told to stop
     assert state["position"]["epoch"] == 1 and 12 <= state["position"]["train_iter"] == 10 + state["position"]["batch"] <= 14
@@ -92,7 +101,7 @@ def test_a_process_that_is_killed_ends_all_and_leaves_a_whole_checkpoint(whole, 
         assert torch.equal(weights, expected) and losses == expected_losses and images == n == 160
 
 
-@pytest.mark.slow  # torchrun starts the processes of the test before; this starts them by another launcher
+@pytest.mark.slow  # torchrun's launcher starts the processes of the test before; this starts them by another one, from a shell
 def test_accelerate_launch_starts_them_too(whole, tmp_path):
     # "--multi_gpu" is how accelerate starts several processes, with GPUs or without; its "--cpu" starts one, or leaves it to MPI
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -124,10 +133,9 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_checkpoint(
     assert load_state(tmp_path / "training.safetensors")["position"]["train_iter"] == 4
 
 
-def test_a_checkpoint_of_two_processes_is_refused_by_one(tmp_path):
-    run_together(worker.resumable, 2, args=[tmp_path, 2])
+def test_a_checkpoint_of_two_processes_is_refused_by_one(whole, whole_folder):
     with pytest.raises(ValueError, match="processes is 2 there and 1 here"):
-        worker.resumable(tmp_path, 1, True)
+        worker.resumable(whole_folder, 1, True)
 
 
 def stopped_by_the_clock():

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import command
 from fastai.callback.core import Callback
 
 from diffnb import GenerativeModel
@@ -269,15 +268,13 @@ def test_training_says_how_long_it_takes_and_what_would_do(plan, words):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_terminal_gets_exit_code_130_and_a_line_that_says_how_to_go_on(tmp_path, number):
-    line = f"train packaged --limit 60 --classes Bag,Trouser --network tiny --epochs 400 --out {tmp_path / 'run'}"
-    program = f"import sys; sys.argv = ['diffnb', *{line.split()!r}]; from diffnb.apps import main; main()"
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        start = time.monotonic()
-        while not (tmp_path / "run" / "history.csv").exists() and time.monotonic() - start < 200:
-            time.sleep(0.1)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=200)
-    assert process.returncode == 130, err
+    line = f"train packaged --limit 20 --classes Bag,Trouser --network tiny --batch-size 4 --epochs 400 --out {tmp_path / 'run'}"
+    training, start = command(*line.split()), time.monotonic()
+    while not (tmp_path / "run" / "history.csv").exists() and not training.has_ended and time.monotonic() - start < 200:
+        time.sleep(0.1)
+    os.kill(training.pid, number)
+    code, _, err = training.end()
+    assert code == 130, err
     assert f"Go on by: diffnb train --resume {tmp_path / 'run'}" in err and "Traceback" not in err
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["stopped"] == "interrupted" and GenerativeModel.load(tmp_path / "run" / "model.safetensors", verbose=False).record == record

@@ -1,5 +1,6 @@
 """What training is given and what it hands on: bad input, a full disk, checkpoints of others, TensorBoard and W&B, accumulation and compilation."""
 
+import ctypes
 import math
 import os
 import resource
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import Fork
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from scipy.optimize import brentq
@@ -233,39 +235,35 @@ def test_a_device_without_space_is_named_and_earlier_files_are_whole(tmp_path, m
     write(2)  # there is room again
 
 
-CRAMPED = """
-import subprocess, sys
-sys.path.insert(0, {tests!r})
-import test_training_tools as t
-folder = sys.argv[1]
+def cramped(folder):
+    """Train on a small disk that only this process sees."""
+    maps = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}  # root, in there
+    assert ctypes.CDLL(None).unshare(0x10020000) == 0  # CLONE_NEWUSER | CLONE_NEWNS
+    for name, text in maps.items():
+        Path(f"/proc/self/{name}").write_text(text)
 
-def room(kib, *how):
-    subprocess.run(["mount", *how, "-o", f"{{'remount,' if not how else ''}}size={{kib}}k", *(("none", folder) if how else (folder,))], check=True)
+    def room(kib, again=""):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"{again}size={kib}k", "none", folder], check=True)
 
-room(10_000, "-t", "tmpfs")
-path = t.Path(folder) / "training.safetensors"
-t.train(callbacks=[t.ResumeCallback(path)])
-before = path.read_bytes()
-room(4 * (len(before) // 4096 + 2) + len(before) // 2048)  # room for this one, and for half of the next
-try:
-    t.train(epochs=2, callbacks=[t.ResumeCallback(path, every=1, resume=True)])
-    raise SystemExit("there was room")
-except t.CheckpointError as error:
-    assert "No space left on device; the earlier file is intact" in str(error), error
-assert path.read_bytes() == before and t.os.listdir(folder) == [path.name]
-room(10_000)
-assert t.train(epochs=2, callbacks=[t.ResumeCallback(path, every=1, resume=True)]).record["epochs"] == 2
-print("went on")
-"""
+    room(10_000)
+    path = folder / "training.safetensors"
+    train(callbacks=[ResumeCallback(path)])
+    before = path.read_bytes()
+    room(4 * (len(before) // 4096 + 2) + len(before) // 2048, "remount,")  # room for this one, and for half of the next
+    with pytest.raises(CheckpointError, match="No space left on device; the earlier file is intact"):
+        train(epochs=2, callbacks=[ResumeCallback(path, every=1, resume=True)])
+    assert path.read_bytes() == before and os.listdir(folder) == [path.name]
+    room(10_000, "remount,")
+    assert train(epochs=2, callbacks=[ResumeCallback(path, every=1, resume=True)]).record["epochs"] == 2
+    print("went on")
 
 
 def test_a_small_disk_that_fills_up_in_the_middle_of_a_file(tmp_path):
     namespace = ["unshare", "--user", "--map-root-user", "--mount"]  # where this process may mount a disk of its own
     if not shutil.which("unshare") or subprocess.run([*namespace, "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True).returncode:
         pytest.skip("needs leave to mount a small disk in a namespace of its own")
-    program = CRAMPED.format(tests=str(Path(__file__).parent))
-    result = subprocess.run([*namespace, sys.executable, "-W", "ignore", "-c", program, tmp_path], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0 and result.stdout.endswith("went on\n"), result.stderr[-2000:]
+    code, out, err = Fork(lambda: cramped(tmp_path)).end()
+    assert code == 0 and out.endswith("went on\n") and not list(tmp_path.iterdir()), err[-2000:]
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):
