@@ -73,6 +73,10 @@ def commands(seconds, weights):
             Case("packaged --limit 64 --epochs 1 --network tiny --log-to wandb --out logged", 'pip install "diffnb[wandb]"', 2),
         ],
         "distill": [Case("fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out student.safetensors", "student.safetensors")],
+        "export": [
+            Case("fashion_mnist model.pt2 --weights float16", "a denoiser"),
+            Case("fashion_mnist model.onnx", 'pip install "diffnb[onnx]"', 2),
+        ],
         "weights": [Case(weights, "ready")] if weights else [Case("--help", "DIR")],
         "score": [
             Case("packaged made --metrics kernel --cache features", "kernel[fashion-classifier]"),
@@ -101,6 +105,7 @@ def methods(grey, colour, new, find):
         "to": lambda: grey.to("cpu"),
         "train": lambda: new.train("packaged", epochs=1, batch_size=16, classes=[0, 1], time_limit=3),
         "distill": lambda: grey.distill("packaged", steps=1, batch_size=4, classes=[0]).generate(2, seed=0),
+        "export": lambda: grey.export("exported.pt2", 1),
         "set_labels": lambda: new.set_labels([f"name {k}" for k in range(new.num_classes)]),
         "generate": lambda: grey.generate(2, class_labels="bag", guidance_scale=2.0, **few),
         "under": lambda: grey.under("vp").generate(1, **few),

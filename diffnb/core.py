@@ -484,6 +484,7 @@ def read_tensors(
 
 # %% ../nbs/00_core.ipynb #e1c0de02
 EXTRAS = {"accelerate": "distributed", "tensorboard": "tensorboard", "wandb": "wandb"}  # package: the extra that brings it
+EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
 
 
 def import_extra(

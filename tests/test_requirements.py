@@ -4,12 +4,14 @@ import ast
 import importlib.metadata
 import re
 import sys
+import types
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
 from diffnb.core import EXTRAS, import_extra
+from diffnb.model import GenerativeModel
 from diffnb.training import log_callbacks, together
 
 ROOT = Path(__file__).parents[1]
@@ -57,15 +59,24 @@ def several(folder):
         pass
 
 
+def exported(folder):
+    """Write ONNX, where the packages before the one that is missing are there."""
+    GenerativeModel.pretrained("fashion_mnist", verbose=False).export(folder / "model.onnx")
+
+
 USES = {  # each use of an extra: package, how the error begins, what to call with an empty folder
     "processes": ("accelerate", "training in several processes needs", several),
     "tensorboard": ("tensorboard", "log_to='tensorboard' needs", lambda folder: log_callbacks("tensorboard", folder)),
     "wandb": ("wandb", "log_to='wandb' needs", lambda folder: log_callbacks("wandb", folder)),
+    **{package: (package, "an .onnx file needs", lambda folder: exported(folder)) for package in ("onnx", "onnxscript", "onnxruntime")},
 }
 
 
 @pytest.mark.parametrize("package, begins, use", USES.values(), ids=USES)
 def test_a_missing_extra_is_named_with_its_command(package, begins, use, monkeypatch, tmp_path):
+    for other in EXTRAS:  # whether or not they are here
+        if EXTRAS[other] == EXTRAS[package] == "onnx":
+            monkeypatch.setitem(sys.modules, other, types.ModuleType(other))
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     for module in [name for name in sys.modules if name in ("fastai.distributed", "fastai.callback.tensorboard", "fastai.callback.wandb")]:
         monkeypatch.delitem(sys.modules, module)

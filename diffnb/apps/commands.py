@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from .distill_command import distill
+from .export_command import export
 from .image_commands import COMMANDS, Device, comma_list, load_model, model_file
 from .shell import OneLineErrors, added, check_absent, grid, is_picture_name, made, tell, warn, write_png
 from ..printing import printable, typed
@@ -437,7 +438,7 @@ def _weights(
     tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
-for _command in (*COMMANDS, distill):
+for _command in (*COMMANDS, distill, export):
     added(app, _command.__name__)(_command)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #37

@@ -71,6 +71,7 @@ def write_picture(
 def check_absent(
     places: Iterable[Path],  # files that are to be written
     overwrite: bool,  # whether files that are there may be replaced
+    instead: str = "another place by --out",  # what else would do
 ) -> None:
     """Check that nothing would be overwritten, before time is spent.
 
@@ -80,7 +81,7 @@ def check_absent(
     there = [place for place in places if place.exists()]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise ValueError(f"{there[0]}{more} would be overwritten; give another place by --out, or --overwrite")
+        raise ValueError(f"{there[0]}{more} would be overwritten; give {instead}, or --overwrite")
 
 # %% ../../nbs/12_apps/04_shell.ipynb #f3c32da7
 @contextlib.contextmanager
@@ -273,6 +274,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
         "train --resume run --epochs 200",
     ),
     "distill": ("distill run photos --out student.safetensors", "distill fashion_mnist packaged --time-limit 600 --out student.safetensors"),
+    "export": ("export run model.onnx", "export fashion_mnist model.pt2 --steps 4 --weights float16", "export fashion_mnist --page page"),
     "score": ("score photos run/model.safetensors", "score packaged samples --metrics frechet,prdc --json scores.json"),
     "weights": ("weights", "weights folder"),
     "colorize": ("colorize grey.png --resize --out coloured", "colorize grey.png --resize --hints strokes.png --variants 4"),

@@ -7,6 +7,7 @@ from ..core import lazily
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .distilling import *
     from .editing import *
+    from .exporting import *
     from .generative import *
     from .learning import *
     from .pipelines import *

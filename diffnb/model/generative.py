@@ -28,6 +28,7 @@ from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
 from .distilling import Distilling
 from .editing import Editing
+from .exporting import Exporting
 from .learning import teach
 from .pipelines import FromDiffusers
 from .restoration import Restoration
@@ -245,7 +246,7 @@ class ModelFacts(ModelSettings):
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
 @reading
-class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffusers):
+class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffusers, Exporting):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(

@@ -394,6 +394,10 @@ class FlowMatching(SDE):
         """Give the time itself."""
         return t * 1
 
+    def rates(self, t):
+        """Give -1 and 1."""
+        return -torch.ones_like(t), torch.ones_like(t)
+
     def time_of_half_log_snr(self, value):
         """The logistic function of -lambda."""
         return torch.sigmoid(-value)

@@ -11,6 +11,9 @@ import typer
 from PIL import Image
 
 from diffnb.apps import EXAMPLES, app
+from diffnb.model import GenerativeModel, Trained
+from diffnb.networks import UNet
+from diffnb.noise import EDM, Karras
 
 PROGRAM = typer.main.get_command(app)
 LEAVES = {name: command for name, command in PROGRAM.commands.items() if name != "trust"}
@@ -21,6 +24,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "generate shards": "generate fashion_mnist --num 2 --steps 2 --shards --out out",
     "train": "train photos --size 8 --network tiny --epochs 2 --out out",
     "distill": "distill fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out out/student.safetensors",
+    "export": "export small.safetensors out/model.pt2 --overwrite",
     "score": "score photos photos --metrics kernel",
     "score of a model": "score photos fashion_mnist --num 8 --steps 1 --metrics kernel,prdc",
     "score by class": "score classes classes --metrics kernel --by-class",
@@ -46,6 +50,8 @@ def place(tmp_path, monkeypatch):
             Image.effect_noise((28, 28), 20 + 9 * i).save(f"{folder}/{i}.png")
     Image.new("L", (28, 28), 99).save("grey.png")
     Image.new("LA", (28, 28), (99, 0)).save("hole.png")
+    small = UNet(1, widths=(4,), blocks=1, attention_levels=(), groups=2)
+    GenerativeModel.of(Trained(small, EDM(), Karras(), (1, 8, 8)), device="cpu", verbose=False).save("small.safetensors")
     return tmp_path
 
 
