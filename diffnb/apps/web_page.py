@@ -155,7 +155,12 @@ def write_page(
     choices = SAMPLERS_OF_A_PAGE[model.distilled is not None]
     levels = {name: [_levels(model, name, n + 1) for n in range(most)] for name, most in choices.items()}
     own = next((name for name in choices if model.grid is None and model.sampler == SAMPLERS[name]()), None)
-    card = made.card | {"levels": levels, "own": own, "python": source, "foot": f"{foot}The network is run by ONNX Runtime Web {VERSION} (Microsoft, MIT licence)."}
+    card = made.card | {
+        "levels": levels,
+        "own": own,
+        "python": source,
+        "foot": f"{foot}The network is run by ONNX Runtime Web {VERSION} (Microsoft, MIT licence).",
+    }
     files = {"card.js": f"window.DIFFNB = {json.dumps({'card': card})};\n".encode(), "model.js": _packed("model", network)}
     files |= {f"{part}.js": _packed(part, data, f"/* ONNX Runtime Web {VERSION}{MIT}*/\n") for part, data in parts.items()}
     scripts = importlib.resources.files("diffnb") / "assets" / "page"
