@@ -18,7 +18,7 @@ from diffnb.core import STREAMS, NoiseSource
 from diffnb.denoise import Gaussian
 from diffnb.model import GenerativeModel, Labels, Trained
 from diffnb.networks import UNet
-from diffnb.noise import EDM, VP, Karras
+from diffnb.noise import EDM, VP, Discrete, Karras
 from diffnb.samplers import DDIM, Consistency, ConsistencyFunction, DPMSolverPP2M, GaussianConsistency
 
 PAGE = Path(__file__).parents[2] / "diffnb" / "assets" / "page"
@@ -64,18 +64,19 @@ MEAN = "y.map((v) => 0.4 + (0.09 / (0.09 + k ** 2)) * (v - 0.4))"  # of the clea
 END = "y.map((v) => 0.4 + Math.sqrt((0.09 + last ** 2) / (0.09 + k ** 2)) * (v - 0.4))"
 
 
-@pytest.mark.parametrize("process", [EDM(), VP()], ids=["EDM", "VP"])
+@pytest.mark.parametrize("process", [EDM(), VP(), Discrete.linear(50)], ids=["EDM", "VP", "Discrete"])
 @pytest.mark.parametrize("n", [1, 2, 7])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_sampler_takes_the_steps_of_pythons_for_any_process(name, n, process):
     sampler, exact = RUNS[name]
-    ends = process.half_log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64)).tolist()
+    levels = process.half_log_snr(sampler.grid(process, n)).tolist()
+    last = math.exp(-process.half_log_snr(torch.tensor(process.t_min, dtype=torch.float64)).item())
     answer = END if name == "consistency" else MEAN
     got = node(f"""
-        const card = {{half_log_snr: {ends}}}, last = {math.exp(-ends[1])}, seen = [];
+        const levels = {levels}, last = {last}, seen = [];
         const ask = async (y, lambda) => {{ const k = Math.exp(-lambda); return {answer}; }};
         const normal = (stream, draw) => Noise.normal(11n, 0, stream, draw, 6);
-        for await (const s of Sampling.sample(ask, card, {{sampler: {name!r}, steps: {n}, normal}})) seen.push(Array.from(s.x0));
+        for await (const s of Sampling.sample(ask, levels, {{sampler: {name!r}, steps: {n}, normal}})) seen.push(Array.from(s.x0));
         return seen;
     """)
     seen = []
@@ -114,6 +115,7 @@ def test_the_folder_is_whole_and_asks_nobody(without_onnx, tmp_path):
     packed = files["model.js"].split('"')[1]
     assert gzip.decompress(base64.b64decode(packed)) == b"a network"
     card = json.loads(files["card.js"].removeprefix("window.DIFFNB = ").removesuffix(";\n"))["card"]
+    assert {name: [len(row) for row in rows] for name, rows in card["levels"].items()} == dict.fromkeys(("ddim", "dpm-solver++2m"), [*range(1, 51)])
     assert card["names"] == [hostile, "coat"] and "MIT" in card["foot"] and [n for n, text in files.items() if hostile in text] == ["card.js"]
     assert not [call for call in ("innerHTML", "document.write", "eval(") if call in files["page.js"]]
 

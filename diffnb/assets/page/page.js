@@ -92,7 +92,7 @@ const Page = (() => {
     const started = performance.now();
     at("states").replaceChildren();
     let image = null;
-    for await (const state of Sampling.sample(asker(model, label, scale), card, { sampler, steps, normal })) {
+    for await (const state of Sampling.sample(asker(model, label, scale), card.levels[sampler][steps - 1], { sampler, steps, normal })) {
       paint(at("picture"), (image = state.x0));
       addState(state);
       say(`Step ${state.step} of ${steps}`);
@@ -116,7 +116,7 @@ const Page = (() => {
   }
 
   function python({ seed, label, sampler, steps, scale }) {
-    const own = card.sampler.name === sampler ? "" : `model.sampler = ${JSON.stringify(sampler)}\n`;
+    const own = card.own === sampler ? "" : `model.sampler = ${JSON.stringify(sampler)}\n`;
     const labels = label === null ? "" : `, class_labels=${JSON.stringify((card.names ?? card.labels)[label])}`;
     const guided = scale === 1 ? "" : `, guidance_scale=${scale}`;
     return `from diffnb import GenerativeModel\n\nmodel = ${card.python}\n${own}model.generate(n_steps=${steps}, seed=${seed}${labels}${guided})`;
@@ -137,11 +137,11 @@ const Page = (() => {
     at("class-row").hidden = card.labels.length === 0;
     at("guidance-row").hidden = card.labels.length === 0 || card.distilled;
     at("class").append(new Option("none", ""), ...card.labels.map((_, i) => new Option(nameOf(i), i, i === 0, i === 0)));
-    const names = card.distilled ? ["consistency"] : ["ddim", "dpm-solver++2m"];
+    const names = Object.keys(card.levels);
     at("sampler").append(...names.map((name) => new Option(SAMPLER_NAMES[name], name)));
     at("sampler").value = names.includes(card.sampler.name) ? card.sampler.name : names.at(-1);
-    at("steps").max = card.distilled ? 8 : 100;
-    at("steps").value = card.distilled ? Math.min(card.sampler.n_steps, 8) : Math.min(card.sampler.n_steps, 20);
+    at("steps").max = card.levels[names[0]].length;
+    at("steps").value = Math.min(card.sampler.n_steps, card.distilled ? 8 : 20);
     at("foot").textContent = card.foot;
     paint(at("picture"), new Float32Array(size));
     at("form").addEventListener("input", show);
