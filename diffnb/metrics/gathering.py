@@ -243,7 +243,7 @@ def gather(
     """
     features, probabilities = {name: [] for name in extractors}, {name: [] for name in with_probabilities}
     labels, kept, n = [], [], 0
-    with progress_bar(len(images), "image", f"{images.doing} {argument} images", progress, delay=2) as bar:
+    with progress_bar(len(images), "image", f"{getattr(images, 'doing', 'looking at')} {argument} images", progress, delay=2) as bar:
         for batch, own in images.batches(batch_size):
             shape = tuple(batch.shape[1:]) if shape is None else tuple(shape)
             if tuple(batch.shape[1:]) != shape:

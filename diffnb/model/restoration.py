@@ -235,7 +235,7 @@ def enlargement(
         raise ValueError(f"image is {h} x {w}, as large as this model makes them; give a smaller one, or deblur or denoise it")
     if height % h or width % w or height // h != width // w:
         fits = [f"{height // k} x {width // k}" for k in range(2, 9) if height % k == width % k == 0]
-        hint = f"it enlarges pictures of {', '.join(fits)}; resize yours to one of these first"
+        hint = f"it enlarges pictures of {', '.join(fits)}; resize yours to one of these first" if fits else "no size divides its own by 2 to 8"
         raise ValueError(f"image is {h} x {w}, this model makes {height} x {width}; {hint}")
     return height // h
 

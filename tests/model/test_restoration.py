@@ -317,7 +317,7 @@ def test_pictures():
         (lambda m, x: m.denoise(torch.zeros(1, 4, 8, 8), 0.1), "alpha channel"),
         (lambda m, x: m.denoise(torch.zeros(1, 3, 8, 8), 0.1), "3 channels, this model makes 1"),
         (lambda m, x: m.denoise(x, 0.0), "more than 0"),
-        (lambda m, x: m.upscale(torch.zeros(1, 1, 3, 3)), "the same number of times"),
+        (lambda m, x: m.upscale(torch.zeros(1, 1, 3, 3)), "it enlarges pictures of "),
         (lambda m, x: m.upscale(x), "as large as this model makes them"),
         (lambda m, x: m.restore(torch.zeros(1, 1, 3, 3), Downsample(4)), "y must have the shape"),
         (lambda m, x: m.imputation(x, HOLE, method="magic"), "unknown restoration method"),
