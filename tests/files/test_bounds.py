@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import sys
 import time
 import typing
 
@@ -118,7 +119,7 @@ def refused(path, kind):
     start = time.process_time()
     with pytest.raises(kind) as found:
         load(path)
-    assert time.process_time() - start < 1 and re.search(r"^\S+: .{20,500}$", str(found.value))
+    assert time.process_time() - start < (4 if sys.gettrace() else 1) and re.search(r"^\S+: .{20,500}$", str(found.value))
 
 
 @pytest.mark.parametrize("name", [*RUNS, *IMAGES])

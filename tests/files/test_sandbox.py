@@ -351,6 +351,7 @@ except jail.JailError as error:
 """
 
 
+@pytest.mark.skipif("sys.gettrace() is not None", reason="a process whose lines are counted writes more than the jail allows")
 def test_a_jail_without_its_filter_says_what_is_open():
     """The self-test tries the doors themselves: a filter that lets everything pass is found out."""
     done = _, out, _ = program(OPEN_JAIL)

@@ -286,7 +286,7 @@ def test_a_number_of_another_network_has_another_name(sets):
     said = sorted(str(one.message) for one in caught if "computed with" in str(one.message))
     assert len(said) == 2  # one for each reason, however many metrics it holds for
     assert said[0].startswith("'fid' and 'kid' are computed with fashion-classifier, and the results are named after it: ")
-    assert said[0].endswith("; get them by `diffnb weights`")
+    assert ": FID and KID need Inception, by `diffnb weights` (" in said[0]
     assert said[1].startswith("'is' is computed with fashion-classifier") and said[1].endswith("; get them by `diffnb weights --release`")
     names = [r.result.name for r in got.rows]
     assert names == [f"{kind}[fashion-classifier]" for kind in ("frechet", "kernel", "is", "prdc")]

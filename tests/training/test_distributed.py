@@ -25,7 +25,13 @@ pytest.importorskip("accelerate", reason="accelerate shares training between pro
 def torchrun(*arguments):
     """Have torchrun's launcher start two processes and watch over them: forks of this one, which need not import all that it has imported."""
     how = LaunchConfig(1, 1, 2, start_method="fork", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1)
-    elastic_launch(how, worker.launched_main)(*arguments)
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    handlers = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    try:
+        elastic_launch(how, worker.launched_main)(*arguments)
+    finally:  # the launcher leaves its own behind, for tests that come after
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
