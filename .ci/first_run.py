@@ -80,7 +80,7 @@ def commands(seconds, weights):
         "weights": [Case(weights, "ready")] if weights else [Case("--help", "DIR")],
         "score": [
             Case("packaged made --metrics kernel --cache features", "kernel[fashion-classifier]"),
-            Case("made made --metrics fid --cache features", "get them by `diffnb weights`"),
+            Case("made made --metrics fid --cache features", "by `diffnb weights` ("),
             Case("made made --extractor inception-2015 --cache features", "Get them by `diffnb weights`", 2),
             *([Case("made made --metrics fid --cache features", "kid: extractor inception-2015", weights=weights)] if weights else []),
         ],
