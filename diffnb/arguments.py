@@ -168,8 +168,8 @@ def _say_unknown(function, parameters, given):
     if not unknown or len(names) < len(parameters) - ("self" in parameters):
         return
     near = [name for name in names if unknown[0] in name.split("_")] + difflib.get_close_matches(unknown[0], names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    raise TypeError(f"{function.__name__}() has no argument {unknown[0]!r}{hint} It takes {', '.join(names)}".replace("; It", "; it"))
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise TypeError(f"{function.__name__}() has no argument {unknown[0]!r}; {hint}it takes {', '.join(names)}")
 
 
 def _reading_function(function):
