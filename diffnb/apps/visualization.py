@@ -30,7 +30,7 @@ from ..core import NoiseSource, check_counts, to_unit, write_atomically
 from ..denoise.denoisers import BaseDenoiser
 from ..noise.sdes import SDE
 from ..printing import new_figure
-from ..training.reports import visible
+from ..training.reports import visible, write_gif
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis06
 def display_images(
@@ -196,11 +196,7 @@ def save_film(
         if not FFMpegWriter.isAvailable():
             raise RuntimeError(f"{path.name} needs the program ffmpeg, which is not installed; .webp and .gif need nothing")
         return animate(evolution, seconds).save(path, FFMpegWriter(fps=len(evolution.states) / seconds))
-    pictures = [Image.fromarray(frame.expand(-1, -1, 3).numpy()) for frame in frames_of(evolution)]
-    times = [max(20, round(1000 * seconds / len(pictures)))] * (len(pictures) - 1) + [2000]
-    form = {"format": "GIF"} if ending == ".gif" else {"format": "WEBP", "lossless": True}
-    pictures[0].save(written := BytesIO(), save_all=True, append_images=pictures[1:], duration=times, loop=0, **form)
-    write_atomically(path, written.getvalue())
+    write_gif([frame.expand(-1, -1, 3) for frame in frames_of(evolution)], path, seconds, scale=1)
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis25
 def save_images(

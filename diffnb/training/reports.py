@@ -197,7 +197,7 @@ def denoising_frames(
 # %% ../../nbs/09_training/07_reports.ipynb #pb0709010
 def write_gif(
     frames: Sequence[Tensor],  # pictures, uint8 (height, width, 3)
-    path: str | Path,  # where to write
+    path: str | Path,  # where to write; a name ending in .webp makes it a WebP without loss
     seconds: float = 3.0,  # how long it runs, without the last frame
     hold: float = 2.0,  # how long the last frame stays, in seconds
     scale: int = 2,  # repeat every pixel so many times
@@ -215,7 +215,8 @@ def write_gif(
     gray = all(bool((picture == picture[..., :1]).all()) for picture in pictures)
     made = [Image.fromarray(picture[..., 0].numpy()) if gray else Image.fromarray(picture.numpy()) for picture in pictures]
     times = [max(20, round(1000 * seconds / len(made)))] * (len(made) - 1) + [max(20, round(1000 * hold))]  # GIF counts in 10 ms
-    made[0].save(path, format="GIF", save_all=True, append_images=made[1:], duration=times, loop=0)
+    form = {"format": "WEBP", "lossless": True} if Path(path).suffix.lower() == ".webp" else {"format": "GIF"}
+    made[0].save(path, save_all=True, append_images=made[1:], duration=times, loop=0, **form)
 
 # %% ../../nbs/09_training/07_reports.ipynb #451ec6a4
 def _condition(denoiser, labels, device):
