@@ -18,6 +18,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -362,6 +363,11 @@ def _sentence(error):
 # %% ../../nbs/12_apps/04_shell.ipynb #45d5453f
 class OneLineErrors(TyperGroup):
     """A group of commands that reports what users can get wrong in one line, with exit code 2."""
+
+    def format_commands(self, ctx, formatter):
+        """List the commands, each with the whole first sentence of its help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, re.split(r"(?<=\.)\s|\n\n", inspect.cleandoc(command.help))[0]) for name, command in self.commands.items()])
 
     def main(self, args=None, prog_name=None, standalone_mode=True, **extra):
         """Run a command; without arguments, show the help."""

@@ -215,6 +215,7 @@ class Wrapped(Sampler):
 
     n_steps_default = property(lambda self: self.sampler.n_steps_default)
     default_grid = property(lambda self: self.sampler.default_grid)
+    few_steps = property(lambda self: self.sampler.few_steps)
     n_history = property(lambda self: self.sampler.n_history)
     is_stochastic = property(lambda self: self.sampler.is_stochastic)
 

@@ -273,6 +273,7 @@ class Sampler:
 
     n_steps_default = 500  # steps where none are asked for
     default_grid = None  # name of the time grid; None: the process's own
+    few_steps = 0  # runs of at most so many steps open that grid at its end, where its open form is registered
     order = 1  # convergence order in the largest step, for samplers without noise of their own
     is_stochastic = False  # whether a step draws random numbers
     n_history = 0  # earlier predictions that a step can use
@@ -343,7 +344,7 @@ class Sampler:
         grid: Grid | None = None,  # time grid: name, function, or times; None: the sampler's own
     ) -> int | None:  # network evaluations of a whole run; None: they depend on the samples
         """Forecast the evaluations of a run on a grid: an open one has a level more, and no last evaluation."""
-        if not is_open(self.default_grid if grid is None else grid):
+        if not is_open(self.grid_for(n_steps) if grid is None else grid):
             return self.evaluations(n_steps)
         whole = self.evaluations(n_steps + 1)
         return None if whole is None else whole - self.evaluations(1)
@@ -355,6 +356,14 @@ class Sampler:
         """Choose what the steps ask: the denoiser, unless a subclass is made for something else."""
         return denoiser
 
+    def grid_for(
+        self,
+        n_steps: int,  # number of steps
+    ) -> str | None:  # name of a time grid; None: the process's own
+        """Name the grid of a run for which none is given: a run of few steps cannot spare its last evaluation, and opens the default grid."""
+        opened = f"open-{self.default_grid}"
+        return opened if isinstance(n_steps, int) and n_steps <= self.few_steps and opened in GRIDS else self.default_grid
+
     def grid(
         self,
         sde: SDE,  # the process
@@ -363,7 +372,7 @@ class Sampler:
         grid: Grid | None = None,  # a name, a function of (sde, n, start), or the times themselves; None: the sampler's own
     ) -> Tensor:  # (n_steps,) float64, falling
         """Lay out the levels of a run by `make_grid`."""
-        return make_grid(sde, n_steps, start, self.default_grid if grid is None else grid)
+        return make_grid(sde, n_steps, start, self.grid_for(n_steps) if grid is None else grid)
 
     @reading
     @torch.no_grad()

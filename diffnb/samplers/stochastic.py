@@ -115,6 +115,11 @@ class PredictorCorrector(Sampler):
         return self.predictor.default_grid
 
     @property
+    def few_steps(self):
+        """Open that grid where the predictor does."""
+        return self.predictor.few_steps
+
+    @property
     def n_history(self):
         """Count the earlier predictions that the predictor can use."""
         return self.predictor.n_history

@@ -162,6 +162,8 @@ def test_another_size(packaged):
     assert packaged.generate(1, n_steps=2, seed=0, size=(20, 36)).shape == (1, 1, 20, 36)
     with pytest.raises(ValueError, match="size"):
         packaged.generate(1, size=0)
+    with pytest.warns(UserWarning, match="16 x 28 is far from 28 x 28, the size that this model was trained at"):
+        packaged.generate(1, n_steps=1, seed=0, size=(16, 28))
 
 
 def test_the_process_is_changed_by_under_only(packaged):
