@@ -24,16 +24,17 @@ const Sampling = (() => {
   };
 
   // yields {step, steps, y, x0, kappa} for each evaluation; the x0 of the last is the image. `ask(y, half_log_snr)` is the network,
-  // `levels` are the values of half the log-SNR at which it is asked, and where the sampler ends at one more, that one too.
+  // `levels` are the values of half the log-SNR at which it is asked, and where a run ends at one more, that one too: the image is then
+  // what the last step leaves there, with the noise of that level.
   async function* sample(ask, levels, { sampler, steps, normal }) {
     const kappas = levels.map((level) => Math.exp(-level));
     let y = normal("prior", 0).map((z) => z * kappas[0]);
     let before = null;
     for (let i = 0; i < steps; i++) {
       const now = { y, kappa: kappas[i], x0: await ask(y, levels[i]) };
-      yield { step: i + 1, steps, ...now };
-      if (i + 1 === steps) return;
-      y = SAMPLERS[sampler](now, kappas[i + 1], before, () => normal("step", i), kappas[kappas.length - 1]);
+      const ends = i + 1 === levels.length; // a closed grid ends at the last level that was asked at
+      if (!ends) y = SAMPLERS[sampler](now, kappas[i + 1], before, () => normal("step", i), kappas[kappas.length - 1]);
+      yield { step: i + 1, steps, ...now, x0: i + 1 === steps && !ends ? y : now.x0 };
       before = now;
     }
   }
