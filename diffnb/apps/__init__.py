@@ -4,12 +4,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .commands import *
+    from .dashboard import *
     from .distill_command import *
     from .export_command import *
     from .image_commands import *
     from .recipes import *
     from .runs import *
     from .shell import *
+    from .studio import *
+    from .translations import *
     from .tutorial_figures import *
     from .visualization import *
     from .web_page import *
