@@ -18,6 +18,7 @@ from typing import Annotated
 
 import typer
 
+from .dashboard_command import dashboard
 from .distill_command import distill
 from .export_command import export
 from .image_commands import COMMANDS, Device, comma_list, load_model, model_file
@@ -438,7 +439,7 @@ def _weights(
     tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
-for _command in (*COMMANDS, distill, export):
+for _command in (*COMMANDS, distill, export, dashboard):
     added(app, _command.__name__)(_command)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #37

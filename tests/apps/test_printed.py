@@ -37,7 +37,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "trust list": "trust list",
     "demo": "demo --train-seconds 1 --rows 1 --out out",
 }
-WITHOUT = {"weights", "trust add", "trust revoke"}  # these need the internet, or a person
+WITHOUT = {"weights", "trust add", "trust revoke", "dashboard"}  # these need the internet, a person, or a browser
 
 
 @pytest.fixture(autouse=True)

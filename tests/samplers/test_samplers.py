@@ -371,3 +371,14 @@ def test_aliases(cls, spellings):
     assert cls.n_steps_default == 500
     with pytest.raises(ValueError, match="unknown sampler"):
         SAMPLERS.resolve(spellings[0] + "x", Sampler)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS.names() if name != "consistency" and SAMPLERS[name]().forecast(5) is not None])
+def test_an_open_grid_is_the_closed_one_without_its_last_evaluation(name):
+    """The states are the same to the last bit, and with them the order; only the evaluation at the last level is not spent."""
+    sampler, denoiser = SAMPLERS[name](), LINE.denoiser(EDM())
+    how = {"shape": (8, 1), "seeds": 0, "dtype": torch.float64, "keep_states": True}
+    opened, closed = sampler(denoiser, n_steps=5, grid="open-karras", **how), sampler(denoiser, n_steps=6, grid="karras", **how)
+    assert opened.x.equal(opened.states[-1]) and len(opened.states) == len(closed.states) - 1
+    assert all(a.equal(b) for a, b in zip(opened.states, closed.states))
+    assert opened.nfe == closed.nfe - sampler.evaluations(1) == sampler.forecast(5, "open-karras")
