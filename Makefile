@@ -6,7 +6,7 @@ DEMO_OUT ?= diffnb-demo
 DEMO_ARGS ?= # such as --train-seconds 10 --rows 2, for a short one
 DIST ?= dist
 
-.PHONY: demo test install dev check docs-check notebooks pages pytest coverage readme dist clean
+.PHONY: demo test install dev check docs-check notebooks pages pytest test-browser coverage readme dist clean
 
 demo: install
 	$(BIN)/diffnb demo --out $(DEMO_OUT) $(DEMO_ARGS)
@@ -48,6 +48,10 @@ notebooks: dev
 pytest: dev
 	@date "+== %T $@"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# the dashboard in a real browser, all that a visitor may do; `make test` has a short part of it where Chromium is installed
+test-browser: dev
+	DIFFNB_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/apps/test_dashboard.py
 
 # the same tests, and how many lines of the package they run, those of processes of their own not counted; fewer than the floor is a failure
 coverage: dev

@@ -3,6 +3,7 @@
     python benchmarks/distill.py --teacher fashion_mnist --data fashion_mnist --time-limit 3600 --out student.safetensors [--guidance-scale 1]
                                  [--root ROOT] [--limit N] [--batch-size N] [--lr 4e-4] [--method heun] [--precision auto] [--seed 0] [--threads 1]
                                  [--checkpoints DIR [--resume]] [--n 2000] [--seeds 0 1 2] [--grids log-normal ...]
+                                 [--teacher-evaluations 1 2 4 10 20]
     python benchmarks/distill.py ... --evaluate-only      measure the student in --out again, without training
     python benchmarks/distill.py --show      the table of what has been measured
 
@@ -94,7 +95,7 @@ def settings(student, teacher, args):
     plain = teacher.denoiser(precision=args.sampling_precision)
     scale = student.distilled["guidance_scale"]
     denoiser, cost = (plain, 1) if scale == 1 else (ClassifierFree(plain, scale), 2)
-    for evaluations in TEACHER:
+    for evaluations in args.teacher_evaluations:
         for grid in (teacher.grid or teacher.sampler.default_grid, "open-karras"):
             n_steps = steps_for(teacher.sampler, evaluations // cost, grid)
             if n_steps is not None:
@@ -157,6 +158,7 @@ def main():
     parser.add_argument("--n", type=int, default=2000, help="generated images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of generated images")
     parser.add_argument("--grids", nargs="+", default=["log-normal"], help="of the student: names, or noise levels such as 80,0.8")
+    parser.add_argument("--teacher-evaluations", type=int, nargs="*", default=TEACHER, help="of the teacher; none: the student alone is measured")
     parser.add_argument("--extractor", help="what looks at the images; the packaged one for their shape if not given")
     parser.add_argument("--sampling-precision", default="float32")
     parser.add_argument("--batch", type=int, default=100, help="images generated at a time")

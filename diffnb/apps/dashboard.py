@@ -38,6 +38,8 @@ STYLE = """<style>
 .diffnb-dash figcaption, .diffnb-dash .note { color: var(--jp-ui-font-color2, #666); font-size: 13px; }
 .diffnb-dash .fault { color: var(--jp-error-color1, #b3261e); }
 .diffnb-dash a { color: var(--accent); }
+.diffnb-dash .widget-vbox { gap: 6px; }
+.diffnb-dash canvas { border: 1px solid var(--jp-border-color2, #bbb); }
 .diffnb-dash pre { max-height: 320px; overflow: auto; font-size: 12px; white-space: pre-wrap; }
 .diffnb-dash .widget-toggle-buttons .widget-toggle-button { width: auto; padding: 0 12px; }
 .diffnb-dash .widget-toggle-button.mod-active { background: var(--accent); color: white; }
@@ -77,7 +79,8 @@ def setting_widget(
     value, field = getattr(studio.settings, name), Settings.__dataclass_fields__[name]
     how = {"description": description, "style": {"description_width": "140px"}, "layout": {"width": "340px"}}
     if name == "label":
-        made = widgets.Dropdown(options=[("—", None), *((label, label) for label in studio.labels)], value=value, **how)
+        options = [("—", None), *((label, label) for label in studio.labels)]
+        made = widgets.Dropdown(options=options, index=[option for _, option in options].index(value), **how)
     elif name == "seed":
         made = widgets.Text(value="" if value is None else str(value), continuous_update=False, **how)
     else:
@@ -151,7 +154,8 @@ class Painter:
         import ipycanvas
         import numpy as np
 
-        self.canvas = ipycanvas.MultiCanvas(2, width=self.side, height=self.side)
+        size = f"{self.side}px"  # as large as it is in pixels, so that nothing is stretched
+        self.canvas = ipycanvas.MultiCanvas(2, width=self.side, height=self.side, layout={"width": size, "height": size})
         self._array, self._painting = np.zeros((self.side, self.side), bool), False
         self.canvas.on_mouse_down(self._down)
         self.canvas.on_mouse_move(self._move)
@@ -216,9 +220,10 @@ class TaskPage:
         self.start.on_click(lambda _: self.run())
         self.stop.on_click(lambda _: studio.cancel())
         self.steps.observe(self._show_step, "value")
-        paint = [] if self.painter is None else [widgets.HTML(f'<p class="note">{html.escape(text("paint"))}</p>'), self.painter.canvas]
+        said = f'<p class="note">{html.escape(text("paint"))}</p>'
+        self.paint = widgets.VBox([] if self.painter is None else [widgets.HTML(said), self.painter.canvas], layout={"display": "none"})
         given = [one.box for one in (self.upload, self.mask) if one is not None]
-        form = widgets.VBox([*given, *paint, *self.settings.values(), widgets.HBox([self.start, self.stop]), self.bar, self.note, self.fault])
+        form = widgets.VBox([*given, self.paint, *self.settings.values(), widgets.HBox([self.start, self.stop]), self.bar, self.note, self.fault])
         self.box = widgets.Box([form, widgets.VBox([self.preview, self.steps, self.results])])
         self.box.add_class("diffnb-columns")
         self._tell_time()
@@ -240,6 +245,7 @@ class TaskPage:
     def _picture_came(self):
         if self.painter is not None:
             self.painter.show(self.upload.picture)
+            self.paint.layout.display = "flex"
 
     def _tell_time(self):
         """Say how long a run will take, where that is known."""
@@ -354,11 +360,11 @@ class ModelPage:
     ):
         """Load a model."""
         try:
-            model = self.studio.choose(name)
+            self.studio.choose(name)
         except Exception as error:  # a file from anywhere: a face says what is wrong, and goes on
             self.note.value = f'<p class="fault" role="alert">{html.escape(str(error))}</p>'
             return
-        self.note.value = f'<p class="note">{html.escape(self.text("chosen").format(name=name))}<br>{html.escape(str(model))}</p>'
+        self.note.value = f'<p class="note">{html.escape(self.text("chosen").format(name=name))}</p>'
         self._chosen()
 
     def _uploaded(self, change):

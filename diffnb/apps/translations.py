@@ -24,7 +24,7 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "number": ("images", "imágenes", "图像数量"),
     "variants": ("variants", "variantes", "结果数量"),
     "steps": ("steps", "pasos", "步数"),
-    "seed": ("seed, empty: a new one", "semilla, vacía: una nueva", "种子，留空则随机"),
+    "seed": ("seed (empty: new)", "semilla (vacía: nueva)", "种子（留空则随机）"),
     "label": ("class", "clase", "类别"),
     "guidance": ("guidance scale", "escala de guía", "引导强度"),
     "strength": ("strength", "intensidad", "编辑强度"),
@@ -34,7 +34,7 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "cancel": ("Cancel", "Cancelar", "取消"),
     "cancelled": ("Cancelled.", "Cancelado.", "已取消。"),
     "upload_picture": ("Choose a picture", "Elegir una imagen", "选择图片"),
-    "upload_mask": ("Choose a mask (white: to be made)", "Elegir una máscara (blanco: por hacer)", "选择蒙版（白色为待生成部分）"),
+    "upload_mask": ("Choose a mask, white where to make", "Elegir una máscara, blanca donde hacer", "选择蒙版（白色处生成）"),
     "upload_model": ("Upload a model file", "Subir un archivo de modelo", "上传模型文件"),
     "paint": (
         "Paint what is to be made anew; a picture that is transparent there needs no paint.",

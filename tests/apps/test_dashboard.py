@@ -1,0 +1,153 @@
+"""The dashboard in a real browser, as `diffnb dashboard` serves it. Skipped where Chromium, playwright or voila is not installed."""
+
+import io
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("voila")
+pytest.importorskip("ipycanvas")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+PATIENCE = 180_000  # milliseconds; a kernel starts slowly on a busy machine
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The address of a running dashboard."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "broken.safetensors").write_bytes(b"no model")
+    command = [str(Path(sys.executable).parent / "diffnb"), "dashboard", str(folder), "--no-browser", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        found = re.search(r"http://\S+?token=[\w-]+", server.stdout.readline()).group()
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/static/nothing", timeout=5)
+                except urllib.error.HTTPError:
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield found
+        finally:
+            server.send_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def page(address):
+    """A visitor's page; whatever it asks other hosts for, and whatever it complains of, is a failure."""
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, faults = browser.new_page(viewport={"width": 1400, "height": 900}), []
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+        page.on("request", lambda sent: None if re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", sent.url) else faults.append(sent.url))
+        page.goto(address)
+        page.wait_for_selector(".diffnb-dash")
+        yield page
+        browser.close()
+        assert not faults
+
+
+def use(page, model):
+    """Choose a model."""
+    page.locator(".widget-select select").first.select_option(label=model)
+    page.get_by_role("button", name="Use this model").click()
+    page.wait_for_selector(f"text={model} is loaded")
+
+
+def saved(page, link):
+    """What a link saves."""
+    with page.expect_download() as download:
+        link.click()
+    return Path(download.value.path()).read_bytes()
+
+
+def test_a_visitor_generates(page):
+    use(page, "fashion_mnist_fast")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector("text=all as ZIP")
+    assert page.locator("figure figcaption a").count() == 4
+    picture = Image.open(io.BytesIO(saved(page, page.locator("figure figcaption a").first)))
+    assert picture.size == (28, 28) and '"seed": 0' in picture.text["diffnb"]
+
+
+def test_who_does_not_know_the_token_sees_nothing(address):
+    for place in (re.sub(r"\?token=.*", "", address), re.sub("token=.*", "token=wrong", address)):
+        with urllib.request.urlopen(place, timeout=60) as answer:
+            assert "/login?" in answer.geturl() and b"diffnb-dash" not in answer.read()
+
+
+@pytest.mark.slow
+def test_a_visitor_does_the_rest(page, tmp_path):
+    assert page.locator(".widget-select option", has_text="⚠ broken.safetensors").count() == 1
+    use(page, "fashion_mnist")
+    page.get_by_role("button", name="Colorize").click()
+    page.wait_for_selector("text=it makes grey pictures")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector("text=all as ZIP")
+    with zipfile.ZipFile(io.BytesIO(saved(page, page.get_by_text("all as ZIP")))) as archive:
+        names = archive.namelist()
+        (tmp_path / "one.png").write_bytes(archive.read(names[0]))
+    assert len(names) == 4
+    page.get_by_role("button", name="Fill in").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a picture").click()
+    chooser.value.set_files(tmp_path / "one.png")
+    canvas = page.locator("canvas").last
+    canvas.wait_for(state="visible")
+    time.sleep(1)
+    box = canvas.bounding_box()
+    assert abs(box["width"] - 280) < 4 and abs(box["height"] - 280) < 4
+    page.mouse.move(box["x"] + 150, box["y"] + 200)
+    page.mouse.down()
+    for k in range(10):
+        page.mouse.move(box["x"] + 150 + 6 * k, box["y"] + 200)
+        time.sleep(0.05)
+    page.mouse.up()
+    time.sleep(1)
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector("text=all as ZIP")
+    sent = ((tmp_path / "one.png").read_bytes(), saved(page, page.locator("figure figcaption a").first))
+    old, new = (np.asarray(Image.open(io.BytesIO(data)).convert("L")) for data in sent)
+    assert (old[:16] == new[:16]).all() and (old[:, :12] == new[:, :12]).all()  # where nothing was painted
+    page.locator("select").first.select_option(label="Español")
+    page.wait_for_selector("text=Empezar")
+    page.get_by_role("button", name="Generar").click()
+    page.get_by_role("button", name="Empezar").click()
+    page.get_by_role("button", name="Cancelar").click()
+    page.wait_for_selector("text=Cancelado.")
+
+
+@pytest.mark.slow
+def test_two_visitors_do_not_disturb_each_other(address):
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        first, second = (browser.new_page() for _ in range(2))
+        for page in (first, second):
+            page.set_default_timeout(PATIENCE)
+            page.goto(address)
+            page.wait_for_selector(".diffnb-dash")
+        use(first, "fashion_mnist")
+        second.get_by_role("button", name="Generate").click()
+        second.wait_for_selector("text=no model is chosen")
+        browser.close()
