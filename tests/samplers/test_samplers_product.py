@@ -405,7 +405,12 @@ def test_wasserstein():
 # what a check finds, and what is refused
 
 
-@pytest.mark.parametrize("sampler", [DPMSolver2(), DPMSolver2M(), DPMSolverPP2S(), DPMSolverPP3S(), DEIS(), IPNDM(), UniPC(), DormandPrince()])
+CHECKED_ON_PAGES = [DPMSolverPP2S(), DEIS(), IPNDM(), UniPC(), DormandPrince()]  # those of single-step, multistep and adaptive samplers
+
+
+@pytest.mark.parametrize(
+    "sampler", [DPMSolver2(), DPMSolver2M(), DPMSolverPP3S(), *(pytest.param(sampler, marks=pytest.mark.slow) for sampler in CHECKED_ON_PAGES)]
+)
 def test_check_sampler_accepts(sampler):
     """All that is said of them holds, and the result prints as a table."""
     found = check_sampler(sampler, n_samples=300, n_steps=100)
