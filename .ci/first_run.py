@@ -3,6 +3,7 @@
     python .ci/first_run.py [--train-seconds 60]            in a folder outside the checkout, with the core requirements alone
 
 Commands and methods are found by looking. One without a case in the tables below is an error, and so is a case without its command or method.
+Commands run in forks of this process: an interpreter for each would import PyTorch each time. Those with something typed run as a shell runs them.
 What the results are worth is the business of the tests; here they must come, be finite, and need no file of the checkout.
 """
 
@@ -14,6 +15,7 @@ import json
 import os
 import pkgutil
 import pty
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,11 @@ from safetensors.torch import save_file
 import diffnb
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.append(str(CHECKOUT / "tests"))
+from commands import Fork  # noqa: E402
+
 DIFFNB = Path(sys.executable).parent / "diffnb"
+LIMIT = 600  # seconds for a command
 GUARDED = '''
 from {module} import NoiseSchedule
 
@@ -74,7 +80,7 @@ def commands(seconds, weights):
         ],
         "distill": [Case("fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out student.safetensors", "student.safetensors")],
         "export": [
-            Case("fashion_mnist model.pt2 --weights float16", "a denoiser"),
+            Case("run/model.safetensors model.pt2 --weights float16", "a denoiser"),
             Case("fashion_mnist model.onnx", 'pip install "diffnb[onnx]"', 2),
         ],
         "weights": [Case(weights, "ready")] if weights else [Case("--help", "DIR")],
@@ -105,7 +111,7 @@ def methods(grey, colour, new, find):
         "to": lambda: grey.to("cpu"),
         "train": lambda: new.train("packaged", epochs=1, batch_size=16, classes=[0, 1], time_limit=3),
         "distill": lambda: grey.distill("packaged", steps=1, batch_size=4, classes=[0]).generate(2, seed=0),
-        "export": lambda: grey.export("exported.pt2", 1),
+        "export": lambda: new.export("exported.pt2", 1),
         "set_labels": lambda: new.set_labels([f"name {k}" for k in range(new.num_classes)]),
         "generate": lambda: grey.generate(2, class_labels="bag", guidance_scale=2.0, **few),
         "under": lambda: grey.under("vp").generate(1, **few),
@@ -184,21 +190,35 @@ def command_names(group, before=()):
         yield from command_names(command, (*before, name)) if hasattr(command, "commands") else [" ".join((*before, name))]
 
 
-def run_command(name, case):
-    """Run a command as a shell does, with a terminal for what is typed."""
+def run_typed(name, case):
+    """Run a command as a shell does, with a terminal for what is typed; exit code, output, errors."""
     leader, terminal = pty.openpty()
     os.write(leader, case.typed.encode())
-    environment = {key: value for key, value in os.environ.items() if key != "DIFFNB_WEIGHTS"} | {"XDG_CACHE_HOME": os.path.abspath("cache")}
-    if case.weights:
-        environment["DIFFNB_WEIGHTS"] = case.weights
     command = [DIFFNB, *name.split(), *case.line.split()]
-    result = subprocess.run(command, stdin=terminal, capture_output=True, text=True, timeout=600, env=environment)
+    result = subprocess.run(command, stdin=terminal, capture_output=True, text=True, timeout=LIMIT)
     os.close(leader), os.close(terminal)
-    said = result.stdout + result.stderr
-    if result.returncode != case.code or case.said not in said or "Traceback" in said:
-        raise SystemExit(
-            f"$ diffnb {name} {case.line}\n{said}\nended with {result.returncode}; expected {case.code}, and {case.said!r} in what it says"
-        )
+    return result.returncode, result.stdout, result.stderr
+
+
+def run_forked(name, case, main):
+    """Run a command in a fork of this process; exit code, output, errors."""
+
+    def work():
+        signal.alarm(LIMIT)
+        if case.weights:
+            os.environ["DIFFNB_WEIGHTS"] = case.weights
+        sys.argv = ["diffnb", *name.split(), *case.line.split()]
+        main()
+
+    return Fork(work).end()
+
+
+def run_command(name, case, main):
+    """Run a command, and hold it to its case."""
+    code, *said = run_typed(name, case) if case.typed else run_forked(name, case, main)
+    said = "".join(said)
+    if code != case.code or case.said not in said or "Traceback" in said:
+        raise SystemExit(f"$ diffnb {name} {case.line}\n{said}\nended with {code}; expected {case.code}, and {case.said!r} in what it says")
 
 
 def prepare(find):
@@ -216,6 +236,7 @@ def main():
     parser.add_argument("--train-seconds", type=float, default=60.0, help="how long the demo trains its model")
     seconds = parser.parse_args().train_seconds
     start, loaded = time.perf_counter(), import_all()
+    importlib.import_module("torch._dynamo")  # optimizers import it at their first step: once here, and not in every fork
     print(f"{len(loaded)} modules imported in {time.perf_counter() - start:.1f} s", flush=True)
 
     def find(name):
@@ -224,12 +245,13 @@ def main():
     check_environment(find("EXTRAS"))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
+        os.environ["XDG_CACHE_HOME"] = os.path.abspath("cache")
         prepare(find)
-        app, cases = find("app"), commands(seconds, os.environ.get("DIFFNB_WEIGHTS"))
+        app, cases = find("app"), commands(seconds, os.environ.pop("DIFFNB_WEIGHTS", None))
         same_names("commands", set(command_names(importlib.import_module("typer").main.get_command(app))), set(cases))
         for name, tried in cases.items():
             for case in tried:
-                timed(f"diffnb {name}", lambda: run_command(name, case))
+                timed(f"diffnb {name}", lambda: run_command(name, case, importlib.import_module("diffnb.apps").main))
         facade = diffnb.GenerativeModel
         grey, colour = (facade.pretrained(name, verbose=False) for name in ("fashion_mnist", "cifar10"))
         new = facade("edm", network="tiny", verbose=False)
