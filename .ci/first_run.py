@@ -30,10 +30,10 @@ import diffnb
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT / "tests"))
-from commands import Fork  # noqa: E402
+from commands import command as forked  # noqa: E402
 
 DIFFNB = Path(sys.executable).parent / "diffnb"
-LIMIT = 600  # seconds for a command
+LIMIT = 600  # seconds for a command; after them all is ended
 GUARDED = '''
 from {module} import NoiseSchedule
 
@@ -194,28 +194,27 @@ def run_typed(name, case):
     """Run a command as a shell does, with a terminal for what is typed; exit code, output, errors."""
     leader, terminal = pty.openpty()
     os.write(leader, case.typed.encode())
-    command = [DIFFNB, *name.split(), *case.line.split()]
-    result = subprocess.run(command, stdin=terminal, capture_output=True, text=True, timeout=LIMIT)
+    line = [DIFFNB, *name.split(), *case.line.split()]
+    result = subprocess.run(line, stdin=terminal, capture_output=True, text=True)
     os.close(leader), os.close(terminal)
     return result.returncode, result.stdout, result.stderr
 
 
-def run_forked(name, case, main):
+def run_forked(name, case):
     """Run a command in a fork of this process; exit code, output, errors."""
-
-    def work():
-        signal.alarm(LIMIT)
-        if case.weights:
-            os.environ["DIFFNB_WEIGHTS"] = case.weights
-        sys.argv = ["diffnb", *name.split(), *case.line.split()]
-        main()
-
-    return Fork(work).end()
+    if case.weights:
+        os.environ["DIFFNB_WEIGHTS"] = case.weights
+    try:
+        return forked(*name.split(), *case.line.split()).end()
+    finally:
+        os.environ.pop("DIFFNB_WEIGHTS", None)
 
 
-def run_command(name, case, main):
+def run_command(name, case):
     """Run a command, and hold it to its case."""
-    code, *said = run_typed(name, case) if case.typed else run_forked(name, case, main)
+    signal.alarm(LIMIT)
+    code, *said = run_typed(name, case) if case.typed else run_forked(name, case)
+    signal.alarm(0)
     said = "".join(said)
     if code != case.code or case.said not in said or "Traceback" in said:
         raise SystemExit(f"$ diffnb {name} {case.line}\n{said}\nended with {code}; expected {case.code}, and {case.said!r} in what it says")
@@ -236,7 +235,6 @@ def main():
     parser.add_argument("--train-seconds", type=float, default=60.0, help="how long the demo trains its model")
     seconds = parser.parse_args().train_seconds
     start, loaded = time.perf_counter(), import_all()
-    importlib.import_module("torch._dynamo")  # optimizers import it at their first step: once here, and not in every fork
     print(f"{len(loaded)} modules imported in {time.perf_counter() - start:.1f} s", flush=True)
 
     def find(name):
@@ -251,7 +249,7 @@ def main():
         same_names("commands", set(command_names(importlib.import_module("typer").main.get_command(app))), set(cases))
         for name, tried in cases.items():
             for case in tried:
-                timed(f"diffnb {name}", lambda: run_command(name, case, importlib.import_module("diffnb.apps").main))
+                timed(f"diffnb {name}", lambda: run_command(name, case))
         facade = diffnb.GenerativeModel
         grey, colour = (facade.pretrained(name, verbose=False) for name in ("fashion_mnist", "cifar10"))
         new = facade("edm", network="tiny", verbose=False)
