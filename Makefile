@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 DEMO_OUT ?= diffnb-demo
 DEMO_ARGS ?= # such as --train-seconds 10 --rows 2, for a short one
 DIST ?= dist
+unexport PYTHONDONTWRITEBYTECODE # with it every interpreter compiles all of PyTorch that it imports again: seconds each time
 
 .PHONY: demo test install dev check docs-check notebooks pages pytest test-browser coverage readme dist clean
 

@@ -31,6 +31,7 @@ import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import yaml
@@ -38,6 +39,8 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDERS = ("forward", "backward")
+# what pages import, imported once for all processes that make them; nothing of this project, for each process has a copy of its own
+PRELOADED = ["torch._dynamo", "torchvision.datasets", "fastai.learner", "matplotlib.pyplot", "scipy.integrate", "nbdev.serve", "execnb.shell"]
 FOREIGN = ("torch", "torch.nn", "torch.nn.parallel", "torch.utils.data", "torchvision.datasets", "fastai.learner")  # whose names prose may use
 OF_OTHERS = {"tutorials/coming_from.ipynb"}  # pages that speak of the names of other libraries
 MARKDOWN = MarkdownIt("commonmark").enable("table")
@@ -95,9 +98,12 @@ def make_pages(project: Path, order: str) -> list[tuple[str, str]]:
     sys.path.insert(0, str(project))  # the copy's package, and its metadata, before any that is installed
     import nbdev.config
     import nbdev.doclinks
-    from nbdev import quarto, serve
+    from fastcore import nbio
+    from nbdev import processors, quarto, serve
 
     nbdev.config._load_toml = functools.cache(nbdev.config._load_toml)  # read for every cell otherwise
+    processors.get_config = functools.cache(processors.get_config)  # looked for in every cell otherwise
+    nbio.ast = SimpleNamespace(parse=functools.cache(ast.parse))  # done by several processors otherwise
     quarto.refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
     quarto.nbdev_sidebar.__wrapped__()
@@ -442,7 +448,8 @@ def exported_to(project: Path) -> dict[str, str]:
 def main() -> int:
     """Make the pages in both orders, check them, and say what is wrong."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    start, context = time.monotonic(), multiprocessing.get_context("spawn")
+    start, context = time.monotonic(), multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder, context.Pool(len(ORDERS), maxtasksperchild=1) as processes:
         projects = {order: Path(folder).resolve() / order for order in ORDERS}
         for project in projects.values():

@@ -3,6 +3,7 @@
     python .ci/first_run.py [--train-seconds 60]            in a folder outside the checkout, with the core requirements alone
 
 Commands and methods are found by looking. One without a case in the tables below is an error, and so is a case without its command or method.
+Commands run in forks of this process: an interpreter for each would import PyTorch each time. Those with something typed run as a shell runs them.
 What the results are worth is the business of the tests; here they must come, be finite, and need no file of the checkout.
 """
 
@@ -14,6 +15,7 @@ import json
 import os
 import pkgutil
 import pty
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,11 @@ from safetensors.torch import save_file
 import diffnb
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.append(str(CHECKOUT / "tests"))
+from commands import command as forked  # noqa: E402
+
 DIFFNB = Path(sys.executable).parent / "diffnb"
+LIMIT = 600  # seconds for a command; after them all is ended
 GUARDED = '''
 from {module} import NoiseSchedule
 
@@ -74,7 +80,7 @@ def commands(seconds, weights):
         ],
         "distill": [Case("fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out student.safetensors", "student.safetensors")],
         "export": [
-            Case("fashion_mnist model.pt2 --weights float16", "a denoiser"),
+            Case("run/model.safetensors model.pt2 --weights float16", "a denoiser"),
             Case("fashion_mnist model.onnx", 'pip install "diffnb[onnx]"', 2),
         ],
         "weights": [Case(weights, "ready")] if weights else [Case("--help", "DIR")],
@@ -105,7 +111,7 @@ def methods(grey, colour, new, find):
         "to": lambda: grey.to("cpu"),
         "train": lambda: new.train("packaged", epochs=1, batch_size=16, classes=[0, 1], time_limit=3),
         "distill": lambda: grey.distill("packaged", steps=1, batch_size=4, classes=[0]).generate(2, seed=0),
-        "export": lambda: grey.export("exported.pt2", 1),
+        "export": lambda: new.export("exported.pt2", 1),
         "set_labels": lambda: new.set_labels([f"name {k}" for k in range(new.num_classes)]),
         "generate": lambda: grey.generate(2, class_labels="bag", guidance_scale=2.0, **few),
         "under": lambda: grey.under("vp").generate(1, **few),
@@ -184,21 +190,34 @@ def command_names(group, before=()):
         yield from command_names(command, (*before, name)) if hasattr(command, "commands") else [" ".join((*before, name))]
 
 
-def run_command(name, case):
-    """Run a command as a shell does, with a terminal for what is typed."""
+def run_typed(name, case):
+    """Run a command as a shell does, with a terminal for what is typed; exit code, output, errors."""
     leader, terminal = pty.openpty()
     os.write(leader, case.typed.encode())
-    environment = {key: value for key, value in os.environ.items() if key != "DIFFNB_WEIGHTS"} | {"XDG_CACHE_HOME": os.path.abspath("cache")}
-    if case.weights:
-        environment["DIFFNB_WEIGHTS"] = case.weights
-    command = [DIFFNB, *name.split(), *case.line.split()]
-    result = subprocess.run(command, stdin=terminal, capture_output=True, text=True, timeout=600, env=environment)
+    line = [DIFFNB, *name.split(), *case.line.split()]
+    result = subprocess.run(line, stdin=terminal, capture_output=True, text=True)
     os.close(leader), os.close(terminal)
-    said = result.stdout + result.stderr
-    if result.returncode != case.code or case.said not in said or "Traceback" in said:
-        raise SystemExit(
-            f"$ diffnb {name} {case.line}\n{said}\nended with {result.returncode}; expected {case.code}, and {case.said!r} in what it says"
-        )
+    return result.returncode, result.stdout, result.stderr
+
+
+def run_forked(name, case):
+    """Run a command in a fork of this process; exit code, output, errors."""
+    if case.weights:
+        os.environ["DIFFNB_WEIGHTS"] = case.weights
+    try:
+        return forked(*name.split(), *case.line.split()).end()
+    finally:
+        os.environ.pop("DIFFNB_WEIGHTS", None)
+
+
+def run_command(name, case):
+    """Run a command, and hold it to its case."""
+    signal.alarm(LIMIT)
+    code, *said = run_typed(name, case) if case.typed else run_forked(name, case)
+    signal.alarm(0)
+    said = "".join(said)
+    if code != case.code or case.said not in said or "Traceback" in said:
+        raise SystemExit(f"$ diffnb {name} {case.line}\n{said}\nended with {code}; expected {case.code}, and {case.said!r} in what it says")
 
 
 def prepare(find):
@@ -224,8 +243,9 @@ def main():
     check_environment(find("EXTRAS"))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
+        os.environ["XDG_CACHE_HOME"] = os.path.abspath("cache")
         prepare(find)
-        app, cases = find("app"), commands(seconds, os.environ.get("DIFFNB_WEIGHTS"))
+        app, cases = find("app"), commands(seconds, os.environ.pop("DIFFNB_WEIGHTS", None))
         same_names("commands", set(command_names(importlib.import_module("typer").main.get_command(app))), set(cases))
         for name, tried in cases.items():
             for case in tried:

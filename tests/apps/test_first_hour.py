@@ -56,7 +56,7 @@ def test_from_a_folder_to_pictures(diffnb, photos, no_pictures):
     resume = shlex.split(said.strip().splitlines()[-1].rpartition("Go on by: diffnb ")[2])
     assert resume == ["train", "--resume", "my run"]
     before = len(open("my run/history.csv").readlines())
-    code, out, err = diffnb(*resume, "--time-limit", 3)
+    code, out, err = diffnb(*resume, "--time-limit", 1)
     assert code == 0 and out.startswith("my run: stopped by --time-limit") and "diffnb train --resume 'my run'" in out, err
     assert len(open("my run/history.csv").readlines()) > before
     assert GenerativeModel.load("my run/model.safetensors", verbose=False).label_names == ["Rosen (Garten)", "tulips, red & white"]

@@ -81,8 +81,8 @@ def test_help_has_examples_that_a_shell_reads(diffnb, name):
         LEAVES[name].make_context(name, words)  # raises at what is unknown or missing
 
 
-# the demo is shown to print as little, once, where its pictures are looked at
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "demo" else name for name in RUNS])
+# the demo is shown to print as little, once, where its pictures are looked at; each export traces the network for as long as all others take
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("demo", "export") else name for name in RUNS])
 def test_results_are_on_the_output_and_nothing_else(diffnb, no_pictures, name):
     code, out, err = diffnb(*RUNS[name].split(), "--json", "told.json")
     assert code == 0 and out and "\r" not in out + err and "\x1b" not in out + err, err

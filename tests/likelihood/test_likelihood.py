@@ -47,7 +47,7 @@ SLOW = pytest.param(gaussian, 64, marks=pytest.mark.slow)  # the mixture of as m
 @pytest.mark.parametrize("make, d", [(gaussian, 2), (mixture, 2), (gaussian, 16), (mixture, 16), SLOW, (mixture, 64)])
 def test_more_evaluations(make, d):
     """In up to 64 dimensions: 1e-4 bits per dimension within 50, 3e-6 within 100, and the order of the method."""
-    (few, fewer), (many, nfe) = error(make(d), VP(), 8, n=3), error(make(d), VP(), 16, n=3)
+    (few, fewer), (many, nfe) = error(make(d), VP(), 8, n=2), error(make(d), VP(), 16, n=2)
     assert fewer <= 50 and few < 1e-4
     assert nfe <= 100 and many < 3e-6
     assert few / many > 2**4

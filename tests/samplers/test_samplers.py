@@ -80,15 +80,15 @@ def room(name, process):
     return 0.02 if name == "flow-euler" and process in ("ve", "edm") else 0.01
 
 
-# moments of N(0.4, 0.3^2) in 500 steps
+# moments of N(0.4, 0.3^2) in 500 steps, where the order is higher than first in 100
 
 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("name", [n for n in DETERMINISTIC if n != "dpmpp2m"])
 def test_exact_moments_without_noise(name, process):
     """On Gaussian data a run is affine in its start, so two points give the exact mean and standard deviation."""
-    sde = PROCESSES[process]
-    run = DETERMINISTIC[name](Gaussian(0.4, 0.09).denoiser(sde), x=tensor([[0.0], [1.0]]), n_steps=500)
+    sde, sampler = PROCESSES[process], DETERMINISTIC[name]
+    run = sampler(Gaussian(0.4, 0.09).denoiser(sde), x=tensor([[0.0], [1.0]]), n_steps=500 if sampler.order == 1 else 100)
     mean, std = run.x[0].item(), (run.x[1] - run.x[0]).abs().item() * sde.prior_std
     assert abs(mean - 0.4) < room(name, process)
     assert abs(std - 0.3) < room(name, process)
@@ -116,16 +116,16 @@ def settings(name):
 
 @pytest.fixture(scope="module")
 def plane_answer():
-    """The probability flow on the plane under VP, by RK4 in 2,000 steps."""
+    """The probability flow on the plane under VP, by RK4 in 1,000 steps."""
     x = VP().prior_std * torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return x, RK4()(PLANE.denoiser(VP()), x=x, n_steps=2000, grid="log-snr").x
+    return x, RK4()(PLANE.denoiser(VP()), x=x, n_steps=1000, grid="log-snr").x
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_in_the_plane(name, plane_answer):
     """Every deterministic sampler converges with its stated order on three Gaussians in the plane, started as in practice."""
     (x, answer), sampler = plane_answer, DETERMINISTIC[name]
-    error = [(sampler(PLANE.denoiser(VP()), x=x, n_steps=n, grid=settings(name)).x - answer).square().mean().sqrt().item() for n in (256, 512)]
+    error = [(sampler(PLANE.denoiser(VP()), x=x, n_steps=n, grid=settings(name)).x - answer).square().mean().sqrt().item() for n in (128, 256)]
     assert abs(math.log2(error[0] / error[1]) - sampler.order) < 0.15
 
 
@@ -138,7 +138,7 @@ def test_order_on_the_line(name, process):
     def flow(t):
         return exact_flow(LINE, sde, sde.prior_std * z, sde.t_max, t)
 
-    assert abs(measure_order(DETERMINISTIC[name], LINE.denoiser(sde), flow).slope - DETERMINISTIC[name].order) < 0.15
+    assert abs(measure_order(DETERMINISTIC[name], LINE.denoiser(sde), flow, (128, 256)).slope - DETERMINISTIC[name].order) < 0.15
 
 
 def test_a_grid_one_level_short_makes_any_method_first_order():

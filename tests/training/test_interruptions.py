@@ -219,9 +219,14 @@ def test_a_time_limit_counts_this_start_and_makes_a_step_in_any_case(tmp_path):
     assert schedule.limit is None
 
 
-@pytest.mark.parametrize("split", [(1, 1, 1), (2, 1), (1, 2)])
-@pytest.mark.parametrize("settings", [{}, {"rate": "constant"}, {"ema": "power-law"}, {"accumulate": 2}, {"rate": "linear", "warmup": 6}])
-def test_several_trainings_are_one(whole, split, settings):
+SETTINGS = [{}, {"rate": "constant"}, {"ema": "power-law"}, {"accumulate": 2}, {"rate": "linear", "warmup": 6}]
+SLOW_SPLITS = [pytest.param(settings, split, marks=pytest.mark.slow) for settings in SETTINGS[1:] for split in ((2, 1), (1, 2))]
+
+
+@pytest.mark.parametrize(
+    "settings, split", [*((settings, (1, 1, 1)) for settings in SETTINGS), *(({}, split) for split in ((2, 1), (1, 2))), *SLOW_SPLITS]
+)
+def test_several_trainings_are_one(split, settings):
     def pieces(epochs):
         seen, done, state = (0, 0), 0, None
         for n in epochs:
