@@ -181,8 +181,12 @@ def test_an_exported_folder_draws_in_diffusers_what_the_model_draws(diffusers, t
     assert (tmp_path / "b" / weights).read_bytes() == (tmp_path / "a" / weights).read_bytes()
     model.grid = grid_of_card(tmp_path / "b", 10)
     theirs = pipeline_images(diffusers, tmp_path / "b", monkeypatch, NoiseSource.of(5, 2), (3, 16, 16), 10)
-    assert (model.generate(2, 10, 5) - theirs).abs().max() < 1e-5
+    # a network that was never trained and is not cut off draws numbers far beyond the range of images, and rounding grows with them
+    noise = NoiseSource.of(5, 2)
+    size = model.sampler(model.denoiser(), x=noise.normal((3, 16, 16), "prior"), grid=model.grid, seeds=noise).x.abs().max().item()
+    assert (model.generate(2, 10, 5) - theirs).abs().max() < 1e-5 * max(1, size)
     assert 0.05 < theirs.std()  # they are not all black
+    assert size < 2 or not model.trained.network.config["clip"]
 
 
 def test_a_model_that_was_trained_here_goes_to_diffusers(diffusers, tmp_path, monkeypatch):
