@@ -26,6 +26,7 @@ import diffnb
 from ..core import NoiseSource, write_atomically
 from ..denoise.foreign import PREDICTIONS, read_scheduler
 from .trained import Labels, Trained
+from ..networks.base import first_weights
 from ..networks.diffusers_unet import DiffusersUNet
 from ..noise.parametrizations import PARAMETRIZATIONS
 from ..pickles import read_pickled_weights
@@ -47,9 +48,9 @@ def _attended(kinds):
     return [level for level, kind in enumerate(kinds) if kind.startswith("Attn")]
 
 
-def _kinds(attended, n_levels, plain):
-    """The type of each level's block, the finest first."""
-    return [f"Attn{plain}" if level in attended else plain for level in range(n_levels)]
+def _kinds(plain, step=1):
+    """What gives the type of each level's block, the finest first or (-1) last, of the levels with attention."""
+    return lambda attended, n_levels: [f"Attn{plain}" if level in attended else plain for level in range(n_levels)][::step]
 
 
 _SETTINGS = {
@@ -57,15 +58,8 @@ _SETTINGS = {
     "out_channels": _Setting("out_channels", 3),
     "block_out_channels": _Setting("widths", (224, 448, 672, 896), list, lambda widths, n_levels: list(widths)),
     "layers_per_block": _Setting("blocks", 2),
-    "down_block_types": _Setting(
-        "attention_down", ("DownBlock2D", *("AttnDownBlock2D",) * 3), _attended, lambda levels, n_levels: _kinds(levels, n_levels, "DownBlock2D")
-    ),
-    "up_block_types": _Setting(
-        "attention_up",
-        (*("AttnUpBlock2D",) * 3, "UpBlock2D"),
-        lambda kinds: _attended(kinds[::-1]),
-        lambda levels, n_levels: _kinds(levels, n_levels, "UpBlock2D")[::-1],
-    ),
+    "down_block_types": _Setting("attention_down", ("DownBlock2D", *("AttnDownBlock2D",) * 3), _attended, _kinds("DownBlock2D")),
+    "up_block_types": _Setting("attention_up", (*("AttnUpBlock2D",) * 3, "UpBlock2D"), lambda up: _attended(up[::-1]), _kinds("UpBlock2D", -1)),
     "add_attention": _Setting("attention_middle", True),
     "attention_head_dim": _Setting("head_width", 8, lambda width: width or 0, lambda width, n_levels: width or None),
     "norm_num_groups": _Setting("groups", 32),
@@ -227,7 +221,8 @@ def read_pipeline(
     size = config.get("sample_size")
     if size is None:
         raise ValueError(f"the network's config.json in {folder} has no sample_size, so that the size of its images is not known")
-    network = network_of_config(config, prediction, betas, _clip(scheduler)).eval()
+    with first_weights(0):  # which are replaced
+        network = network_of_config(config, prediction, betas, _clip(scheduler)).eval()
     weights = _read_weights(folder / "unet" if (folder / "unet" / "config.json").exists() else folder, pickled)
     try:
         network.load_state_dict(weights)
@@ -362,7 +357,9 @@ def _readme(network, card):
     """The card of a folder, for people."""
     clipped = network.config["clip"] and card["pipeline"] == "DDIMPipeline"
     call = _CALLS[bool(network.num_classes)].format(shape=card["shape"], argument=", use_clipped_model_output=True" if clipped else "")
-    clip = "\nThe estimate of the image is cut off in every step, and DDIM needs `use_clipped_model_output=True` to go on from it.\n" if clipped else ""
+    clip = (
+        "\nThe estimate of the image is cut off in every step, and DDIM needs `use_clipped_model_output=True` to go on from it.\n" if clipped else ""
+    )
     grid = _SPACINGS[f"{card['pipeline'].removesuffix('Pipeline')}Scheduler"][1].format(T=network.chain.T)
     text = textwrap.indent(json.dumps(card, indent=1), "    ").strip()
     return _README.format(call=call, T=network.chain.T, grid=grid, clip=clip, card=text)
@@ -427,7 +424,9 @@ def write_pipeline(
         _write(Path(scratch), files)
         difference = _difference(network, kept, read_pipeline(scratch)[0].network, shape)
     if not difference <= tolerance:
-        raise ArithmeticError(f"diffusers would compute another function, by {difference:.3g} and more than tolerance={tolerance:g}; nothing was written")
+        raise ArithmeticError(
+            f"diffusers would compute another function, by {difference:.3g} and more than tolerance={tolerance:g}; nothing was written"
+        )
     _write(Path(folder), files)
     return sum(map(len, files.values())), difference, card
 
@@ -442,7 +441,8 @@ def _write(folder, files):
 @torch.no_grad()
 def _difference(network, kept, again, shape):
     """The largest difference between a network with the weights that were kept, and what was read back."""
-    own = DiffusersUNet(**network.config).eval()
+    with first_weights(0):
+        own = DiffusersUNet(**network.config).eval()
     own.load_state_dict(kept)
     levels = own.chain.half_log_snr(torch.linspace(1 / own.chain.T, 1, 5, dtype=torch.float64)).float()
     x, label = NoiseSource.of(1, 5).normal(tuple(shape), "probe"), {"label": torch.arange(5) % own.num_classes} if own.num_classes else {}

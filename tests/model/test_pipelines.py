@@ -64,10 +64,11 @@ def lively(network):
     return network.eval()
 
 
-def saved(diffusers, folder, config, scheduler, kind="DDPM"):
-    """A pipeline with random weights in a folder, and its parts."""
+def saved(diffusers, folder, config, scheduler, kind="DDPM", size=1.0):
+    """A pipeline with random weights in a folder, and its parts; the smaller the output, the less its rounding grows from step to step."""
     torch.manual_seed(0)
     unet = lively(diffusers.UNet2DModel(**config))
+    unet.conv_out.weight.data *= size
     made = getattr(diffusers, f"{kind}Scheduler")(**scheduler)
     getattr(diffusers, f"{kind}Pipeline")(unet=unet, scheduler=made).save_pretrained(folder)
     return unet, made
@@ -146,16 +147,16 @@ def grid_of_card(folder, n):
     return eval(line.split(" = ")[1], {"n": n})
 
 
-def pipeline_images(diffusers, folder, monkeypatch, noise, shape, n_steps):
-    """What diffusers draws of a folder, given our noise."""
+def pipeline_images(diffusers, folder, monkeypatch, model, noise, n_steps):
+    """What diffusers draws of a folder, from where the model begins and given its noise."""
     from diffusers.pipelines.ddim import pipeline_ddim
     from diffusers.pipelines.ddpm import pipeline_ddpm
     from diffusers.schedulers import scheduling_ddpm
 
     steps = iter(range(n_steps))
     for module in (pipeline_ddim, pipeline_ddpm):
-        monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: noise.normal(shape, "prior"))
-    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: noise.normal(shape, "step", next(steps)))
+        monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: model.sde.prior_std * noise.normal(model.shape, "prior"))
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: noise.normal(model.shape, "step", next(steps)))
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     clipped = {"use_clipped_model_output": True} if isinstance(pipeline, diffusers.DDIMPipeline) else {}
@@ -174,16 +175,17 @@ WRITTEN |= {"a table": ({"trained_betas": [0.001 + 0.2 * (k / 100) ** 2 for k in
 def test_an_exported_folder_draws_in_diffusers_what_the_model_draws(diffusers, tmp_path, monkeypatch, name):
     """The whole pipeline from noise to images, ten steps; the weights are the same bytes."""
     settings, kind = WRITTEN[name]
-    saved(diffusers, tmp_path / "a", SMALL | OF_HO, settings, kind)
+    saved(diffusers, tmp_path / "a", SMALL | OF_HO, settings, kind, size=0.2)
     model = GenerativeModel.from_diffusers(tmp_path / "a", "cpu", verbose=False)
     assert model.export(tmp_path / "b").difference == 0
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "b" / weights).read_bytes() == (tmp_path / "a" / weights).read_bytes()
     model.grid = grid_of_card(tmp_path / "b", 10)
-    theirs = pipeline_images(diffusers, tmp_path / "b", monkeypatch, NoiseSource.of(5, 2), (3, 16, 16), 10)
+    theirs = pipeline_images(diffusers, tmp_path / "b", monkeypatch, model, NoiseSource.of(5, 2), 10)
     # a network that was never trained and is not cut off draws numbers far beyond the range of images, and rounding grows with them
     noise = NoiseSource.of(5, 2)
-    size = model.sampler(model.denoiser(), x=noise.normal((3, 16, 16), "prior"), grid=model.grid, seeds=noise).x.abs().max().item()
+    start = model.sde.prior_std * noise.normal(model.shape, "prior")
+    size = model.sampler(model.denoiser(), x=start, grid=model.grid, seeds=noise).x.abs().max().item()
     assert (model.generate(2, 10, 5) - theirs).abs().max() < 1e-5 * max(1, size)
     assert 0.05 < theirs.std()  # they are not all black
     assert size < 2 or not model.trained.network.config["clip"]
@@ -198,7 +200,7 @@ def test_a_model_that_was_trained_here_goes_to_diffusers(diffusers, tmp_path, mo
         model.train(images, epochs=2, batch_size=4)
         model.export(tmp_path / round_)
         model.grid = grid_of_card(tmp_path / round_, 10)
-        theirs = pipeline_images(diffusers, tmp_path / round_, monkeypatch, NoiseSource.of(1, 2), (1, 8, 8), 10)
+        theirs = pipeline_images(diffusers, tmp_path / round_, monkeypatch, model, NoiseSource.of(1, 2), 10)
         assert (model.generate(2, 10, 1) - theirs).abs().max() < 1e-5
         model = GenerativeModel.from_diffusers(tmp_path / round_, "cpu", verbose=False)
     weights = [load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors") for name in ("here", "again")]
@@ -219,7 +221,8 @@ def test_a_folder_with_classes_is_sampled_as_its_card_says(diffusers, tmp_path):
     with torch.no_grad():
         exec(loop, known)
     torch.manual_seed(0)
-    own = GenerativeModel.from_diffusers(tmp_path / "b", "cpu", verbose=False)
+    own = GenerativeModel.from_diffusers(tmp_path / "b", "cpu", verbose=False)  # which draws nothing from torch's own generator
+    own.export(tmp_path / "c")
     grid = grid_of_card(tmp_path / "b", 50)
     ours = own.sampler(own.denoiser(), x=torch.randn(2, 3, 8, 8), grid=grid, condition={"label": torch.tensor([0, 2])}).x
     assert (ours - known["x"]).abs().max() < 1e-4
