@@ -40,9 +40,7 @@ def export(
 ):
     """Write a model for other programs: ONNX, a program of PyTorch, a folder for diffusers, or a page that draws in the browser.
 
-    As an ONNX file with weights of half the size: diffnb export fashion_mnist model.onnx --weights float16
-
-    As a folder for diffusers, of a model that has its network: diffnb export finetuned.safetensors ddpm-mine
+    The ending of OUT says what it becomes. A name without one is a folder for diffusers, of a model that has its network.
     """
     if out is None and page is None:
         raise ValueError("say what to write: OUT, a file NAME.onnx or NAME.pt2 or a folder for diffusers, or --page DIR, or both")

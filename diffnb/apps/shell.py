@@ -274,7 +274,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
         "train --resume run --epochs 200",
     ),
     "distill": ("distill run photos --out student.safetensors", "distill fashion_mnist packaged --time-limit 600 --out student.safetensors"),
-    "export": ("export run model.onnx", "export fashion_mnist model.pt2 --steps 4 --weights float16", "export fashion_mnist --page page"),
+    "export": (
+        "export run model.onnx",
+        "export fashion_mnist model.pt2 --steps 4 --weights float16",
+        "export finetuned.safetensors ddpm-mine",
+        "export fashion_mnist --page page",
+    ),
     "score": ("score photos run/model.safetensors", "score packaged samples --metrics frechet,prdc --json scores.json"),
     "weights": ("weights", "weights folder"),
     "colorize": ("colorize grey.png --resize --out coloured", "colorize grey.png --resize --hints strokes.png --variants 4"),

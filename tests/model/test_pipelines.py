@@ -11,7 +11,7 @@ from diffnb.core import NoiseSource
 from diffnb.denoise import check_denoiser, read_scheduler
 from diffnb.model import Labels, Trained, config_of_network, network_of_config, scheduler_config
 from diffnb.networks import DiffusersUNet, UNet
-from diffnb.noise import V, Discrete, Epsilon, Karras, linear_betas
+from diffnb.noise import Discrete, Epsilon, Karras, V, linear_betas
 from diffnb.samplers import DDIM, DDPM
 
 SMALL = {
@@ -270,10 +270,10 @@ def by_hand(folder, old_names=False, pickled=False, config=(), scheduler=()):
 SETTINGS = {
     "as it is": {},
     "other values of everything": {
-        "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8, 16, 24], "layers_per_block": 2, "norm_num_groups": 4, "sample_size": [16, 24],
+        "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8, 16, 24], "layers_per_block": 2, "norm_num_groups": 4,
         "down_block_types": ["AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"], "norm_eps": 1e-4, "downsample_padding": 1,
         "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"], "attention_head_dim": 4, "freq_shift": 0.5, "num_class_embeds": 7,
-        "flip_sin_to_cos": True, "dropout": 0.1, "add_attention": False,
+        "flip_sin_to_cos": True, "dropout": 0.1, "add_attention": False, "sample_size": [16, 24],
     },
 }  # fmt: skip
 CHAINS = {
