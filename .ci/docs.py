@@ -42,6 +42,7 @@ ORDERS = ("forward", "backward")
 # what pages import, imported once for all processes that make them; nothing of this project, for each process has a copy of its own
 PRELOADED = ["torch._dynamo", "torchvision.datasets", "fastai.learner", "matplotlib.pyplot", "scipy.integrate", "nbdev.serve", "execnb.shell"]
 FOREIGN = ("torch", "torch.nn", "torch.nn.parallel", "torch.utils.data", "torchvision.datasets", "fastai.learner")  # whose names prose may use
+ADDED = {"draw/index.html"}  # pages that .github/workflows/docs.yml puts on the site, and that are no notebooks
 OF_OTHERS = {"tutorials/coming_from.ipynb"}  # pages that speak of the names of other libraries
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 MATHS = re.compile(r"\$\$.*?\$\$|(?<![\\$])\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)", re.DOTALL)
@@ -251,6 +252,8 @@ def check_links(project: Path, made: Path, pages, site: str, repository: str) ->
         for link in page.links:
             target, _, anchor = link.partition("#")
             if target.startswith(f"{site}/"):
+                if target.removeprefix(f"{site}/") in ADDED and not anchor:
+                    continue
                 there = addresses.get(target.removeprefix(f"{site}/"))
             elif target.startswith(f"{repository}/"):
                 found += check_source_link(project, name, target, anchor)
@@ -382,6 +385,18 @@ def check_sidebar(made: Path, pages) -> list[tuple[str, str]]:
     return found + [(name, f"stands {reached[name]} times in the sidebar") for name in pages if reached[name] != 1]
 
 
+def check_added(project: Path, made: Path, site: str) -> list[tuple[str, str]]:
+    """The workflow puts every page of `ADDED` on the site, and the bar at the top leads to pages of the site that are there."""
+    workflow = (project / ".github" / "workflows" / "docs.yml").read_text(encoding="utf-8")
+    found = [(".github/workflows/docs.yml", f"does not make {name}") for name in sorted(ADDED) if f"_docs/{name.split('/')[0]}" not in workflow]
+    navbar = yaml.safe_load((made / "_quarto.yml").read_text(encoding="utf-8"))["website"]["navbar"]
+    for href in (item["href"] for item in navbar["left"]):
+        name = href.removeprefix(f"{site}/")
+        if not (made / name).is_file() and name not in ADDED:
+            found.append(("_quarto.yml", f"{href}: not a page of the site"))
+    return found
+
+
 def check_repository(made: Path, repository: str) -> list[tuple[str, str]]:
     """The bar at the top of the site leads to the repository that pyproject.toml names."""
     navbar = yaml.safe_load((made / "_quarto.yml").read_text(encoding="utf-8"))["website"]["navbar"]
@@ -414,6 +429,7 @@ def check_pages(project: Path) -> list[tuple[str, str]]:
         *check_titles(project, pages),
         *check_sidebar(made, pages),
         *check_repository(made, repository),
+        *check_added(project, made, site),
         *check_links(project, made, pages, site, repository),
         *check_documentation(pages, sources),
         *check_words(project, pages, symbols, sources),

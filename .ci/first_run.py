@@ -82,6 +82,7 @@ def commands(seconds, weights):
         "export": [
             Case("run/model.safetensors model.pt2 --weights float16", "a denoiser"),
             Case("fashion_mnist model.onnx", 'pip install "diffnb[onnx]"', 2),
+            Case("fashion_mnist for_diffusers", "needs its UNet2DModel", 2),
         ],
         "weights": [Case(weights, "ready")] if weights else [Case("--help", "DIR")],
         "score": [
@@ -111,7 +112,7 @@ def methods(grey, colour, new, find):
         "to": lambda: grey.to("cpu"),
         "train": lambda: new.train("packaged", epochs=1, batch_size=16, classes=[0, 1], time_limit=3),
         "distill": lambda: grey.distill("packaged", steps=1, batch_size=4, classes=[0]).generate(2, seed=0),
-        "export": lambda: new.export("exported.pt2", 1),
+        "export": lambda: [new.export("exported.pt2", 1), type(grey).from_diffusers(pipeline(find, "given"), "cpu", verbose=False).export("again")],
         "set_labels": lambda: new.set_labels([f"name {k}" for k in range(new.num_classes)]),
         "generate": lambda: grey.generate(2, class_labels="bag", guidance_scale=2.0, **few),
         "under": lambda: grey.under("vp").generate(1, **few),
@@ -138,12 +139,12 @@ def methods(grey, colour, new, find):
     }
 
 
-def pipeline(find):
+def pipeline(find, folder="pipeline"):
     """A pipeline of diffusers with random weights, written without diffusers; its folder."""
     chain = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
     unet = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 8}
     unet |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
-    folder = Path("pipeline")
+    folder = Path(folder)
     folder.mkdir()
     for name, said in {"config.json": unet, "scheduler_config.json": chain}.items():
         (folder / name).write_text(json.dumps(said))

@@ -7,6 +7,8 @@ the extra `onnx`, playwright, and Chromium. A second page is made of the distill
 """
 
 import argparse
+import base64
+import gzip
 import json
 import shutil
 import tempfile
@@ -55,6 +57,20 @@ def photograph(browser, folder, place):
     page.close()
 
 
+BUILDS = {  # of onnxruntime-web: what a page would need of the folder dist
+    "WebAssembly": ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
+    "WebGPU": ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.jsep.mjs", "ort-wasm-simd-threaded.jsep.wasm"),
+}
+
+
+def weigh(dist):
+    """Print what each build weighs, as it is and in the form in which a page has it: compressed, and written as text."""
+    for build, names in BUILDS.items():
+        files = [(dist / name).read_bytes() for name in names]
+        packed = [len(base64.b64encode(gzip.compress(data, 9, mtime=0))) for data in files]
+        print(f"{build}: {sum(map(len, files)):,} bytes, in a page {sum(packed):,}; {names[-1]} {len(files[-1]):,}, in a page {packed[-1]:,}")
+
+
 def main():
     """Make pages and draw on them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,7 +78,11 @@ def main():
     parser.add_argument("--folder", type=Path, help="the page, and beside it NAME-student; a scratch folder if not given")
     parser.add_argument("--runtime", type=Path, help="folder of the unpacked npm package onnxruntime-web")
     parser.add_argument("--picture", type=Path, help="where to put a picture of the page")
+    parser.add_argument("--builds", type=Path, help="folder dist of that package: print what its builds weigh in a page, and do no more")
     options = parser.parse_args()
+    if options.builds:
+        weigh(options.builds)
+        return
     folder = options.folder or Path(tempfile.mkdtemp()) / "page"
     student_folder = folder.with_name(f"{folder.name}-student")
     model = GenerativeModel.pretrained(options.model, "cpu", verbose=False)

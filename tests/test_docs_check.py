@@ -69,6 +69,9 @@ def test_heading_id(heading, name):
         (f"[a]({SITE}/b.html#there)", None),
         (f"[a]({SITE}/b.html#nowhere)", "no such heading"),
         (f"[a]({SITE}/c.html)", "not a page or file"),
+        (f"[a]({SITE}/draw/index.html)", None),
+        (f"[a]({SITE}/draw/index.html#there)", "not a page or file"),
+        (f"[a]({SITE}/draw/page.html)", "not a page or file"),
         (f"[a]({REPOSITORY}/blob/main/README.md#L1)", None),
         (f"[a]({REPOSITORY}/blob/main/README.md#L2)", "no such line"),
         (f"[a]({REPOSITORY}/blob/main/README.md#LNone)", "no such line"),
@@ -186,3 +189,19 @@ def test_order_misses_no_file(tmp_path):
         (tmp_path / folder).mkdir()
     (tmp_path / "forward" / "a.yml").write_text("")
     assert [name for name, _ in docs.check_order(tmp_path / "forward", tmp_path / "backward")] == ["a.yml"]
+
+
+def test_added_pages(tmp_path):
+    """What the workflow shall add, and where the bar at the top leads to."""
+    folder = tmp_path / ".github" / "workflows"
+    folder.mkdir(parents=True)
+    (folder / "docs.yml").write_text((docs.ROOT / ".github" / "workflows" / "docs.yml").read_text())
+    bar = "website: {navbar: {left: [{href: a.ipynb}, {href: 'SITE/draw/index.html'}]}}".replace("SITE", SITE)
+    (tmp_path / "_quarto.yml").write_text(bar)
+    (tmp_path / "a.ipynb").write_text("{}")
+    assert docs.check_added(tmp_path, tmp_path, SITE) == []
+    (tmp_path / "_quarto.yml").write_text(bar.replace("draw/", "drawn/"))
+    assert docs.check_added(tmp_path, tmp_path, SITE) == [("_quarto.yml", f"{SITE}/drawn/index.html: not a page of the site")]
+    (tmp_path / "_quarto.yml").write_text(bar)
+    (folder / "docs.yml").write_text("steps: []")
+    assert docs.check_added(tmp_path, tmp_path, SITE) == [(".github/workflows/docs.yml", "does not make draw/index.html")]

@@ -19,7 +19,9 @@ from .shell import check_absent, made, tell
 # %% ../../nbs/12_apps/09_export_command.ipynb #xco04
 def export(
     model: Annotated[str, typer.Argument(help="A model file, the folder of a training, or a packaged model.", metavar="MODEL", show_default=False)],
-    out: Annotated[Path | None, typer.Argument(help="File to write, NAME.onnx or NAME.pt2.", metavar="OUT", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Argument(help="File to write, NAME.onnx or NAME.pt2, or a folder for diffusers, NAME.", metavar="OUT", show_default=False)
+    ] = None,
     page: Annotated[Path | None, typer.Option(help="Folder for a page that runs the model in a browser.", show_default=False)] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Write the model's whole sampler with so many steps into OUT, not the denoiser.", show_default=False)
@@ -36,17 +38,21 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ):
-    """Write a model for other programs: ONNX, a program of PyTorch, or a page that draws in the browser."""
+    """Write a model for other programs: ONNX, a program of PyTorch, a folder for diffusers, or a page that draws in the browser.
+
+    The ending of OUT says what it becomes. A name without one is a folder for diffusers, of a model that has its network.
+    """
     if out is None and page is None:
-        raise ValueError("say what to write: OUT, a file NAME.onnx or NAME.pt2, or --page DIR, or both")
+        raise ValueError("say what to write: OUT, a file NAME.onnx or NAME.pt2 or a folder for diffusers, or --page DIR, or both")
     if out is None and (steps is not None or size is not None):
         raise ValueError("--steps and --size are about OUT, and there is none; a page lets its reader choose the steps")
-    check_absent([one for one in (out, page and page / "index.html") if one is not None], overwrite, "another OUT or --page")
+    target = out / "model_index.json" if out is not None and (out.is_dir() or not out.suffix) else out
+    check_absent([one for one in (target, page and page / "index.html") if one is not None], overwrite, "another OUT or --page")
     found = load_model(model, "cpu")
     if out is not None:
         with made(out.parent):
             done = found.export(out, steps, weights=weights or "float32", size=size, licence=licence)
-        line = f"{out}: {done.card['holds']}, {done.size / 1e6:.1f} MB, differs from PyTorch by {done.difference:.1g}"
+        line = f"{out}: {done.card['holds']}, {done.size / 1e6:.1f} MB, differs from the model by {done.difference:.1g}"
         tell(line, file=str(out), size=done.size, difference=done.difference, card=done.card)
     if page is not None:
         from diffnb.apps.web_page import write_page

@@ -275,7 +275,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
         "train --resume run --epochs 200",
     ),
     "distill": ("distill run photos --out student.safetensors", "distill fashion_mnist packaged --time-limit 600 --out student.safetensors"),
-    "export": ("export run model.onnx", "export fashion_mnist model.pt2 --steps 4 --weights float16", "export fashion_mnist --page page"),
+    "export": (
+        "export run model.onnx",
+        "export fashion_mnist model.pt2 --steps 4 --weights float16",
+        "export finetuned.safetensors ddpm-mine",
+        "export fashion_mnist --page page",
+    ),
     "dashboard": ("dashboard", "dashboard models --port 9000 --no-browser", "dashboard --language es"),
     "score": ("score photos run/model.safetensors", "score packaged samples --metrics frechet,prdc --json scores.json"),
     "weights": ("weights", "weights folder"),

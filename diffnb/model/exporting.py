@@ -27,6 +27,7 @@ import diffnb
 from ..arguments import reading, whole_number
 from ..core import NoiseSource, import_extra, to_unit, write_atomically
 from ..denoise.denoisers import BaseDenoiser, Denoiser
+from .pipelines import write_pipeline
 from ..noise.parametrizations import Parametrization
 from ..noise.sdes import SDE, VE
 from ..samplers.base import SAMPLERS, Sampler, State
@@ -239,7 +240,10 @@ def read_card(
     Raises:
         ValueError: if the file has none, or its name ends in something else.
     """
-    if _ending(path) == ".onnx":
+    ending = _ending(path)
+    if not ending:
+        raise ValueError(f"{path} is a folder, whose card is its README.md; read_card reads NAME.onnx and NAME.pt2")
+    if ending == ".onnx":
         found = {one.key: one.value for one in _onnx("onnx").load(path, load_external_data=False).metadata_props}.get(KEY)
     else:
         held = {KEY: ""}
@@ -253,8 +257,13 @@ def read_card(
 def _ending(path):
     """The ending of a name, which chooses the form of the file."""
     ending = Path(path).suffix.lower()
-    if ending not in (".onnx", ".pt2"):
-        raise ValueError(f"an exported model is a file NAME.onnx or NAME.pt2, got {str(path)!r}; model.save writes one that diffnb loads")
+    if Path(path).is_dir() or str(path).endswith(("/", os.sep)):
+        ending = ""
+    if ending not in (".onnx", ".pt2", ""):
+        raise ValueError(
+            f"an exported model is a file NAME.onnx or NAME.pt2, or a folder for diffusers, NAME or NAME/, got {str(path)!r}; "
+            "model.save writes one that diffnb loads"
+        )
     return ending
 
 
@@ -267,9 +276,9 @@ def _onnx(module):
 class Exported:
     """What `export` wrote."""
 
-    path: Path  # the file
+    path: Path  # the file, or the folder
     size: int  # its bytes
-    difference: float  # largest difference from PyTorch, of values in [-1, 1]
+    difference: float  # largest difference from the model here, of values in [-1, 1]
     card: dict  # what it says of itself
 
 
@@ -358,7 +367,7 @@ class Exporting:
     @torch.no_grad()
     def export(
         self,
-        path: str | os.PathLike,  # NAME.onnx or NAME.pt2
+        path: str | os.PathLike,  # NAME.onnx, NAME.pt2, or a folder (a name without an ending) for a pipeline of diffusers
         n_steps: int | None = None,  # write the whole run of the model's sampler with so many steps; None: the denoiser
         *,
         weights: str = "float32",  # type of the weights in the file: "float32", or "float16" for half its size
@@ -366,7 +375,7 @@ class Exporting:
         licence: str = "",  # how the model may be used, for its card
         tolerance: float = 1e-4,  # largest difference from PyTorch that is accepted
     ) -> Exported:  # what was written
-        """Write the model for programs that do not know diffnb: ONNX or an exported program of PyTorch, by the ending of the name.
+        """Write the model for programs that do not know diffnb: ONNX, an exported program of PyTorch, or a folder that diffusers loads.
 
         Raises:
             RuntimeError: if the model has not been trained.
@@ -374,7 +383,13 @@ class Exporting:
             ValueError: if an argument or the network does not fit.
             ArithmeticError: if the file answers differently from PyTorch; nothing is written then.
         """
-        make = {".onnx": _as_onnx, ".pt2": _as_pt2}[_ending(path)]
+        ending = _ending(path)
+        if not ending:
+            if n_steps is not None:
+                raise ValueError(f"a pipeline of diffusers is told the number of steps when it runs; leave n_steps={n_steps!r} out")
+            written = write_pipeline(self, path, weights=weights, size=size, licence=licence, tolerance=tolerance)
+            return Exported(Path(path), *written)
+        make = {".onnx": _as_onnx, ".pt2": _as_pt2}[ending]
         if make is _as_onnx:
             for needed in ("onnx", "onnxscript", "onnxruntime"):
                 _onnx(needed)

@@ -119,7 +119,8 @@ def check_network(
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(like)
     half_log_snr = torch.tensor([-3.0, 0.0, 3.0]).to(like)
-    condition = {"label": torch.tensor([0, num_classes - 1, -1], device=like.device)} if num_classes else {}
+    third = -1 if getattr(network, "null_class", True) else 0
+    condition = {"label": torch.tensor([0, num_classes - 1, third], device=like.device)} if num_classes else {}
     training = network.training
     network.eval()
     try:

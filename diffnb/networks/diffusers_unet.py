@@ -124,6 +124,8 @@ class DiffusersUNet(nn.Module):
         Ho et al. (2020), "Denoising diffusion probabilistic models", appendix B.
     """
 
+    null_class = False  # no class stands for none: training hides no label, and guidance has nothing to compare with
+
     def __init__(
         self,
         betas: Sequence[float] | None = None,  # beta_1 ... beta_T of the chain that it was trained with; None: that of Ho et al.

@@ -140,9 +140,10 @@ class DiffusionCallback(Callback):
         self,
         label: Tensor,  # (n,), -1 where there is none
     ) -> Tensor:  # the same with some replaced by -1
-        """Hide the label of some samples, each by its own coin."""
+        """Hide the label of some samples, each by its own coin; of none where the network has no class that stands for none."""
         coin = torch.rand(len(label) * self.shard[1], generator=self.generators[1], device=label.device)
-        return torch.where(self._part(coin) < self.label_dropout, -1, label)
+        rate = self.label_dropout if getattr(self.model, "null_class", True) else 0.0
+        return torch.where(self._part(coin) < rate, -1, label)
 
     def problem(
         self,

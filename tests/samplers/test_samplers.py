@@ -1,6 +1,7 @@
 """Samplers against exact answers: moments, orders, random numbers that belong to samples, and bad input."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -382,3 +383,45 @@ def test_an_open_grid_is_the_closed_one_without_its_last_evaluation(name):
     assert opened.x.equal(opened.states[-1]) and len(opened.states) == len(closed.states) - 1
     assert all(a.equal(b) for a, b in zip(opened.states, closed.states))
     assert opened.nfe == closed.nfe - sampler.evaluations(1) == sampler.forecast(5, "open-karras")
+
+
+@dataclass(frozen=True)
+class HalfCurvature(DPMSolverPP3M):
+    """Third order with half the weight of the second divided difference."""
+
+    def weights(self, sde, t, s, nodes):
+        """Subtract half of what u^2 contributes."""
+        carry, plain = super().weights(sde, t, s, nodes)
+        if len(nodes) < 3:
+            return carry, plain
+        h = s.half_log_snr - t.half_log_snr
+        r0, r1 = (nodes[0] - nodes[1]) / h, (nodes[1] - nodes[2]) / h
+        half = s.alpha * (0.5 - (math.expm1(-h) + h) / h**2) / (r0 + r1)
+        return carry, [w - half * part for w, part in zip(plain, (1 / r0, -1 / r0 - 1 / r1, 1 / r1))]
+
+
+@pytest.mark.parametrize("grid", ["log-snr", "time", "karras"])
+def test_third_order_of_diffusers_is_ours_with_half_the_curvature(grid):
+    """To float32, in which it computes; and it is of second order, where ours is of third."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is an optional peer: pip install diffusers")
+    sde, n, double = VP(), 20, torch.float64
+    data = GaussianMixture(*(torch.tensor(a, dtype=double) for a in ([[-1.0], [0.6]], [[[0.05]], [[0.2]]], [0.4, 0.6])))
+    oracle, start = data.denoiser(sde), torch.linspace(-2, 2, 32, dtype=double)[:, None]
+    levels = sde.levels(HalfCurvature().grid(sde, n, grid=grid))
+    settings = {"solver_order": 3, "lower_order_final": False, "final_sigmas_type": "sigma_min", "prediction_type": "epsilon"}
+    scheduler = diffusers.DPMSolverMultistepScheduler(**settings)
+    scheduler.set_timesteps(n)
+    scheduler.sigmas = torch.tensor([level.noise_ratio for level in levels], dtype=double)
+    scheduler.timesteps = torch.arange(n - 1, 0, -1)
+    x = start
+    for k, t in zip(scheduler.timesteps, levels):
+        epsilon = (x - t.alpha * oracle(x, t.time).x0) / t.sigma
+        x = scheduler.step(epsilon, k, x).prev_sample.double()
+    theirs = oracle(x, levels[-1].time).x0
+    half, whole = (sampler(oracle, x=start, n_steps=n, grid=grid).x for sampler in (HalfCurvature(), DPMSolverPP3M()))
+    assert (half - theirs).abs().max() < 1e-5
+    assert (whole - theirs).abs().max() > 1e-4  # so that the two can be told apart
+    if grid == "log-snr":
+        made = (HalfCurvature(), DPMSolverPP3M())
+        orders = [measure_order(one, oracle, lambda t: exact_flow(data, sde, sde.prior_std * start, sde.t_max, t)).slope for one in made]
+        assert orders == pytest.approx([2, 3], abs=0.15)
