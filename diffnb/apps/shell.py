@@ -171,7 +171,8 @@ def reporting(
     """
     if place not in (None, "-") and (Path(place).is_dir() or not Path(place).absolute().parent.is_dir()):
         raise ValueError(f"--json {place} must be a file in a folder that is there")
-    report, has_ended = {"facts": {}, "replaces": place == "-", "output": sys.stdout}, False
+    report: dict[str, Any] = {"facts": {}, "replaces": place == "-", "output": sys.stdout}
+    has_ended = False
     token = _REPORT.set(report)
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -307,7 +308,7 @@ def reported(
             return task(**given)
 
     command = functools.update_wrapper(command, task)
-    command.__signature__ = signature.replace(parameters=parameters)
+    setattr(command, "__signature__", signature.replace(parameters=parameters))
     return command
 
 # %% ../../nbs/12_apps/04_shell.ipynb #72acb504
@@ -339,8 +340,10 @@ def sentence(
     error: Exception,  # what was raised
 ) -> str:  # without line breaks
     """Say in one line what is wrong."""
-    named = isinstance(error, OSError) and error.strerror and error.filename is not None
-    text = f"{error.strerror}: {error.filename}" if named else getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.strerror}: {error.filename}"
+    else:
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     for argument, option in OPTIONS.items():
         text = text.replace(argument, option)
     return printable(" ".join(text.split()), None)

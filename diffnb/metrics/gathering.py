@@ -189,7 +189,7 @@ class Gathered:
     """Features of a set of images, by extractor; the images themselves only where a metric needs them."""
 
     n: int  # images
-    shape: tuple[int, int, int]  # of an image
+    shape: tuple[int, ...]  # of an image, (c, h, w)
     features: dict[str, Tensor]  # (n, d) float32, by extractor
     probabilities: dict[str, Tensor]  # (n, k) float32, by extractor
     labels: list | None = None  # n labels
@@ -245,7 +245,7 @@ def gather(
     labels, kept, n = [], [], 0
     with progress_bar(len(images), "image", f"{getattr(images, 'doing', 'looking at')} {argument} images", progress, delay=2) as bar:
         for batch, own in images.batches(batch_size):
-            shape = tuple(batch.shape[1:]) if shape is None else tuple(shape)
+            shape = tuple(batch.shape[1:] if shape is None else shape)
             if tuple(batch.shape[1:]) != shape:
                 these, those = shape_text(batch.shape[1:]), shape_text(shape)
                 raise ValueError(f"{argument} images are {these}, but those to compare with {those}; bring them to one shape first")
@@ -266,7 +266,7 @@ def gather(
 
     return Gathered(
         n,
-        shape,
+        None if shape is None else tuple(shape),
         together(features),
         together(probabilities),
         None if None in labels else labels,
