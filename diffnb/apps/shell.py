@@ -225,17 +225,17 @@ def _quotas(root):
     """Processors' worth of time that the groups of this program have, the nearest first."""
     yield math.inf
     with contextlib.suppress(OSError, ValueError):
-        mine = (root / "proc/self/cgroup").read_text().splitlines()
+        mine = (root / "proc/self/cgroup").read_text(encoding="ascii").splitlines()
         path = next((line.split("::", 1)[1] for line in mine if line.startswith("0::")), "/").strip("/")
         top = root / "sys/fs/cgroup"
         for group in [top / path, *(top / path).parents]:
             if not group.is_relative_to(top):
                 break
             if (group / "cpu.max").exists():
-                quota, period = (group / "cpu.max").read_text().split()
+                quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
                 yield math.inf if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):  # the first version of groups
-        quota, period = (int((root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        quota, period = (int((root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text(encoding="ascii")) for name in ("quota", "period"))
         yield math.inf if quota <= 0 else quota / period
 
 # %% ../../nbs/12_apps/04_shell.ipynb #24254227
