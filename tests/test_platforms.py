@@ -139,7 +139,9 @@ def test_file_names_are_possible_everywhere():
     names = [path.relative_to(ROOT) for path in ROOT.rglob("*") if not skipped & set(path.relative_to(ROOT).parts)]
     parts = {part for name in names for part in name.parts}
     assert len(names) > 300
-    assert [part for part in parts if re.search(r'[<>:"|?*\\]|[. ]$', part) or re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part, re.I)] == []
+    assert [
+        part for part in parts if re.search(r'[<>:"|?*\\]|[. ]$', part) or re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part, re.I)
+    ] == []
     assert len({name.as_posix().casefold() for name in names}) == len(names)
 
 
