@@ -21,7 +21,7 @@ import torch
 from ..arguments import reading, real_number
 from ..core import check_counts
 from .classifiers import as_classifier
-from .gathering import Gathered, Stored, gather, reference, shape_text, source
+from .gathering import Gathered, gather, reference, shape_text, source, stored
 from .scores import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
 from ..printing import Table, in_markdown, printable
 
@@ -393,10 +393,10 @@ class Evaluator:
         if few_images is not None and METRICS[few_images].needs != "features":
             raise ValueError(f"few_images must name a metric of features, such as 'kernel' or 'frechet infinity', or be None; got {few_images!r}")
         self._read = lambda data, argument, n=None, split="train": source(data, argument, n=n, split=split, size=size, root=root, progress=progress)
-        self.real = self._stored(real, "real", split)
+        self.real = stored(self._read(real, "real", split=split), "real")
         if len(self.real) < 2:
             raise ValueError("real has 1 image; a set needs two or more")
-        self.second = None if floor is None else self._stored(floor, "floor")
+        self.second = None if floor is None else stored(self._read(floor, "floor"), "floor")
         if self.second is not None and self.second.images.shape != self.real.images.shape:
             these, those = shape_text(self.second.images.shape), shape_text(self.real.images.shape)
             raise ValueError(f"floor images are {these}, but real ones are {those}; bring them to one shape")
@@ -406,13 +406,6 @@ class Evaluator:
         self.cache, self.batch_size, self.seed, self.progress = cache, batch_size, seed, progress
         self.few_images, self.floor_choices, self._gathered = few_images, floor_choices, {}
         self._floors: _Floors | None = None
-
-    def _stored(self, data, argument, split="train") -> Stored:
-        """Real images, which are there as a whole."""
-        found = self._read(data, argument, split=split)
-        if not isinstance(found, Stored):
-            raise ValueError(f"{argument} images must be there before they are compared, rather than be drawn one batch at a time; draw them first")
-        return found
 
     def metrics_for(
         self,

@@ -123,7 +123,8 @@ class Editing:
         References:
             Meng et al. (2022), "SDEdit"; Su et al. (2023), "Dual diffusion implicit bridges".
         """
-        shared: dict[str, Any] = {"variants": variants, "batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
+        shared: dict[str, Any] = {"variants": variants, "batch_size": batch_size}
+        shared |= {"progress_callback": progress_callback, "callback_frequency": callback_frequency}
         if 0 <= strength <= self.sde.t_min:  # below the first noise there is nothing to take them to
             how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", **shared)
             images = fitting(self, image, resize)

@@ -227,7 +227,8 @@ def card_of(
     card |= {"output": {out: MEANINGS[out].format(**facts)}, "range": [-1, 1], "shape": list(shape)}
     card |= {"labels": model.labels, "names": model.label_names, "process": repr(model.trained.sde)}
     card |= {"half_log_snr": [inner.low, inner.high], "distilled": model.distilled is not None, "weights": weights}
-    named = {"name": SAMPLERS.name_of(sampler), "settings": asdict(sampler) if is_dataclass(sampler) and not isinstance(sampler, type) else {}, "n_steps": n_steps}
+    settings = asdict(sampler) if is_dataclass(sampler) and not isinstance(sampler, type) else {}
+    named = {"name": SAMPLERS.name_of(sampler), "settings": settings, "n_steps": n_steps}
     card |= {"sampler": named | {"half_log_snr": model.sde.half_log_snr(levels).tolist()}}
     card |= {"draws": [list(draw) for draw in graph.draws]} if whole else {}
     return json.loads(json.dumps(card | {"licence": licence or "not stated"}, default=str))

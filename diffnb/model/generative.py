@@ -479,7 +479,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
             ModelFileError: if the file is wrong or damaged.
             CodeNotTrusted: if a component is code, and running it has not been allowed; says how to go on.
         """
-        trained, sde, sampler, grid, n_steps = from_file(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
+        found = from_file(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
+        trained, sde, sampler, grid, n_steps = found
         return cls.of(trained, sde, sampler, device, verbose, grid=grid, n_steps=n_steps)
 
     @classmethod

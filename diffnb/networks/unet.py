@@ -282,8 +282,8 @@ class UNet(nn.Module):
         super().__init__()
         widths = list(widths)
         c_emb = 4 * widths[0] if embedding_width is None and widths else embedding_width
-        self.config: dict[str, Any] = dict(channels=channels, widths=widths, blocks=blocks, attention_levels=list(attention_levels), num_classes=num_classes)
-        self.config |= dict(unshuffle=unshuffle, embedding_width=c_emb, groups=groups, head_width=head_width)
+        self.config: dict[str, Any] = dict(channels=channels, widths=widths, blocks=blocks, attention_levels=list(attention_levels))
+        self.config |= dict(num_classes=num_classes, unshuffle=unshuffle, embedding_width=c_emb, groups=groups, head_width=head_width)
         self.config |= dict(dropout=dropout, activation=activation, zero_init=zero_init)
         _check_unet(self.config)
         self.channels, self.num_classes, self.unshuffle = channels, num_classes, unshuffle
