@@ -1,8 +1,9 @@
-"""Check that diffnb/ is what the notebooks export, that notebooks are clean and whole, that README.md is current, and that style holds."""
+"""Check that diffnb/ is what the notebooks export, that notebooks are clean and whole, that README.md is current, and that style and types hold."""
 
 import argparse
 import filecmp
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,12 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command, cwd=ROOT) -> bool:
-    """Run a command from the virtual environment; print what it says if it fails."""
-    result = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=cwd, capture_output=True, text=True)
+    """Run a command from the virtual environment, or else one that is found elsewhere; print what it says if it fails."""
+    program = shutil.which(command[0], path=os.pathsep.join((str(BIN), os.environ.get("PATH", ""))))
+    if program is None:
+        print(f"{command[0]} is not installed: pip install -e '.[dev]'")
+        return False
+    result = subprocess.run([program, *command[1:]], cwd=cwd, capture_output=True, text=True)
     if result.returncode:
         print(f"$ {' '.join(command)}\n{result.stdout}{result.stderr}")
     return result.returncode == 0
@@ -65,6 +70,7 @@ def main() -> int:
         run("ruff", "check", "."),
         run("ruff", "format", "--check", "nbs", "tests", "benchmarks", ".ci", "setup.py"),
         run("ruff", "check", "--select", "D", "--ignore", "D107,D209", "--exclude", "_modidx.py", "diffnb"),
+        run("mypy", "--python-executable", sys.executable),
     ]
     print(f"{sum(passed)} checks passed, {len(passed) - sum(passed)} failed")
     return 0 if all(passed) else 1

@@ -147,7 +147,7 @@ def pipeline(find, folder="pipeline"):
     folder = Path(folder)
     folder.mkdir()
     for name, said in {"config.json": unet, "scheduler_config.json": chain}.items():
-        (folder / name).write_text(json.dumps(said))
+        (folder / name).write_text(json.dumps(said), encoding="utf-8")
     network = find("network_of_config")(unet, *find("read_scheduler")(chain))
     save_file(network.state_dict(), folder / "diffusion_pytorch_model.safetensors")
     return folder
@@ -223,7 +223,7 @@ def run_command(name, case):
 
 def prepare(find):
     """Write what commands read: a model with code in it, and a mask."""
-    Path("own.py").write_text(GUARDED.format(module=find("NoiseSchedule").__module__))
+    Path("own.py").write_text(GUARDED.format(module=find("NoiseSchedule").__module__), encoding="utf-8")
     sys.path.insert(0, os.getcwd())
     schedule = importlib.import_module("own").Guarded()
     diffnb.GenerativeModel.pretrained("fashion_mnist", verbose=False).under("vp", schedule).save("guarded.safetensors")

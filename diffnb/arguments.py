@@ -212,6 +212,7 @@ def reading_settings(
     cls: type,  # whose constructor takes numbers
 ) -> type:  # the same class
     """Let a constructor convert its arguments by their annotations, and leave all methods as they are."""
-    if (read := _reading_function(cls.__init__)) is not cls.__init__:
-        cls.__init__ = read
+    own = getattr(cls, "__init__")
+    if (read := _reading_function(own)) is not own:
+        setattr(cls, "__init__", read)
     return cls

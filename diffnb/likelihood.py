@@ -97,7 +97,8 @@ def _integrate(
         for node, row in zip(_NODES, _STAGES):
             at = u + h * sum(weight * slope for weight, slope in zip(row, slopes)) if row else u
             slope, divergence = rates(start + (i + node) * h, at)
-            slopes.append(slope), divergences.append(divergence)
+            slopes.append(slope)
+            divergences.append(divergence)
         u = u + h * sum(weight * slope for weight, slope in zip(_WEIGHTS, slopes))
         total = total + h * sum(weight * divergence for weight, divergence in zip(_WEIGHTS, divergences))
         if not bool((u.isfinite().flatten(1).all(1) & total.isfinite()).all()):

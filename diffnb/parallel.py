@@ -156,7 +156,10 @@ def run_together(
         torch.multiprocessing.ProcessRaisedException: if one of them fails; the message shows where. All are ended then.
         torch.multiprocessing.ProcessExitedException: if one of them dies. All are ended then.
         TimeoutError: if they do not end.
+        RuntimeError: on a system whose computer processes cannot be copied.
     """
+    if not hasattr(os, "fork"):
+        raise RuntimeError("run_together copies this computer process, which Windows cannot; start a program several times with `torchrun` instead")
     end = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
         running = torch.multiprocessing.start_processes(_member, (n, folder, timeout, work, tuple(args)), n, join=False, start_method="fork")

@@ -2,8 +2,13 @@
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "diffnb"
+ONLY_POSIX = {"fcntl", "grp", "pwd", "resource", "termios"}  # modules
 
 
 def pytest_configure(config):
@@ -16,6 +21,20 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow; set DIFFNB_SLOW=1 to run it"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Skip on Windows what a test itself, and not the package, asks of POSIX: a fork, a signal, a link that the user may not make."""
+    if sys.platform == "win32" and call.excinfo is not None and not any(Path(e.path).is_relative_to(PACKAGE) for e in call.excinfo.traceback):
+        error = call.excinfo.value
+        lacks = isinstance(error, AttributeError) and error.obj in (os, signal) or isinstance(error, ImportError) and error.name in ONLY_POSIX
+        if lacks or getattr(error, "winerror", None) == 1314:  # "a required privilege is not held by the client"
+            try:
+                pytest.skip(f"Windows: {error}")
+            except pytest.skip.Exception:
+                call.excinfo = pytest.ExceptionInfo.from_current()
+    return (yield)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -346,7 +346,7 @@ def _train(
         compile=compile,
         seed=seed,
     )
-    settings = {"root": root, "device": device, "time_limit": time_limit, "save_every": save_every, "overwrite": overwrite}
+    settings: dict[str, Any] = {"root": root, "device": device, "time_limit": time_limit, "save_every": save_every, "overwrite": overwrite}
     if resume is not None:
         out = resume if out is None else out
         if data is not None or recipe is not None or out != resume:
@@ -417,7 +417,7 @@ def _score(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     images, n, made = _images_or_model(generated, split_generated, device, num, steps, seed)
     size = _size(size) or (made if Path(real).is_dir() else None)  # photos are brought to the size that a model was trained on
-    settings = {"extractor": extractor, "floor": floor, "split": split, "size": size, "root": root, "cache": cache, "seed": seed}
+    settings: dict[str, Any] = {"extractor": extractor, "floor": floor, "split": split, "size": size, "root": root, "cache": cache, "seed": seed}
     text, data = _scored(Evaluator(real, names, **settings), images, n, split_generated or "train", by_class)
     tell(*text.split("\n"), **data)
 

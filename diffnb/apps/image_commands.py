@@ -326,7 +326,7 @@ def image_command(
 
     # a task has a name with an underscore: it is no function of the library, whose own are called as the commands are
     command.__name__, command.__doc__ = task.__name__.removeprefix("_"), task.__doc__
-    command.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])
+    setattr(command, "__signature__", inspect.Signature([shared[0], *own, *shared[1:]]))
     COMMANDS.append(command)
     return task
 

@@ -14,7 +14,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -167,7 +167,7 @@ def facts_from_text(
         ValueError: if a text cannot be read.
     """
     components = {"rate": RATES, "times": TIMES, "quantiles": QUANTILES, "weight": WEIGHTS}
-    readers = {name: partial(from_text, registry) for name, registry in components.items()}
+    readers: dict[str, Callable] = {name: partial(from_text, registry) for name, registry in components.items()}
     readers |= {"valid": partial(_number_or, otherwise=str), "ema": partial(_number_or, otherwise=partial(from_text, PROFILES))}
     readers |= {"snapshots": _lengths}
     return {name: readers[name](value) if name in readers else value for name, value in facts.items() if value is not None}
@@ -325,7 +325,7 @@ def run_callbacks(
     ]
     if recipe.metric is not None:
         metric = make_metric(recipe.metric, None, trained.shape, recipe.metric_images)
-        better = {"is_lower_better": metric.is_lower_better, "best": "best_metric", "last": None}
+        better: dict[str, Any] = {"is_lower_better": metric.is_lower_better, "best": "best_metric", "last": None}
         callbacks += [*recipe_callbacks(recipe), CheckpointCallback(save, metric.name, **better)]
     if recipe.patience is not None:
         callbacks.append(EarlyStopCallback(recipe.patience))

@@ -172,7 +172,8 @@ def reporting(
     """
     if place not in (None, "-") and (Path(place).is_dir() or not Path(place).absolute().parent.is_dir()):
         raise ValueError(f"--json {place} must be a file in a folder that is there")
-    report, has_ended = {"facts": {}, "replaces": place == "-", "output": sys.stdout}, False
+    report: dict[str, Any] = {"facts": {}, "replaces": place == "-", "output": sys.stdout}
+    has_ended = False
     token = _REPORT.set(report)
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -225,17 +226,17 @@ def _quotas(root):
     """Processors' worth of time that the groups of this program have, the nearest first."""
     yield math.inf
     with contextlib.suppress(OSError, ValueError):
-        mine = (root / "proc/self/cgroup").read_text().splitlines()
+        mine = (root / "proc/self/cgroup").read_text(encoding="ascii").splitlines()
         path = next((line.split("::", 1)[1] for line in mine if line.startswith("0::")), "/").strip("/")
         top = root / "sys/fs/cgroup"
         for group in [top / path, *(top / path).parents]:
             if not group.is_relative_to(top):
                 break
             if (group / "cpu.max").exists():
-                quota, period = (group / "cpu.max").read_text().split()
+                quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
                 yield math.inf if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):  # the first version of groups
-        quota, period = (int((root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        quota, period = (int((root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text(encoding="ascii")) for name in ("quota", "period"))
         yield math.inf if quota <= 0 else quota / period
 
 # %% ../../nbs/12_apps/04_shell.ipynb #24254227
@@ -314,7 +315,7 @@ def reported(
             return task(**given)
 
     command = functools.update_wrapper(command, task)
-    command.__signature__ = signature.replace(parameters=parameters)
+    setattr(command, "__signature__", signature.replace(parameters=parameters))
     return command
 
 # %% ../../nbs/12_apps/04_shell.ipynb #72acb504
@@ -346,8 +347,10 @@ def sentence(
     error: Exception,  # what was raised
 ) -> str:  # without line breaks
     """Say in one line what is wrong."""
-    named = isinstance(error, OSError) and error.strerror and error.filename is not None
-    text = f"{error.strerror}: {error.filename}" if named else getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.strerror}: {error.filename}"
+    else:
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     for argument, option in OPTIONS.items():
         text = text.replace(argument, option)
     return printable(" ".join(text.split()), None)

@@ -210,7 +210,7 @@ def resize_images(
         Parmar, Zhang and Zhu (2022), "On aliased resizing and surprising subtleties in GAN evaluation".
     """
     target = height_and_width(size)
-    top, left, h, w = _central_box(*images.shape[-2:], target)
+    top, left, h, w = _central_box(images.shape[-2], images.shape[-1], target)
     images = images[..., top : top + h, left : left + w]
     if (h, w) == target:
         return images

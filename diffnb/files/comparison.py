@@ -76,7 +76,8 @@ def program_of(
     program = trace(component)
     if isinstance(component, ProgramComponent):
         return program
-    made, native = component_of(program), copy.copy(component)
+    made: Any = component_of(program)
+    native = copy.copy(component)
     if program.kind == "guidance":
         made, probe = made(_Probe(VP())), _Probe(VP())
         vars(native).update(

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from json.decoder import scanstring
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -292,7 +292,7 @@ DIGESTED = ("diffnb.version", "diffnb.manifest", "diffnb.programs", "diffnb.sour
 def digest_of(
     metadata: Mapping[str, str],  # texts by name
     table: Mapping[str, Entry],  # tensors by name
-    body: Iterable[bytes],  # the numbers, in pieces
+    body: Iterable[bytes | bytearray],  # the numbers, in pieces
 ) -> str:  # 64 hexadecimal digits
     """Hash all that a file of format 1 holds."""
     rows = [[name, NAMES[entry.dtype], list(entry.shape), entry.begin, entry.end] for name, entry in sorted(table.items())]
@@ -308,7 +308,7 @@ def digest_of(
 def check_digest(
     metadata: Mapping[str, str],  # texts by name, with the digest
     table: Mapping[str, Entry],  # tensors by name
-    body: Iterable[bytes],  # the numbers, in pieces
+    body: Iterable[bytes | bytearray],  # the numbers, in pieces
 ) -> str:  # the digest
     """Compare the digest with what it was made of.
 
@@ -343,7 +343,7 @@ def write_container(
         pieces.append(data)
         reached += len(data)
     digest = digest_of(metadata, table, pieces)
-    header = {"__metadata__": {**metadata, "diffnb.digest": digest}}
+    header: dict[str, Any] = {"__metadata__": {**metadata, "diffnb.digest": digest}}
     header |= {name: {"dtype": NAMES[e.dtype], "shape": list(e.shape), "data_offsets": [e.begin, e.end]} for name, e in table.items()}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
     text += b" " * (-len(text) % 8)

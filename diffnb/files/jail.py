@@ -13,12 +13,17 @@ import ctypes
 import errno
 import os
 import platform
-import resource
 import signal
 import socket
 import struct
 import sys
 import time
+
+# %% ../../nbs/10_files/06_jail.ipynb #jail0win
+try:
+    import resource
+except ImportError:  # Windows, where `enter` says that it needs Linux
+    resource = None
 
 # %% ../../nbs/10_files/06_jail.ipynb #8b1b3e56
 SYSCALLS = {  # of the calls that are allowed, by processor; linux/arch/x86/entry/syscalls/syscall_64.tbl and linux/include/uapi/asm-generic/unistd.h
@@ -136,7 +141,7 @@ def landlock() -> None:
 # %% ../../nbs/10_files/06_jail.ipynb #66c10b52
 def mapped() -> int:  # bytes
     """Ask how much address space this process has mapped."""
-    with open("/proc/self/statm") as f:
+    with open("/proc/self/statm", encoding="ascii") as f:
         return int(f.read().split()[0]) * resource.getpagesize()
 
 

@@ -10,7 +10,6 @@ __all__ = ['QUESTIONS', 'unavailable', 'require', 'Zygote', 'the_zygote', 'Worke
 # %% ../../nbs/10_files/08_master.ipynb #d0c65e70
 import atexit
 import contextlib
-import fcntl
 import json
 import mmap
 import os
@@ -36,6 +35,12 @@ from .errors import ComponentBadResult, ComponentCrashed, ComponentProtocol, Com
 from ..noise.sdes import SDE
 from ..printing import printable
 from ..samplers.base import State
+
+# %% ../../nbs/10_files/08_master.ipynb #mast0win
+try:
+    import fcntl
+except ImportError:  # Windows, where `unavailable` says that a sandbox needs Linux
+    fcntl = None
 
 # %% ../../nbs/10_files/08_master.ipynb #1ba87416
 def unavailable() -> str | None:  # why; None: there is one

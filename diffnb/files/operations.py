@@ -304,7 +304,7 @@ class Function:
             f"{_told(name)} is a list of operations, each a list, and one of outputs",
         )
         (self.inputs, self.gives), last = signature(kind, name, len(data["outputs"])), {}
-        self.operations = [tuple(tuple(a) if isinstance(a, list) else a for a in row) for row in data["operations"]]
+        self.operations: list[tuple[Any, ...]] = [tuple(tuple(a) if isinstance(a, list) else a for a in row) for row in data["operations"]]
         self.kinds, masks = [kind for _, kind in self.inputs], [False] * len(self.inputs)  # of all values
         for number, row in enumerate(self.operations):
             try:
@@ -312,7 +312,8 @@ class Function:
             except ProgramError as error:
                 raise ProgramError(f"{name}: operation {number}: {error}") from None
             last |= dict.fromkeys([*values_in(row), len(masks)], number)  # a result that nothing uses is dropped at once
-            self.kinds.append(kind), masks.append(mask)
+            self.kinds.append(kind)
+            masks.append(mask)
         self.outputs = data["outputs"]
         _need(len(self.outputs) == len(self.gives), f"{name} gives {len(self.outputs)} values, not {', '.join(n for n, _ in self.gives)}")
         for value, (wanted, kind) in zip(self.outputs, self.gives):

@@ -12,9 +12,10 @@ __all__ = ['STAND_INS', 'SandboxedSchedule', 'SandboxedSDE', 'SandboxedParametri
 import linecache
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,7 +65,8 @@ def _differentiable(t, value, slope):
 class _Sandboxed:
     """What all stand-ins have in common: they believe no answer, and are equal if source and settings are."""
 
-    _facts, _methods = {}, ()  # attributes that the component reports, and their types; methods that it may have itself, or inherit
+    _facts: ClassVar[dict[str, Any]] = {}  # attributes that the component reports, and their types; None: a text, or none
+    _methods: ClassVar[tuple[str, ...]] = ()  # methods that it may have itself, or inherit
 
     def __init__(
         self,
@@ -138,7 +140,8 @@ class SandboxedSchedule(_Sandboxed, NoiseSchedule):
 class SandboxedSDE(_Sandboxed, SDE):
     """A noising process whose code runs in a worker."""
 
-    _facts, _methods = {"t_max": float, "noise_ratio_min": float, "default_grid": str}, ("half_log_snr",)
+    _facts: ClassVar[dict[str, Any]] = {"t_max": float, "noise_ratio_min": float, "default_grid": str}
+    _methods: ClassVar[tuple[str, ...]] = ("half_log_snr",)
 
     def __init__(self, source, settings):
         super().__init__(source, settings)
@@ -265,7 +268,7 @@ def inprocess(
 class Bound:
     """Guidance that waits for the denoiser that it is to guide."""
 
-    make: object  # called as make(denoiser, **settings)
+    make: Callable[..., BaseDenoiser]  # called as make(denoiser, **settings)
     settings: dict  # arguments of its constructor
 
     def __call__(

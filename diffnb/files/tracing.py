@@ -425,7 +425,8 @@ class _Process:
         def asked(name):
             return lambda t: recorder.apply(name, _time(recorder, t))
 
-        self._recorder, self.alpha, self.sigma, self.half_log_snr = recorder, *map(asked, ("alpha", "sigma", "half_log_snr"))
+        self._recorder = recorder
+        self.alpha, self.sigma, self.half_log_snr = map(asked, ("alpha", "sigma", "half_log_snr"))
         self.rates = lambda t: (asked("alpha_rate")(t), asked("sigma_rate")(t))
 
     def __getattr__(self, name):

@@ -228,7 +228,7 @@ class TrustStore:
                 fcntl = None
             if fcntl is not None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                lock = stack.enter_context(os.fdopen(os.open(self.path.with_suffix(".lock"), flags, 0o600), "r+"))
+                lock = stack.enter_context(os.fdopen(os.open(self.path.with_suffix(".lock"), flags, 0o600), "rb+"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

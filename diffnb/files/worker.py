@@ -400,7 +400,7 @@ def _late_modules():
         finally:
             os._exit(0)
     os.close(write)
-    with os.fdopen(read) as names:
+    with os.fdopen(read, encoding="utf-8") as names:
         return names.read().split()
 
 

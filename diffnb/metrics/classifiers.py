@@ -222,7 +222,8 @@ def as_extractor(
     if isinstance(spec, (str, Extractor)) or is_class:
         if (name, probabilities, classes) != (None, None, None):
             raise TypeError("name, probabilities and classes describe a function, but an extractor has its own; leave them out")
-        return spec if isinstance(spec, Extractor) else spec() if is_class else _by_name(spec)
+        known: Any = spec
+        return known if isinstance(known, Extractor) else known() if is_class else _by_name(known)
     if not callable(spec) or isinstance(spec, type):
         raise TypeError(f"an extractor is a name ({', '.join(EXTRACTORS.names())}), an Extractor or a function of images; got {spec!r}")
     name = name or getattr(spec, "name", None) or getattr(spec, "__name__", type(spec).__name__)

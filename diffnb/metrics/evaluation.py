@@ -21,7 +21,7 @@ import torch
 from ..arguments import reading, real_number
 from ..core import check_counts
 from .classifiers import as_classifier
-from .gathering import Gathered, Stored, gather, reference, shape_text, source
+from .gathering import Gathered, gather, reference, shape_text, source, stored
 from .scores import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
 from ..printing import Table, in_markdown, printable
 
@@ -393,12 +393,10 @@ class Evaluator:
         if few_images is not None and METRICS[few_images].needs != "features":
             raise ValueError(f"few_images must name a metric of features, such as 'kernel' or 'frechet infinity', or be None; got {few_images!r}")
         self._read = lambda data, argument, n=None, split="train": source(data, argument, n=n, split=split, size=size, root=root, progress=progress)
-        self.real = self._read(real, "real", split=split)
-        if not isinstance(self.real, Stored):
-            raise ValueError("real images must be there before they are compared, rather than be drawn one batch at a time; draw them first")
+        self.real = stored(self._read(real, "real", split=split), "real")
         if len(self.real) < 2:
             raise ValueError("real has 1 image; a set needs two or more")
-        self.second = None if floor is None else self._read(floor, "floor")
+        self.second = None if floor is None else stored(self._read(floor, "floor"), "floor")
         if self.second is not None and self.second.images.shape != self.real.images.shape:
             these, those = shape_text(self.second.images.shape), shape_text(self.real.images.shape)
             raise ValueError(f"floor images are {these}, but real ones are {those}; bring them to one shape")
@@ -406,7 +404,8 @@ class Evaluator:
         if isinstance(metrics, str) or not self.asked:
             raise ValueError(f"metrics must be a list of at least one metric, such as {list(DEFAULT_METRICS)}, got {metrics!r}")
         self.cache, self.batch_size, self.seed, self.progress = cache, batch_size, seed, progress
-        self.few_images, self.floor_choices, self._gathered, self._floors = few_images, floor_choices, {}, None
+        self.few_images, self.floor_choices, self._gathered = few_images, floor_choices, {}
+        self._floors: _Floors | None = None
 
     def metrics_for(
         self,
@@ -510,7 +509,7 @@ class Evaluator:
             raise ValueError(f"the sets share no label; real ones: {self.real.images.values}, generated ones: {sorted(set(found.labels), key=str)}")
         own = {k: [images and _of_class(images, k) for images in (real, found, second)] for k in shared}
         floors = {k: _Floors(sets[0], sets[2], self.seed, self.floor_choices) for k, sets in own.items()}
-        return {k: self._score(metrics, *sets[:2], floors[k]) for k, sets in own.items()}
+        return {k: self._score(metrics, sets[0], sets[1], floors[k]) for k, sets in own.items()}
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #32dec823
 @reading

@@ -130,7 +130,8 @@ def find_weights(
         FileNotFoundError: if there is none.
         ValueError: if a file of that name holds something else.
     """
-    folders = [Path(p).expanduser() for p in ([path] if path is not None else [os.environ.get("DIFFNB_WEIGHTS"), user_cache()]) if p]
+    given: list[Any] = [path] if path is not None else [os.environ.get("DIFFNB_WEIGHTS"), user_cache()]
+    folders = [Path(p).expanduser() for p in given if p]
     places = [p for p in folders if p.is_file()] or [p / name for name in known for p in folders]
     found = next((p for p in places if p.is_file()), None)
     if found is None:

@@ -185,7 +185,8 @@ def _sums_of_pairs(kernel, x, y, block):
 # %% ../../nbs/08_metrics/06_kernel.ipynb #5e33a009
 def has_matrix_units() -> bool:
     """Whether this processor has units for matrix products in bfloat16."""
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("amx_bf16", False))
 
 
 def _sums_for(products, kernel, x, y):

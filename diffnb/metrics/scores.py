@@ -421,6 +421,6 @@ class BitsPerDim(Metric):
             raise ValueError(f"bits per dimension need two images or more for an error; got {len(real)}, of which n = {self.n} are to be used")
         if self.n is not None and self.n < len(real):
             real = real[torch.linspace(0, len(real) - 1, self.n).round().long()]
-        settings = {"n_steps": self.n_steps, "probes": self.probes, "seed": self.seed, "batch_size": self.batch_size}
+        settings: dict[str, Any] = {"n_steps": self.n_steps, "probes": self.probes, "seed": self.seed, "batch_size": self.batch_size}
         bits = bits_per_dim(self.denoiser, real, **settings)
         return MetricResult(self.name, bits.mean, bits.standard_error, len(real), 0, True, self.config())

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -97,9 +98,9 @@ class Distilling:
         if batch_size is None and len(images) >= 320:
             batch_size = 32  # what counts in a given time is the number of steps
         aside = min(valid_fraction, 200 / max(1, len(images)))  # a validation costs as much as a step for as many images
-        how = {"batch_size": batch_size, "flip": flip, "valid_fraction": aside, "seed": seed, "split_seed": split_seed}
-        settings = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
-        plan = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "diffusion": diffusion}
+        how: dict[str, Any] = {"batch_size": batch_size, "flip": flip, "valid_fraction": aside, "seed": seed, "split_seed": split_seed}
+        settings: dict[str, Any] = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
+        plan: dict[str, Any] = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "diffusion": diffusion}
         student, begun = self._student()
         teach(student, begun, network, image_loaders(images, **how, device=self.device), callbacks, checkpoints, resume, **plan, **settings)
         student._again = None

@@ -123,7 +123,8 @@ class Editing:
         References:
             Meng et al. (2022), "SDEdit"; Su et al. (2023), "Dual diffusion implicit bridges".
         """
-        shared = {"variants": variants, "batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
+        shared: dict[str, Any] = {"variants": variants, "batch_size": batch_size}
+        shared |= {"progress_callback": progress_callback, "callback_frequency": callback_frequency}
         if 0 <= strength <= self.sde.t_min:  # below the first noise there is nothing to take them to
             how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", **shared)
             images = fitting(self, image, resize)
@@ -198,7 +199,7 @@ class Editing:
     ) -> Tensor:  # (n,) root mean square difference between each picture and decode(encode(picture)), in units of [0, 1]
         """Tell how exactly pictures come back from their noise."""
         images, how = fitting(self, image, False), (t, n_steps, class_labels, guidance_scale)
-        chunks = {"batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
+        chunks: dict[str, Any] = {"batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
         back = self.decode(self.encode(images, *how, **chunks), *how, **chunks)
         return (back - images).flatten(1).square().mean(1).sqrt()
 
@@ -224,10 +225,10 @@ class Editing:
         """
         if n < 2:
             raise ValueError(f"n must be at least 2, both ends included, got {n}")
-        chunks = {"batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
+        chunks: dict[str, Any] = {"batch_size": batch_size, "progress_callback": progress_callback, "callback_frequency": callback_frequency}
         ends = [self.encode(image, t, n_steps, class_labels, resize=resize, **chunks) for image in (a, b)]
         if len(ends[0]) != len(ends[1]):
             raise ValueError(f"a and b must hold as many pictures, got {len(ends[0])} and {len(ends[1])}")
-        way = torch.stack([spherical(*ends, k / (n - 1)) for k in range(n)], 1).flatten(0, 1)
+        way = torch.stack([spherical(ends[0], ends[1], k / (n - 1)) for k in range(n)], 1).flatten(0, 1)
         labels, scales = (_each(values, n) for values in (class_labels, guidance_scale))
         return self.decode(way, t, n_steps, labels, scales, **chunks)

@@ -19,6 +19,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ class HalfWeights(nn.Module):
         for name in self.weights:  # what stays are its buffers; the parameters come with each call
             place, _, last = name.rpartition(".")
             owner = self.bare.get_submodule(place)
-            delattr(owner, last), owner.register_buffer(last, torch.empty(0), persistent=False)
+            delattr(owner, last)
+            owner.register_buffer(last, torch.empty(0), persistent=False)
 
     def forward(self, *inputs, **condition):
         """Run the network with its weights in float32."""
@@ -220,13 +222,14 @@ def card_of(
     facts |= {"draws": len(graph.draws) if whole else 0, "answer": ANSWERS[model.distilled is not None]}
     names = ["noise"] if whole else ["x", "half_log_snr"]
     names += ["label"] if "label" in getattr(inner.network, "condition_names", ()) else []
-    card = {"made_by": f"diffnb {diffnb.__version__}", "holds": "a whole sampler" if whole else "a denoiser"}
+    card: dict[str, Any] = {"made_by": f"diffnb {diffnb.__version__}", "holds": "a whole sampler" if whole else "a denoiser"}
     card |= {"inputs": {name: MEANINGS[name].format(**facts) for name in names}}
     out = "image" if whole else "x0"
     card |= {"output": {out: MEANINGS[out].format(**facts)}, "range": [-1, 1], "shape": list(shape)}
     card |= {"labels": model.labels, "names": model.label_names, "process": repr(model.trained.sde)}
     card |= {"half_log_snr": [inner.low, inner.high], "distilled": model.distilled is not None, "weights": weights}
-    named = {"name": SAMPLERS.name_of(sampler), "settings": asdict(sampler) if is_dataclass(sampler) else {}, "n_steps": n_steps}
+    settings = asdict(sampler) if is_dataclass(sampler) and not isinstance(sampler, type) else {}
+    named = {"name": SAMPLERS.name_of(sampler), "settings": settings, "n_steps": n_steps}
     card |= {"sampler": named | {"half_log_snr": model.sde.half_log_snr(levels).tolist()}}
     card |= {"draws": [list(draw) for draw in graph.draws]} if whole else {}
     return json.loads(json.dumps(card | {"licence": licence or "not stated"}, default=str))

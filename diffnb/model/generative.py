@@ -289,7 +289,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         if "guidance_scale" in condition:
             denoiser = ClassifierFree(self.denoiser(precision=precision))
         else:
-            denoiser = self.denoiser(guidance_scale=guidance_scale, precision=precision)
+            denoiser = self.denoiser(guidance_scale=guidance_scale, precision=precision)  # type: ignore[arg-type]  # here it is one number
         sampler = Hooked(self._sampler, guidance) if isinstance(guidance, Hook) else self._sampler
         if guidance is not None and not isinstance(guidance, Hook):
             denoiser = ClassifierGuided(denoiser, guidance)
@@ -369,8 +369,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         network = copy.deepcopy(trained.network).to(self.device).requires_grad_(True)
         how = {"batch_size": batch_size, "flip": flip, "valid_fraction": valid_fraction, "seed": seed, "split_seed": split_seed}
         loaders = image_loaders(images, **how, device=self.device)
-        settings = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
-        plan = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "total_epochs": total_epochs}
+        settings: dict[str, Any] = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
+        plan: dict[str, Any] = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "total_epochs": total_epochs}
         teach(self, trained, network, loaders, callbacks, checkpoints, resume, **plan, **settings)
         return self.record
 
@@ -479,8 +479,9 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
             ModelFileError: if the file is wrong or damaged.
             CodeNotTrusted: if a component is code, and running it has not been allowed; says how to go on.
         """
-        trained, *how, grid, n_steps = from_file(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
-        return cls.of(trained, *how, device, verbose, grid=grid, n_steps=n_steps)
+        found = from_file(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
+        trained, sde, sampler, grid, n_steps = found
+        return cls.of(trained, sde, sampler, device, verbose, grid=grid, n_steps=n_steps)
 
     @classmethod
     def pretrained(

@@ -194,7 +194,7 @@ def greyed(
     if channels != len(weights):
         raise ValueError(f"colorize needs a model with {len(weights)} channels, this one makes {channels}; a grayscale model knows no colours")
     images = opaque(image, "gray")
-    return resized(images if images.shape[1] == 1 else Grayscale(weights).A(images), size, resize, "gray")
+    return resized(images if images.shape[1] == 1 else Grayscale(tuple(weights)).A(images), size, resize, "gray")
 
 # %% ../../nbs/11_model/01_restoration.ipynb #8819539c
 def masked(

@@ -391,7 +391,7 @@ def contents_of(
     trained: Trained,  # what was trained
     sde: SDE,  # the process to sample with
     sampler: Sampler,  # the sampler
-    grid: str | Sequence[float] | None = None,  # its time grid: a name, or times; None: its own
+    grid: str | tuple[float, ...] | None = None,  # its time grid: a name, or times; None: its own
     n_steps: int | None = None,  # its number of steps; None: its own
 ) -> Contents:  # all that a file holds
     """Put together what is saved of a model."""
@@ -438,7 +438,7 @@ def from_file(
         labels, grid = Labels(found.labels, found.names), checked_grid(found.sampling_sde, found.grid)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
-    own = {"raw": found.raw, "guidance": found.guidance, "metrics": found.metrics, "calibration": found.calibration}
+    own: dict[str, Any] = {"raw": found.raw, "guidance": found.guidance, "metrics": found.metrics, "calibration": found.calibration}
     trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version, **own)
     usual = SAMPLERS["euler-maruyama" if trained.distilled is None else "consistency"]
     return trained, found.sampling_sde, found.sampler or usual(), grid, found.n_steps

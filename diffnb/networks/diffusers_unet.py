@@ -10,6 +10,7 @@ __all__ = ['embed_step', 'DiffusersUNet']
 # %% ../../nbs/06_networks/04_diffusers_unet.ipynb #dfu04
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -158,10 +159,12 @@ class DiffusersUNet(nn.Module):
             raise ValueError(f"attention is asked for at level {bad[0]}, but {len(widths)} widths make levels 0 to {len(widths) - 1}")
         if not clip >= 0:
             raise ValueError(f"clip must be the largest size of x0_hat, or 0 for none, got {clip}")
-        self.chain = Discrete() if betas is None else Discrete(betas)
+        self.chain = Discrete() if betas is None else Discrete(tuple(betas))
         widths, levels = list(widths), len(widths)
-        self.config = dict(betas=list(self.chain.betas), prediction=prediction, channels=channels, out_channels=out_channels, widths=widths)
-        self.config |= dict(blocks=blocks, attention_down=list(attention_down), attention_up=list(attention_up), attention_middle=attention_middle)
+        self.config: dict[str, Any] = dict(betas=list(self.chain.betas), prediction=prediction, channels=channels, out_channels=out_channels)
+        self.config |= dict(
+            widths=widths, blocks=blocks, attention_down=list(attention_down), attention_up=list(attention_up), attention_middle=attention_middle
+        )
         self.config |= dict(head_width=head_width, groups=groups, eps=eps, pad_around=pad_around, shift=shift, cosine_first=cosine_first)
         self.config |= dict(num_classes=num_classes, dropout=dropout, clip=clip)
         self.channels, self.num_classes, self.condition_names = channels, num_classes, ("label",) if num_classes else ()

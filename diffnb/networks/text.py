@@ -15,7 +15,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -259,7 +259,7 @@ class TextUNet(UNet):
         activation: str = "silu",  # a key of `ACTIVATIONS`
         zero_init: bool = True,  # start residual branches and head at zero: the output is exactly 0 before training
     ):
-        layers = dict(groups=groups, head_width=head_width, dropout=dropout, activation=activation, zero_init=zero_init)
+        layers: dict[str, Any] = dict(groups=groups, head_width=head_width, dropout=dropout, activation=activation, zero_init=zero_init)
         super().__init__(channels, widths, blocks, attention_levels, 0, unshuffle, embedding_width, **layers)
         del self.config["num_classes"]
         self.config |= dict(further=list(further), length=length, text_width=text_width, text_depth=text_depth)

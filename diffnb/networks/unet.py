@@ -10,8 +10,8 @@ __all__ = ['ACTIVATIONS', 'SMALL_MAP', 'FEW_TOKENS', 'SIZES', 'GroupNorm', 'ResB
 
 # %% ../../nbs/06_networks/01_unet.ipynb #e6bc0fd5
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .base import NETWORKS, HalfLogSNREmbedding, check_network, embed, first_weights, zero_start
 
 # %% ../../nbs/06_networks/01_unet.ipynb #d49c8a8b
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 
 
 SMALL_MAP = 1024  # below this many pixels, PyTorch's group norm is slow on a CPU in channels_last
@@ -282,8 +282,8 @@ class UNet(nn.Module):
         super().__init__()
         widths = list(widths)
         c_emb = 4 * widths[0] if embedding_width is None and widths else embedding_width
-        self.config = dict(channels=channels, widths=widths, blocks=blocks, attention_levels=list(attention_levels), num_classes=num_classes)
-        self.config |= dict(unshuffle=unshuffle, embedding_width=c_emb, groups=groups, head_width=head_width)
+        self.config: dict[str, Any] = dict(channels=channels, widths=widths, blocks=blocks, attention_levels=list(attention_levels))
+        self.config |= dict(num_classes=num_classes, unshuffle=unshuffle, embedding_width=c_emb, groups=groups, head_width=head_width)
         self.config |= dict(dropout=dropout, activation=activation, zero_init=zero_init)
         _check_unet(self.config)
         self.channels, self.num_classes, self.unshuffle = channels, num_classes, unshuffle
@@ -338,7 +338,7 @@ class UNet(nn.Module):
         return math.prod(-(-side // self.multiple) * self.multiple // coarse for side in shape[1:])
 
 # %% ../../nbs/06_networks/01_unet.ipynb #be0d09cb
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(widths=(32, 64), blocks=1, attention_levels=(1,), unshuffle=2, embedding_width=64, groups=8),
     "small": dict(widths=(64, 128), blocks=2, attention_levels=(1,), unshuffle=2, embedding_width=96),
     "base": dict(widths=(96, 192, 192), blocks=2, attention_levels=(1, 2), unshuffle=1, embedding_width=384),

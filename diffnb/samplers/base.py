@@ -13,7 +13,7 @@ __all__ = ['GRIDS', 'Grid', 'History', 'SAMPLERS', 'uniform_time', 'uniform_half
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ def uniform_noise_ratio(
     return karras(sde, n, start, rho=1.0)
 
 # %% ../../nbs/03_samplers/00_base.ipynb #14
-Grid = str | Callable[[SDE, int, float], Tensor] | Tensor | Sequence[float]
+Grid: TypeAlias = str | Callable[[SDE, int, float], Tensor] | Tensor | Sequence[float]
 
 
 def open_ended(
@@ -93,7 +93,7 @@ def open_ended(
     def opened(sde, n, start=1.0):
         return grid(sde, n + 1, start)
 
-    opened.is_open = True
+    setattr(opened, "is_open", True)
     return opened
 
 
@@ -272,8 +272,8 @@ class Sampler:
     """
 
     n_steps_default = 500  # steps where none are asked for
-    default_grid = None  # name of the time grid; None: the process's own
-    few_steps = 0  # runs of at most so many steps open that grid at its end, where its open form is registered
+    default_grid: ClassVar[str | None] = None  # name of the time grid; None: the process's own
+    few_steps: ClassVar[int] = 0  # runs of at most so many steps open that grid at its end, where its open form is registered
     order = 1  # convergence order in the largest step, for samplers without noise of their own
     is_stochastic = False  # whether a step draws random numbers
     n_history = 0  # earlier predictions that a step can use

@@ -8,7 +8,7 @@ Docs: https://diffnb.github.io/diffnb/09_training/again.html.md"""
 __all__ = ['copied', 'AgainCallback']
 
 # %% ../../nbs/09_training/09_again.ipynb #ag5
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from fastai.callback.core import Callback
@@ -44,7 +44,7 @@ class AgainCallback(Callback):
 
     def __init__(
         self,
-        seen: tuple[int, int] = (0, 0),  # steps and images of earlier trainings
+        seen: Sequence[int] = (0, 0),  # steps and images of earlier trainings
         epochs: int = 0,  # their epochs
         state: Mapping | None = None,  # `state` of the callback of the last one; None: its weights are all that is left of it
         seed: int = 0,  # of the random numbers

@@ -168,7 +168,8 @@ class EMACallback(Callback):
         self,
         profile: EMAProfile | str | float = "capped",  # which steps are remembered; a number: the decay of the capped profile
     ):
-        self.profile, self.average, self.pending, self._raw = ema_profile(profile), None, 0, None
+        self.profile, self.pending, self._raw = ema_profile(profile), 0, None
+        self.average: Average | None = None
 
     @property
     def steps(self) -> int:
@@ -327,7 +328,8 @@ class PostHocCallback(Callback):
         if every < 1 or len(set(sigma_rels)) < 1:
             raise ValueError(f"needs every >= 1 and a length, got {every} and {sigma_rels}")
         self.folder, self.profiles, self.every, self.dtype = Path(folder), [PowerLaw(s) for s in sigma_rels], every, dtype
-        self.averages, self.pending = None, 0
+        self.averages: list[Average] | None = None
+        self.pending = 0
 
     def before_fit(self):
         """Start from the weights as they are; a second fit goes on; `lr_find` leaves no trace."""
@@ -363,13 +365,13 @@ class PostHocCallback(Callback):
             return
         learned = {id(p) for p in self.model.parameters()}
         names = {name for name, value in self.model.state_dict(keep_vars=True).items() if id(value) in learned}
-        for average in self.averages:
+        for average, profile in zip(self.averages, self.profiles):
             state = averaged_state(self.model, average.tensors)
             tree = {
                 "weights": {name: value.to(self.dtype) for name, value in state.items() if name in names},
                 "buffers": {name: value for name, value in state.items() if name not in names},
             }
-            save_state(self.folder / Snapshot(average.step, average.images, average.profile.sigma_rel).name, tree)
+            save_state(self.folder / Snapshot(average.step, average.images, profile.sigma_rel).name, tree)
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""

@@ -47,7 +47,7 @@ class DiffusionCallback(Callback):
 
     order = 0
     draws = True  # its state is that of random generators, and is noted after every step
-    compare = staticmethod(weighted_mse)  # what compares the network's answer with what `problem` asks for
+    compare: Callable[..., Tensor] = staticmethod(weighted_mse)  # what compares the network's answer with what `problem` asks for
 
     def __init__(
         self,
@@ -68,7 +68,9 @@ class DiffusionCallback(Callback):
         self.weight = WEIGHTS.resolve(weight, LossWeight)
         self.quantiles = QUANTILES[quantiles] if isinstance(quantiles, str) else quantiles
         self.shard = 0, 1  # which process of how many this is
-        self.generators, self.images_seen, self.batch_size, self.sample_shape = None, 0, 0, None
+        self.generators: list[torch.Generator] | None = None
+        self.sample_shape: tuple[int, ...] | None = None
+        self.images_seen, self.batch_size = 0, 0
         self.validated = 0
 
     def before_fit(self):

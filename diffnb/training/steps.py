@@ -13,6 +13,7 @@ __all__ = ['PRECISIONS', 'RATES', 'OwnWords', 'TrainingError', 'NonFiniteLoss', 
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
@@ -95,7 +96,9 @@ class ForwardCallback(Callback):
         precision: str = "auto",  # "auto", "float32", "bfloat16" or "float16"
         compile: bool = False,  # run training steps through torch.compile: a minute to start, then faster
     ):
-        self.precision, self.is_compiling, self.compiled, self.network = precision, compile, None, None
+        self.precision, self.is_compiling = precision, compile
+        self.compiled: Callable | None = None
+        self.network: nn.Module | None = None
 
     def after_create(self):
         """Settle the memory format before others copy the weights."""

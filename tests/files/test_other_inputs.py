@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
 import socket
 import time
@@ -130,6 +129,8 @@ BIG = torch.zeros(1000)
 
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_weights_larger_than_their_file_are_refused(tmp_path, kind):
+    import resource
+
     path = tmp_path / "w.pt"
     ATTACKS[kind](path)
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()

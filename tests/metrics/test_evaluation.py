@@ -521,3 +521,12 @@ def test_the_command_scores_two_folders(sets, tmp_path):
 def test_drawn_images_are_rounded_as_files_would_be():
     drawn = Sampled(lambda first, m: torch.tensor([0.0, 0.4, 0.9, 254.6]).view(1, 1, 2, 2).expand(m, -1, -1, -1) / 255, 2)
     assert next(drawn.batches(2))[0][1].flatten().tolist() == [0, 0, 1, 255]
+
+
+@pytest.mark.parametrize("which", ["real", "floor"])
+def test_real_images_are_there_before_they_are_compared(which):
+    """Those for the floor too: what is drawn a batch at a time has no images to look at."""
+    images = torch.rand(8, 1, 4, 4)
+    given = {"real": images} | {which: Sampled(lambda first, m: images[first : first + m], 8)}
+    with pytest.raises(ValueError, match=f"{which} images must be there before they are compared"):
+        Evaluator(**given, metrics=["frechet"], extractor="pixels", progress=False)

@@ -3,7 +3,6 @@
 import ctypes
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -195,6 +194,8 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
 def test_a_full_disk_while_saving_is_a_clear_error_and_earlier_files_are_whole(tmp_path):
+    import resource
+
     path, limits = tmp_path / "training.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
     train(callbacks=[ResumeCallback(path)])
     before, handler = path.read_bytes(), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
