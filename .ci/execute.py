@@ -43,6 +43,9 @@ def execute(path: Path):
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
+    shown = (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+    if not any("application/vnd.jupyter.widget-view+json" in data for data in shown):
+        notebook.metadata.pop("widgets", None)  # widgets that a page makes and does not show
     nbformat.write(notebook, path)
 
 

@@ -84,6 +84,7 @@ def commands(seconds, weights):
             Case("fashion_mnist model.onnx", 'pip install "diffnb[onnx]"', 2),
             Case("fashion_mnist for_diffusers", "needs its UNet2DModel", 2),
         ],
+        "dashboard": [Case("--no-browser", 'pip install "diffnb[dashboard]"', 2)],
         "weights": [Case(weights, "ready")] if weights else [Case("--help", "DIR")],
         "score": [
             Case("packaged made --metrics kernel --cache features", "kernel[fashion-classifier]"),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .commands import *
-    from .dashboard import *
+    from .dashboard_pages import *
     from .dashboard_command import *
     from .distill_command import *
     from .export_command import *

@@ -14,7 +14,6 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -87,8 +86,9 @@ def dashboard(
         raise ValueError(f"--language must be one of {', '.join(LANGUAGES)}, got {language!r}")
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"FOLDER must be a folder, and there is no folder {folder}")
-    if find_spec("voila") is None:
-        raise ImportError("the dashboard needs the package voila, which is not installed: pip install \"diffnb[dashboard]\"")
+    from diffnb.core import import_extra  # not above: it brings torch, of which the help needs nothing
+
+    import_extra("voila", "voila", "the dashboard")
     token = secrets.token_urlsafe(16)
     tell(f"the dashboard is at http://{host}:{port}/?token={token}; end it by Ctrl-C", address=f"http://{host}:{port}/", token=token)
     with tempfile.TemporaryDirectory(prefix="diffnb-dashboard-") as place:

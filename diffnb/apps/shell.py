@@ -373,7 +373,11 @@ def _sentence(error):
 class OneLineErrors(TyperGroup):
     """A group of commands that reports what users can get wrong in one line, with exit code 2."""
 
-    def format_commands(self, ctx, formatter):
+    def format_commands(
+        self,
+        ctx: Any,  # what typer knows of this call
+        formatter: Any,  # what writes the help
+    ):
         """List the commands, each with the whole first sentence of its help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, re.split(r"(?<=\.)\s|\n\n", inspect.cleandoc(command.help))[0]) for name, command in self.commands.items()])

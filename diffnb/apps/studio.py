@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .visualization import save_images
-from ..data.pictures import as_images, opaque
+from ..data.pictures import as_images
 from ..files.report import ModelReport, inspect
 from ..guidance.operators import REC601
 from ..model.generative import GenerativeModel
@@ -216,7 +215,10 @@ class Studio:
         device: str | None = None,  # "cpu", "cuda" or "mps"; None: the fastest there is
     ):
         self.folder, self.device = None if folder is None else Path(folder), device
-        self.settings, self.model, self.name, self.made = Settings(), None, None, None
+        self.settings = Settings()
+        self.model: GenerativeModel | None = None
+        self.name: str | None = None  # of the model
+        self.made: Made | None = None  # by the last run
         self._uploads, self._cancel = tempfile.TemporaryDirectory(prefix="diffnb-"), threading.Event()
         self._seconds: dict[tuple[str, str], float] = {}  # of one step, by model and task
         self.models: dict[str, Listed] = {}

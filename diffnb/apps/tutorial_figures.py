@@ -132,7 +132,9 @@ def _framed(rows, alt):
     rows = rows if isinstance(rows, (list, tuple)) else [rows]
     whole = (torch.cat([side_by_side(row) for row in rows]) * 255).round().byte()
     grey = all(row.shape[1] == 1 for row in rows)  # a third of the bytes
-    return _html(Image.fromarray((whole[..., 0] if grey else whole).contiguous().numpy()), alt, "width:100%;max-width:640px;image-rendering:pixelated")
+    return _html(
+        Image.fromarray((whole[..., 0] if grey else whole).contiguous().numpy()), alt, "width:100%;max-width:640px;image-rendering:pixelated"
+    )
 
 
 def _html(picture, alt, style):
@@ -168,9 +170,9 @@ def explore(
         texts = {name: slider.options[k][0] for (name, slider), k in zip(sliders.items(), at)}
         drawn[at] = _html(_as_picture(draw(**chosen)), alt.format(**texts), "width:100%;max-width:560px")
     for axis, name in enumerate(settings):
-        pictures = {(*at[:axis], *at[axis + 1 :]): set() for at in drawn}
+        pictures: dict[tuple, set] = {}  # by the other settings
         for at, widget in drawn.items():
-            pictures[(*at[:axis], *at[axis + 1 :])].add(widget.value.partition("src=")[2])
+            pictures.setdefault(at[:axis] + at[axis + 1 :], set()).add(widget.value.partition("src=")[2])
         if all(len(found) == 1 for found in pictures.values()):
             raise ValueError(f"{name} changes nothing in the figure")
 
