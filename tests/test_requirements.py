@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diffnb.apps import Painter, dashboard
 from diffnb.core import EXTRAS, import_extra
 from diffnb.model import GenerativeModel
 from diffnb.training import log_callbacks, together
@@ -69,6 +70,8 @@ USES = {  # each use of an extra: package, how the error begins, what to call wi
     "tensorboard": ("tensorboard", "log_to='tensorboard' needs", lambda folder: log_callbacks("tensorboard", folder)),
     "wandb": ("wandb", "log_to='wandb' needs", lambda folder: log_callbacks("wandb", folder)),
     **{package: (package, "an .onnx file needs", lambda folder: exported(folder)) for package in ("onnx", "onnxscript", "onnxruntime")},
+    "dashboard": ("voila", "the dashboard needs", lambda folder: dashboard(browser=False)),
+    "mask": ("ipycanvas", "painting a mask needs", lambda folder: Painter()),
 }
 
 
