@@ -160,6 +160,7 @@ class DPMSolverPP3M(DPMSolverPP2M):
     """DPM-Solver++(3M): `ExponentialIntegrator` of order three, with few steps by default."""
 
     extrapolation: int = 3
+    few_steps = 2  # with three, the parabola through three predictions that lie far apart swings out
 
 
 @SAMPLERS.register("dpm-solver-2m", "dpm2m")
