@@ -141,7 +141,7 @@ def landlock() -> None:
 # %% ../../nbs/10_files/06_jail.ipynb #66c10b52
 def mapped() -> int:  # bytes
     """Ask how much address space this process has mapped."""
-    with open("/proc/self/statm", encoding="ascii") as f:
+    with open("/proc/self/statm", encoding="utf-8") as f:  # another encoding would have to be imported, when files can no longer be read
         return int(f.read().split()[0]) * resource.getpagesize()
 
 

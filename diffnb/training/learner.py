@@ -144,7 +144,7 @@ class DiffusionCallback(Callback):
     ) -> Tensor:  # the same with some replaced by -1
         """Hide the label of some samples, each by its own coin; of none where the network has no class that stands for none."""
         coin = torch.rand(len(label) * self.shard[1], generator=self.generators[1], device=label.device)
-        rate = self.label_dropout if getattr(self.model, "null_class", True) else 0.0
+        rate = self.label_dropout if getattr(getattr(self, "model", None), "null_class", True) else 0.0
         return torch.where(self._part(coin) < rate, -1, label)
 
     def problem(
