@@ -249,7 +249,9 @@ class TaskPage:
     def _tell_time(self):
         """Say how long a run will take, where that is known."""
         seconds = self.studio.estimate(self.task)
-        self.note.value = "" if seconds is None else f'<p class="note">{html.escape(self.text("estimate").format(seconds=f"{seconds:.0f}"))}</p>'
+        self.note.value = (
+            "" if seconds is None else f'<p class="note">{html.escape(self.text("estimate").format(seconds=f"{seconds:.{int(seconds < 10)}f}"))}</p>'
+        )
 
     def run(self):
         """Start a run."""

@@ -24,7 +24,7 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "number": ("images", "imágenes", "图像数量"),
     "variants": ("variants", "variantes", "结果数量"),
     "steps": ("steps", "pasos", "步数"),
-    "seed": ("seed (empty: new)", "semilla (vacía: nueva)", "种子（留空则随机）"),
+    "seed": ("seed, or empty", "semilla, o vacía", "种子（可留空）"),
     "label": ("class", "clase", "类别"),
     "guidance": ("guidance scale", "escala de guía", "引导强度"),
     "strength": ("strength", "intensidad", "编辑强度"),
