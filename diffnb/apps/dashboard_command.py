@@ -90,7 +90,11 @@ def dashboard(
 
     import_extra("voila", "voila", "the dashboard")
     token = secrets.token_urlsafe(16)
-    tell(f"the dashboard is at http://{host}:{port}/?token={token}; end it by Ctrl-C", address=f"http://{host}:{port}/", token=token)
+    tell(
+        f"the dashboard is at http://{host}:{port}/?token={token}\nIt takes some seconds to start; end it by Ctrl-C.",
+        address=f"http://{host}:{port}/",
+        token=token,
+    )
     with tempfile.TemporaryDirectory(prefix="diffnb-dashboard-") as place:
         notebook = write_page_files(Path(place), folder, language)
         paths = os.pathsep.join(filter(None, (place, os.environ.get("JUPYTER_PATH"))))

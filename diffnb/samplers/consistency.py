@@ -97,9 +97,13 @@ class Consistency(Sampler):
             raise ValueError("the sampler 'consistency' needs a distilled model, which model.distill(data) makes; choose another one for this model")
         return denoiser.function
 
+    def plan(self, sde, levels, past):
+        """Look up the level at the end of the flow, which every step needs."""
+        return [*sde.levels(torch.tensor([sde.t_min]))] * len(levels)
+
     def step(self, denoiser, state, t, s, noise):
         """Find the end of the flow, and add the noise that is missing at the next level."""
-        ended, (end,) = denoiser(state.x, t.time).x0, denoiser.sde.levels(torch.tensor([denoiser.sde.t_min]))
+        ended, end = denoiser(state.x, t.time).x0, self.planned(denoiser.sde, state, t, s)
         z = noise.normal(ended.shape[1:], "step", state.step, ended.dtype)
         return replace(state, x=add_noise(end.alpha * ended, end, s, z), x0=ended)
 
