@@ -166,7 +166,8 @@ class Painter:
         picture: Tensor,  # (1, c, h, w) in [0, 1]
     ):
         """Put a picture under the paint, and take the paint away."""
-        large = torch.nn.functional.interpolate(picture[:, :3].expand(-1, 3, -1, -1) if picture.shape[1] < 3 else picture[:, :3], self.side)
+        colours = picture[:, :-1] if picture.shape[1] in (2, 4) else picture  # without transparency
+        large = torch.nn.functional.interpolate(colours.expand(-1, 3, -1, -1), self.side)
         self.canvas[0].put_image_data((large[0].permute(1, 2, 0) * 255).byte().numpy(), 0, 0)
         self.canvas[1].clear()
         self._array.zero_()
