@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from .visualization import save_images
+from ..arguments import reading_settings
 from ..data.pictures import as_images
 from ..files.report import ModelReport, inspect
 from ..guidance.operators import REC601
@@ -82,6 +83,7 @@ def setting(
     return field(default=default, metadata={"range": (lowest, highest)})
 
 
+@reading_settings
 @dataclass(frozen=True)
 class Settings:
     """How the next run is made."""
@@ -293,6 +295,8 @@ class Studio:
         task: str,  # a key of `TASKS`
     ) -> str | None:  # why it cannot be done now; None: it can
         """Say why a task cannot be done with the chosen model."""
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
         return "no model is chosen" if self.model is None else TASKS[task].fits(self.model)
 
     def estimate(
