@@ -10,7 +10,7 @@ __all__ = ['check_images', 'class_indices', 'ImageSet', 'height_and_width', 'res
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #dc260ebb
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,15 @@ def check_images(
         raise ValueError(f"there is no image: shape {tuple(images.shape)}")
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #6adbdd4c
+def _check_captions(captions, n):
+    if captions is None:
+        return
+    if len(captions) != n:
+        raise ValueError(f"{n} images but captions of {len(captions)}; give captions for each image, a list of one text or more")
+    if bad := [own for own in captions if isinstance(own, str) or not own or not all(isinstance(text, str) for text in own)]:
+        raise ValueError(f"the captions of an image must be a list of one text or more, got {bad[0]!r:.60}")
+
+
 def _check_labels(labels, n, values, names):
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError("labels must be an int64 tensor (n,); image_set((images, labels)) converts other forms")
@@ -88,10 +97,12 @@ class ImageSet:
     values: Sequence | None = None  # the k labels as the user knows them; None: 0 ... k - 1
     names: Sequence[str] | None = None  # their names, if they have any
     source: str = ""  # where the images come from
+    captions: Sequence[Sequence[str]] | None = None  # n times one text or more, the first being the plainest; None: no captions
 
     def __post_init__(self):
         """Check the parts, and fill in the values."""
         check_images(self.images)
+        _check_captions(self.captions, len(self.images))
         if self.labels is None:
             if self.values is not None or self.names is not None:
                 raise ValueError("values and names describe labels, but labels is None")
@@ -110,7 +121,8 @@ class ImageSet:
         """Say what there is, in a line."""
         c, h, w = self.shape
         classes = f", {self.num_classes} classes" if self.num_classes > 1 else ", 1 class" if self.num_classes else ""
-        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}"
+        captions = "" if self.captions is None else f", {sum(map(len, self.captions)):,} captions"
+        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}{captions}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -140,7 +152,10 @@ class ImageSet:
         indices: Tensor,  # int64 (m,), or bool (n,)
     ) -> "ImageSet":  # m images; the classes stay, also one that none of them has
         """Take some of the images, in the given order."""
-        return ImageSet(self.images[indices], None if self.labels is None else self.labels[indices], self.values, self.names, self.source)
+        labels = None if self.labels is None else self.labels[indices]
+        rows = () if self.captions is None else torch.arange(len(self))[indices].tolist()
+        captions = None if self.captions is None else [self.captions[row] for row in rows]
+        return replace(self, images=self.images[indices], labels=labels, captions=captions)
 
     def only(
         self,
@@ -154,10 +169,10 @@ class ImageSet:
         keep = class_indices(classes, self.values, self.names)
         renumber = torch.full((self.num_classes,), -1)
         renumber[keep] = torch.arange(len(keep))
-        labels = renumber[self.labels]
-        rows = (labels >= 0).nonzero()[:, 0]
+        rows = (renumber[self.labels] >= 0).nonzero()[:, 0]
         names = None if self.names is None else [self.names[i] for i in keep]
-        return ImageSet(self.images[rows], labels[rows], [self.values[i] for i in keep], names, self.source)
+        found = self.select(rows)
+        return replace(found, labels=renumber[found.labels], values=[self.values[i] for i in keep], names=names)
 
     def split(
         self,

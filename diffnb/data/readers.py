@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..core import Registry
+from .captions import emoji, read_captions
 from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
 from .picture_files import open_picture, told, walk_pictures
 from ..printing import printable, progress_bar
@@ -228,15 +229,17 @@ def from_folder(
     lost = [k for k in tried.tolist() if not bool((labels == k).any())]  # nothing of these could be read
     empty = [name for name, (pictures, _) in found.items() if name and not pictures]
     broken, others = [item for item in items if isinstance(item, str)], [file for _, others in found.values() for file in others]
-    _account(place, broken, len(items), [file for file in others if not _OURS.fullmatch(file.name)], [*empty, *(names[k] for k in lost)])
+    captions, used, said = read_captions(place, [files[row] for row in rows[good].tolist()])
+    others = [file for file in others if file not in set(used)]
+    _account(place, broken, len(items), [file for file in others if not _OURS.fullmatch(file.name)], [*empty, *(names[k] for k in lost)], said)
     images = _stack([item for item in items if not isinstance(item, str)])
     kept = [k for k in range(len(names)) if k not in lost]
     labels = torch.searchsorted(torch.tensor(kept), labels)
     values, names = _labelled([names[k] for k in kept])
-    return ImageSet(images, None if values is None else labels, values, names, folder.name)
+    return ImageSet(images, None if values is None else labels, values, names, folder.name, captions)
 
 # %% ../../nbs/07_data/01_readers.ipynb #501e9ec9
-def _account(folder, broken, n, others, classes):
+def _account(folder, broken, n, others, classes, captions):
     """Warn of all that is in a folder and is not used."""
     parts = []
     if broken:
@@ -246,6 +249,7 @@ def _account(folder, broken, n, others, classes):
         parts.append(f"files that are not read as pictures are passed over: {told(others, folder)}")
     if classes:
         parts.append(f"subfolders without a picture are left out: {', '.join(map(printable, classes))}")
+    parts += [captions] if captions else []
     if parts:
         warnings.warn(f"in folder {printable(folder.name)}, {'; '.join(parts)}", stacklevel=7)  # where `image_set` was called
 
@@ -389,6 +393,11 @@ def _packaged(request):
     return from_arrays(x, y, "Fashion-MNIST (10,000 packaged images)", FASHION)
 
 # %% ../../nbs/07_data/01_readers.ipynb #dc99398b
+@DATA_SETS.register("emoji")
+def _emoji(request):
+    return emoji(_splits(request.split, {"train": False, "test": True}, "emoji"))
+
+
 @DATA_SETS.register("cifar10_samples")
 def _cifar10_samples(request):
     from PIL import Image

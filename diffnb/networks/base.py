@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..arguments import reading_settings
 from ..core import Registry
+from ..denoise.denoisers import null_of
 
 # %% ../../nbs/06_networks/00_base.ipynb #86fd4b78
 @reading_settings
@@ -112,15 +113,18 @@ def check_network(
         ValueError: naming the first thing that is wrong and what would do.
     """
     name, taken = type(network).__name__, getattr(network, "condition_names", ())
-    if num_classes and "label" not in taken:
+    if num_classes and not taken:
         raise ValueError(f"the data has {num_classes} classes, but {name} takes no label: list it in condition_names, or train without labels")
-    if num_classes and getattr(network, "num_classes", num_classes) != num_classes:
+    if num_classes and "label" in taken and getattr(network, "num_classes", num_classes) != num_classes:
         raise ValueError(f"the data has {num_classes} classes, but {name} is made for {network.num_classes}")
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(like)
     half_log_snr = torch.tensor([-3.0, 0.0, 3.0]).to(like)
-    third = -1 if getattr(network, "null_class", True) else 0
-    condition = {"label": torch.tensor([0, num_classes - 1, third], device=like.device)} if num_classes else {}
+    nulls = {key: null for key in taken if (null := null_of(network, key)) is not None}
+    condition = {key: null.to(like.device).expand(3, *null.shape) for key, null in nulls.items()}
+    if num_classes and "label" in taken:
+        third = nulls.get("label", torch.tensor(0))
+        condition["label"] = torch.tensor([0, num_classes - 1, third], device=like.device)
     training = network.training
     network.eval()
     try:
