@@ -123,7 +123,7 @@ class Training:
         self.dtype = training_dtype(self.network, "cpu")
         self.step, self.seconds, self.losses = 0, 0.0, []
         words = hashlib.sha256(word_vectors().vectors.numpy().tobytes()).hexdigest()
-        self.facts = {"data": emoji.digest, "words": words, "network": repr(self.network.config)}
+        self.facts = {"data": emoji.digest, "words": words, "network": repr({key: value for key, value in self.network.config.items() if key != "num_classes"})}
         self.facts |= {"sigma_data": sigma_data, "batch": BATCH, "times": repr(TIMES)}
 
     def write(self):
