@@ -93,7 +93,9 @@ class Vocabulary:
         n: int = 3,  # how many at most
     ) -> list[str]:  # the most similar first
         """Find the known words with the most similar spelling."""
-        return difflib.get_close_matches(word, self.words, n, cutoff=0.7)
+        near = difflib.get_close_matches(word, self.words, 12, cutoff=0.7)
+        alike = {one: round(difflib.SequenceMatcher(None, word, one).ratio(), 2) for one in near}
+        return sorted(near, key=lambda one: (-alike[one], self.number[one]))[:n]  # of those that are about equally similar the commonest
 
     def encode(
         self,
@@ -105,7 +107,8 @@ class Vocabulary:
             TypeError: if a text is not a string.
             ValueError: if a text holds a word that is not known, a control character, or too many words.
         """
-        return torch.tensor([self._encode(text) for text in ([texts] if isinstance(texts, str) else texts)]).view(-1, self.length)
+        encoded = [self._encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return torch.tensor(encoded, dtype=torch.int64).view(-1, self.length)
 
     def _encode(self, text):
         if not isinstance(text, str):
