@@ -13,7 +13,7 @@ from diffnb import GenerativeModel
 from diffnb.data import image_set
 from diffnb.files import ComponentSource, inprocess
 from diffnb.metrics import Evaluator, FrechetDistance, FrechetInfinity, InceptionScore, as_extractor, score
-from diffnb.noise import VP, Linear, NoiseSchedule
+from diffnb.noise import VP, Linear
 
 IMAGES = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
