@@ -157,9 +157,9 @@ def main(folder):
     }.items():
         whole = child(folder / name / "whole", resume=False, **settings)
         n = STEPS_AN_EPOCH * EPOCHS
-        kills = [("step", i) for i in range(1, n + 1)] if name == "plain" else [("step", 1), ("step", 4), ("step", n - 1)]
-        if name == "plain":
-            kills += [("validation batch", 1), ("validation batch", 2), ("epoch", 1), ("epoch", EPOCHS), *(("writing", i) for i in (1, 2, 5, 12, 21))]
+        kills = {"plain": [("step", i) for i in range(1, n + 1)], "all": [("step", 1), ("step", 4), ("step", n - 1)], "float16": [("step", 4)]}[name]
+        if name == "plain":  # between the steps, and within a file
+            kills += [("validation batch", 2), ("epoch", 1), ("epoch", EPOCHS), *(("writing", i) for i in (1, 5, 21))]
         for event, count in kills:
             at = folder / name / f"{event} {count}"
             assert child(at, kill_at=(event, count), **settings) is None
