@@ -205,19 +205,18 @@ def test_training_goes_on_to_the_same_curve_after_a_kill_at_every_step(report):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="trainings run in forks of one process")
 def test_a_kill_while_validating_or_writing_leaves_a_whole_checkpoint(report):
     assert {name for name in report if "validation" in name or "epoch" in name or "writing" in name} == {
-        "plain: validation batch 1",
         "plain: validation batch 2",
         "plain: epoch 1",
         f"plain: epoch {EPOCHS}",
-        *(f"plain: writing {i}" for i in (1, 2, 5, 12, 21)),
+        *(f"plain: writing {i}" for i in (1, 5, 21)),
     }
     assert any(row["leftovers"] for name, row in report.items() if "writing" in name)  # it was killed in the middle of a file
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="trainings run in forks of one process")
-@pytest.mark.parametrize("name", ["all", "float16"])
-def test_accumulation_a_learned_weight_and_the_scaler_are_resumed_too(report, name):
-    assert {key for key in report if key.startswith(name)} == {f"{name}: step {i}" for i in (1, 4, STEPS_AN_EPOCH * EPOCHS - 1)}
+@pytest.mark.parametrize("name, steps", [("all", (1, 4, STEPS_AN_EPOCH * EPOCHS - 1)), ("float16", (4,))])
+def test_accumulation_a_learned_weight_and_the_scaler_are_resumed_too(report, name, steps):
+    assert {key for key in report if key.startswith(name)} == {f"{name}: step {i}" for i in steps}
 
 
 if __name__ == "__main__":
