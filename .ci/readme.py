@@ -1,6 +1,7 @@
 """Make README.md from nbs/index.ipynb, or with --check say whether it is current."""
 
 import argparse
+import ast
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,23 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def with_imports(cells: list) -> list:
+    """Return the cells, with those that only import joined to the code below them: what is copied from the README is copied whole."""
+    joined = []
+    for cell in cells:
+        before = joined[-1] if joined else None
+        if before is not None and cell.cell_type == before.cell_type == "code" and not before.outputs and only_imports(before.source):
+            joined.pop()
+            cell.source = f"{before.source}\n\n{cell.source}"
+        joined.append(cell)
+    return joined
+
+
+def only_imports(source: str) -> bool:
+    """Return whether a cell does nothing but import."""
+    return all(isinstance(one, (ast.Import, ast.ImportFrom)) for one in ast.parse(source).body)
 
 
 def readme() -> str:
@@ -20,7 +38,7 @@ def readme() -> str:
         if cell.cell_type == "code":
             cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
             cell.outputs = [o for o in cell.outputs if "image/png" not in o.get("data", {})]
-    notebook.cells = [c for c in cells if c.source.strip()]
+    notebook.cells = with_imports([c for c in cells if c.source.strip()])
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     # pictures stand beside the notebook; links to other notebooks lead to their sources
     text = re.sub(r"\]\((images/|(?:\w+/)?\w+\.ipynb\))", r"](nbs/\1", text)

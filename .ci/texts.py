@@ -1,8 +1,10 @@
 """Read the pages as they are stored: every figure is described in words, formulas can be drawn, words are spelt right, Python in the text is Python,
-and no table that a cell prints is wider than the page.
+imports stand in cells of their own, and no table that a cell prints is wider than the page.
 """
 
 import argparse
+import ast
+import contextlib
 import json
 import re
 import subprocess
@@ -97,6 +99,18 @@ def check_code(pages) -> list[tuple[str, str]]:
     return found
 
 
+def check_imports(pages) -> list[tuple[str, str]]:
+    """Imports stand in cells of their own: nbdev runs those when it makes a page, and cells that do anything else it leaves out."""
+    found = []
+    for name, cells in pages.items():
+        for source in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"):
+            with contextlib.suppress(SyntaxError):  # a command for IPython
+                kinds = {isinstance(one, (ast.Import, ast.ImportFrom)) for one in ast.parse(source).body}
+                if len(kinds) == 2:
+                    found.append((name, f"{first_line(source)!r} imports and does something else: make it two cells"))
+    return found
+
+
 def check_outputs(pages) -> list[tuple[str, str]]:
     """No printed table is wider than the page, since a wide one is Markdown, and no path is that of one machine."""
     found = []
@@ -122,7 +136,7 @@ def main() -> int:
     """Check all pages, and say what is wrong."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     start, pages = time.monotonic(), read_pages()
-    found = [fault for check in (check_figures, check_formulas, check_spelling, check_code, check_outputs) for fault in check(pages)]
+    found = [fault for check in (check_figures, check_formulas, check_spelling, check_code, check_imports, check_outputs) for fault in check(pages)]
     for name, fault in found:
         print(f"{name}: {fault}")
     print(f"{len(found)} faults in the texts of {len(pages)} pages, looked for in {time.monotonic() - start:.0f} s")

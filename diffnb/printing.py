@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/printing.html.md"""
 
 # %% auto #0
 __all__ = ['printable', 'escaped', 'numbered', 'invisible', 'typed', 'counted', 'announce', 'in_notebook', 'progress_bar',
-           'in_markdown', 'Table', 'show_table', 'new_figure']
+           'warn_caller', 'in_markdown', 'Table', 'show_table', 'new_figure']
 
 # %% ../nbs/00_printing.ipynb #printt03
 import functools
@@ -15,7 +15,9 @@ import re
 import shlex
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 # %% ../nbs/00_printing.ipynb #print002
@@ -131,6 +133,22 @@ def _moving():
 
     place = display(HTML(""), display_id=True)
     return lambda line: place.update(HTML(line.strip()))
+
+# %% ../nbs/00_printing.ipynb #warn0002
+_BETWEEN = {"diffnb", "torch", "fastai", "fastcore", "contextlib", "functools"}  # packages and modules that only pass a call on
+
+
+def warn_caller(
+    text: str,  # a sentence
+    category: type[Warning] = UserWarning,
+) -> None:
+    """Warn, and point at the line outside of this library that called into it."""
+    frame: FrameType = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame = frame.f_back
+    place = frame.f_globals
+    seen = place.setdefault("__warningregistry__", {})  # where Python notes which warnings a module has had
+    warnings.warn_explicit(text, category, frame.f_code.co_filename, frame.f_lineno, place.get("__name__"), seen)
 
 # %% ../nbs/00_printing.ipynb #tab00002
 _MARKS = re.compile(r"""[\\`*_{}\[\]<>$|~^"'@&#]|\.(?=\.)|-(?=-)|:(?=//|[\w+-]+:)""")

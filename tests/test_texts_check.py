@@ -37,6 +37,11 @@ def pages(*cells):
         ("code", ("markdown", "```python\nx = (1\n```", []), "does not compile"),
         ("code", ("markdown", "```python\nx = 1\n```", []), None),
         ("code", ("markdown", "```sh\nmake (1\n```", []), None),
+        ("imports", ("code", "import math\n\nprint(math.pi)", []), "'import math' imports and does something else"),
+        ("imports", ("code", "from math import pi\nimport sys", []), None),
+        ("imports", ("code", "def late():\n    import math", []), None),
+        ("imports", ("code", "%pip install x\nimport x", []), None),
+        ("imports", ("markdown", "```python\nimport math\nprint(math.pi)\n```", []), None),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE * 3}]), "prints a table of 124"),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE}] * 3), "prints a table of 124"),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE}]), None),  # one row is no table

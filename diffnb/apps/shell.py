@@ -12,6 +12,7 @@ __all__ = ['FORMS', 'Json', 'Threads', 'EXAMPLES', 'OPTIONS', 'is_picture_name',
 # %% ../../nbs/12_apps/04_shell.ipynb #sh3
 import contextlib
 import contextvars
+import copy
 import functools
 import inspect
 import io
@@ -23,10 +24,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
 from typer.core import TyperGroup
+from typer.models import OptionInfo
 
 from ..printing import printable
 
@@ -300,6 +302,53 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
     "trust revoke": ("trust revoke 1a2b3c4d",),
 }
 
+# %% ../../nbs/12_apps/04_shell.ipynb #num00001
+class _Number(NamedTuple):
+    """What an option takes that is a number."""
+
+    option: str  # as a person types it
+    kind: type  # int or float
+    least: float | None
+    most: float | None
+
+    @property
+    def range(self):
+        """The numbers that are taken, in words; empty: all."""
+        if self.most is not None:
+            return f"from {self.least:g} to {self.most:g}"
+        return "" if self.least is None else f"of at least {self.least:g}"
+
+    def read(self, text):
+        """The number that a text stands for."""
+        low, high = (-math.inf if self.least is None else self.least), (math.inf if self.most is None else self.most)
+        with contextlib.suppress(ValueError):
+            value = self.kind(text)
+            if low <= value <= high and abs(value) < math.inf:
+                return value
+        wanted = f"a {'whole' if self.kind is int else 'finite'} number {self.range}".rstrip()
+        raise ValueError(f"{self.option} must be {wanted}, got {text!r:.80}")
+
+
+_KINDS = {int: int, int | None: int, float: float, float | None: float}  # of number, by annotation
+
+
+def _as_text(parameter):
+    """A parameter that typer reads as text, and the `_Number` that the text stands for; None where it is none."""
+    is_annotated = get_origin(parameter.annotation) is Annotated
+    plain, *facts = get_args(parameter.annotation) if is_annotated else (parameter.annotation,)
+    kind = _KINDS.get(plain)
+    if kind is None:
+        return parameter, None
+    info = copy.copy(next((one for one in facts if isinstance(one, OptionInfo)), typer.Option()))
+    names = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]  # typer.Option takes a name for a default at first
+    option = next((one for one in names if one.startswith("--")), "--" + parameter.name.replace("_", "-"))
+    number = _Number(option, kind, info.min, info.max)
+    info.min = info.max = None
+    info.metavar = "<int>" if kind is int else "<number>"
+    info.help = " ".join(filter(None, (info.help, number.range and f"A number {number.range}.")))
+    default = parameter.default if parameter.default in (None, parameter.empty) else str(parameter.default)
+    return parameter.replace(annotation=Annotated[str | None if default is None else str, info], default=default), number
+
 # %% ../../nbs/12_apps/04_shell.ipynb #24dca7df
 def reported(
     task: Callable,  # called with the options of a command
@@ -311,8 +360,12 @@ def reported(
     common = {"threads": Threads} if computes else {}
     common["json_to"] = Json
     parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in common.items()]
+    parameters, read = zip(*map(_as_text, parameters))
+    numbers = {parameter.name: number for parameter, number in zip(parameters, read) if number is not None}
 
-    def command(json_to=None, threads=None, **given):
+    def command(**given):
+        given = {name: numbers[name].read(value) if isinstance(value, str) and name in numbers else value for name, value in given.items()}
+        json_to, threads = given.pop("json_to", None), given.pop("threads", None)
         with reporting(json_to):
             if computes:
                 set_threads(threads)
@@ -369,8 +422,10 @@ def _sentence(error):
     """What an exception says, in one line."""
     if isinstance(error, _ClickException):
         text, context = error.format_message(), getattr(error, "ctx", None)
-        if type(error).__name__ in ("MissingParameter", "NoSuchOption") and context is not None:
-            text = f"{text.rstrip('.')}; `{context.command_path} --help` says what there is"
+        if isinstance(error, typer.BadParameter) and not getattr(error, "param", None):
+            text = error.message  # of this library, and whole
+        else:
+            text = f"{text.rstrip('.')}; `{context.command_path if context else 'diffnb COMMAND'} --help` says what there is"
     else:
         text = sentence(error)
     return " ".join(text.split())

@@ -16,7 +16,6 @@ import io
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,7 +32,7 @@ from ..core import Registry
 from .captions import emoji, read_captions
 from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
 from .picture_files import open_picture, told, walk_pictures
-from ..printing import printable, progress_bar
+from ..printing import printable, progress_bar, warn_caller
 
 # %% ../../nbs/07_data/01_readers.ipynb #6
 class Request(NamedTuple):
@@ -251,7 +250,7 @@ def _account(folder, broken, n, others, classes, captions):
         parts.append(f"subfolders without a picture are left out: {', '.join(map(printable, classes))}")
     parts += [captions] if captions else []
     if parts:
-        warnings.warn(f"in folder {printable(folder.name)}, {'; '.join(parts)}", stacklevel=7)  # where `image_set` was called
+        warn_caller(f"in folder {printable(folder.name)}, {'; '.join(parts)}")
 
 # %% ../../nbs/07_data/01_readers.ipynb #14
 _IMAGE_KEYS, _LABEL_KEYS = "image images img pixel_values x".split(), "label labels class target y fine_label".split()

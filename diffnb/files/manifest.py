@@ -14,7 +14,6 @@ import inspect
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +42,7 @@ from ..networks.base import NETWORKS
 from ..noise.parametrizations import PARAMETRIZATIONS
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
+from ..printing import warn_caller
 from ..samplers.base import SAMPLERS
 
 # %% ../../nbs/10_files/02_manifest.ipynb #939e2fac
@@ -106,9 +106,7 @@ class Parts:
         try:
             program = program_of(component)
         except ProgramError as error:
-            warnings.warn(
-                f"{name} is saved as source only, which nobody can load without allowing its code or having the class: {error}", stacklevel=6
-            )
+            warn_caller(f"{name} is saved as source only, which nobody can load without allowing its code or having the class: {error}")
             return self._row(kind, self._source(component, kind), settings_of(component))
         ident = f"{program.name}-{hashlib.sha256(program.text.encode()).hexdigest()[:12]}"
         self.programs[ident] = program
@@ -125,10 +123,7 @@ class Parts:
             source = source_of(cls)
         except ValueError as error:
             source = ComponentSource(kind, cls.__name__, "Module" if kind == "network" else kind, "")
-            warnings.warn(
-                f"{cls.__name__} travels without its source ({error}); whoever loads the file needs components={{{cls.__name__!r}: ...}}",
-                stacklevel=7,
-            )
+            warn_caller(f"{cls.__name__} travels without its source ({error}); whoever loads the file needs components={{{cls.__name__!r}: ...}}")
         ident = f"{source.name}-{source.digest[:12]}"
         self.sources[ident] = source
         return f"python:{ident}"

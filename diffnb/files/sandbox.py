@@ -11,7 +11,6 @@ __all__ = ['STAND_INS', 'SandboxedSchedule', 'SandboxedSDE', 'SandboxedParametri
 # %% ../../nbs/10_files/09_sandbox.ipynb #aa2c9a4b
 import linecache
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,6 +25,7 @@ from .master import Worker, require, unavailable  # noqa: F401  (unavailable: fo
 from ..noise.parametrizations import Parametrization
 from ..noise.schedules import NoiseSchedule
 from ..noise.sdes import SDE
+from ..printing import warn_caller
 from ..samplers.base import Sampler, State
 
 # %% ../../nbs/10_files/09_sandbox.ipynb #247a4a2a
@@ -251,7 +251,7 @@ def inprocess(
     Raises:
         ComponentCrashed: if the source fails, or has no such class.
     """
-    warnings.warn(f"running {source.name} [{source.digest[:8]}] from a model file with all the rights of this program", RuntimeWarning, stacklevel=2)
+    warn_caller(f"running {source.name} [{source.digest[:8]}] from a model file with all the rights of this program", RuntimeWarning)
     name = f"diffnb_component_{source.digest[:16]}"
     file = f"<{name}>"
     linecache.cache[file] = len(source.text), None, source.text.splitlines(keepends=True), file

@@ -23,7 +23,7 @@ from ..core import check_counts
 from .classifiers import as_classifier
 from .gathering import Gathered, gather, reference, shape_text, source, stored
 from .scores import METRICS, FrechetDistance, Metric, MetricResult, extractor_of
-from ..printing import Table, in_markdown, printable
+from ..printing import Table, in_markdown, printable, warn_caller
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #917993da
 DEFAULT_METRICS = ("frechet", "kernel", "prdc")
@@ -101,7 +101,7 @@ def make_metrics(
     metrics = [_made(spec, extractor, shape, n, instead) for spec in specs]
     for (found, reason), names in instead.items():
         what = "{} is computed with {}, and the result is" if len(names) == 1 else "{} are computed with {}, and the results are"
-        warnings.warn(f"{what.format(' and '.join(map(repr, names)), found)} named after it: {reason}", stacklevel=4)
+        warn_caller(f"{what.format(' and '.join(map(repr, names)), found)} named after it: {reason}")
     return metrics
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #pb0808006
@@ -201,7 +201,7 @@ def _instead(metric, asked, few_images, real, generated):
     if n > d:
         return metric
     other = METRICS[few_images](extractor=extractor)
-    warnings.warn(f"{metric.name} of {n} images with {d} features is mostly bias; {other.name} is given instead", stacklevel=4)
+    warn_caller(f"{metric.name} of {n} images with {d} features is mostly bias; {other.name} is given instead")
     return other
 
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #dcb267ca

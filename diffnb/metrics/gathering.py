@@ -12,7 +12,6 @@ __all__ = ['Stored', 'Sampled', 'sampled', 'source', 'stored', 'Gathered', 'shap
 import copy
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 import diffnb
 from ..core import read_tensors, tensors_to_bytes, write_atomically
 from .extractors import EXTRACTORS, user_cache
-from ..printing import progress_bar
+from ..printing import progress_bar, warn_caller
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #e7fc80a8
 def _naming(argument, read):
@@ -322,7 +321,7 @@ def _remembered(place):
     try:
         return read_tensors(place)[0]
     except ValueError as error:
-        warnings.warn(f"features are computed anew, because the cached ones cannot be read: {error}", stacklevel=2)
+        warn_caller(f"features are computed anew, because the cached ones cannot be read: {error}")
         return None
 
 
@@ -332,7 +331,7 @@ def _remember(place, tensors, facts):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(place, tensors_to_bytes(tensors, facts))
     except OSError as error:
-        warnings.warn(f"features of the real images are not kept, because {place.parent} cannot be written to ({error.strerror})", stacklevel=2)
+        warn_caller(f"features of the real images are not kept, because {place.parent} cannot be written to ({error.strerror})")
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #57e65a95
 def reference(

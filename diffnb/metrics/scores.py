@@ -10,7 +10,6 @@ __all__ = ['METRICS', 'inception_score', 'MetricResult', 'Metric', 'extractor_of
 
 # %% ../../nbs/08_metrics/05_scores.ipynb #d30c03ea
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +25,7 @@ from .classifiers import as_classifier, as_extractor
 from .extractors import EXTRACTORS
 from .frechet import FeatureStatistics, as_statistics, frechet_infinity, frechet_of_features
 from .inception import InceptionFeatures
+from ..printing import warn_caller
 
 # %% ../../nbs/08_metrics/05_scores.ipynb #ebf51134
 def inception_score(
@@ -267,10 +267,9 @@ class FrechetDistance(FeatureMetric):
         a, b = as_statistics(real), as_statistics(generated)
         value = frechet_of_features(a, b)
         if min(a.n, b.n) <= a.width:
-            warnings.warn(
+            warn_caller(
                 f"{self.name} of {min(a.n, b.n)} images with {a.width} features is far above its value for many images; compare it only with "
-                "values for as many images, and with the value for two real sets, or use the kernel distance",
-                stacklevel=2,
+                "values for as many images, and with the value for two real sets, or use the kernel distance"
             )
         return self.result(value, None, a.n, b.n)
 
@@ -308,10 +307,9 @@ class FrechetInfinity(FeatureMetric):
         value, error = frechet_infinity(real, generated, self.levels, self.seed)
         part, d = min(len(real), len(generated)) // self.levels, real.shape[1]
         if part <= d:
-            warnings.warn(
+            warn_caller(
                 f"{self.name} extrapolates from parts of {part} images with {d} features, where the bias is no straight line in 1/n any more; the "
-                "value is still too high: take more images, a smaller extractor, or the kernel distance",
-                stacklevel=2,
+                "value is still too high: take more images, a smaller extractor, or the kernel distance"
             )
         return self.result(value, error, len(real), len(generated))
 
@@ -351,7 +349,7 @@ class InceptionScore(FeatureMetric):
     ) -> MetricResult:
         """Compute the score, with the deviation over splits; a warning says whose classes were used."""
         value, deviation = inception_score(probabilities, self.splits, self.seed)
-        warnings.warn(self._about_classes(), stacklevel=3)
+        warn_caller(self._about_classes())
         return self.result(value, deviation, 0, len(probabilities))
 
     def _about_classes(self):

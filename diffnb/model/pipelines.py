@@ -235,6 +235,9 @@ def read_pipeline(
     return Trained(network, network.chain, parametrization, shape, Labels(tuple(range(network.num_classes)))), _sampler(scheduler)
 
 # %% ../../nbs/11_model/07_pipelines.ipynb #ppl13
+_FIRST = ("model_index.json", "unet/config.json", "config.json")  # one of which every pipeline or network has
+
+
 def fetched_pipeline(
     path_or_hub_id: str | os.PathLike,  # a folder, or an id of the hub such as "google/ddpm-cifar10-32"
     pickled: bool = False,  # ask for weights as a pickle too
@@ -242,15 +245,21 @@ def fetched_pipeline(
     """Find the folder of a pipeline, fetching it from the hub if it is an id.
 
     Raises:
-        FileNotFoundError: if there is no such folder, and no way to the hub; says what would do.
+        TypeError: if it is no path and no text.
+        FileNotFoundError: if there is no such folder, and no way to the hub, or the folder holds no pipeline; says what would do.
     """
-    if Path(path_or_hub_id).is_dir():
-        return Path(path_or_hub_id)
+    wanted = "path_or_hub_id must be a folder that diffusers saved a pipeline in, or an id of the hub such as 'google/ddpm-cifar10-32'"
+    if not isinstance(path_or_hub_id, (str, os.PathLike)):
+        raise TypeError(f"{wanted}, got {path_or_hub_id!r:.80}")
     name = os.fspath(path_or_hub_id)
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise FileNotFoundError(
-            f"there is no folder {name!r}; from_diffusers takes a folder of a pipeline, or an id of the hub such as 'google/ddpm-cifar10-32'"
-        )
+    if name.strip() and Path(name).is_dir():
+        if not any((Path(name) / known).is_file() for known in _FIRST):
+            raise FileNotFoundError(f"{wanted}; the folder {name!r} holds none of {', '.join(_FIRST)}")
+        return Path(name)
+    if os.path.lexists(name):
+        raise FileNotFoundError(f"{wanted}; {name!r} is a file, and the folder that it lies in is what is read")
+    if name.count("/") != 1 or name.startswith((".", "/")) or not all(part.strip() for part in name.split("/")):
+        raise FileNotFoundError(f"{wanted}; there is no folder {name!r}")
     try:
         hub = importlib.import_module("huggingface_hub")
         return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", *(["*.bin"] if pickled else [])]))
@@ -276,7 +285,8 @@ class FromDiffusers:
         """Make a model of a pipeline of diffusers whose network is a UNet2DModel. Nothing of the pipeline runs.
 
         Raises:
-            FileNotFoundError: if there is no such folder, or no way to the hub.
+            TypeError: if `path_or_hub_id` is no path and no text.
+            FileNotFoundError: if there is no such folder or nothing of a pipeline in it, or no way to the hub.
             ValueError: if the pipeline has parts, settings or weights that are not known; names them.
         """
         trained, sampler = read_pipeline(fetched_pipeline(path_or_hub_id, pickled), pickled)

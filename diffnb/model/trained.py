@@ -14,7 +14,6 @@ import copy
 import importlib.resources
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -35,7 +34,7 @@ from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
 from ..noise.sdes import SDE, SDES
-from ..printing import printable, progress_bar
+from ..printing import printable, progress_bar, warn_caller
 from ..samplers.base import SAMPLERS, Sampler, make_grid
 from ..samplers.consistency import ConsistencyFunction
 
@@ -289,10 +288,9 @@ class Trained:
         ratio = max(max(a / b, b / a) for a, b in zip(shape[1:], self.shape[1:]))
         if ratio > FAR_SIZE:
             asked, known = (" x ".join(map(str, sides[1:])) for sides in (shape, self.shape))
-            warnings.warn(
+            warn_caller(
                 f"size {asked} is far from {known}, the size that this model was trained at, and it will draw things of that size; "
-                f"generate at {known} and enlarge, or train at {asked}",
-                stacklevel=3,
+                f"generate at {known} and enlarge, or train at {asked}"
             )
         return shape
 

@@ -2,13 +2,18 @@
 
 import csv
 import errno
+import inspect
 import json
+import re
 import sys
+from typing import get_args
 
 import pytest
 import torch
 from commands import diffnb
 from PIL import Image
+from typer.main import get_command
+from typer.models import OptionInfo
 
 from diffnb import GenerativeModel
 from diffnb.apps import app
@@ -188,6 +193,62 @@ def test_what_users_get_wrong_is_one_line_and_exit_code_2(tmp_path, monkeypatch,
         *before, last = capsys.readouterr().err.splitlines()
         assert stop.value.code == 2 and last.startswith("diffnb: ") and "Exception occured" not in last, (line, last)
         assert all(" images, " in one for one in before), (line, before)  # what was found, before it was seen that it does not do
+
+
+def option_of(name, info):
+    """An option as it is typed; the first name is where typer has the default of a parameter without `Annotated`."""
+    names = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one.startswith("--")]
+    return names[0] if names else "--" + name.replace("_", "-")
+
+
+def numbers():
+    """Every option of every command that takes a number, with what else the command needs: as the functions themselves say it."""
+    for group, commands in ((), app.registered_commands), (("trust",), app.registered_groups[0].typer_instance.registered_commands):
+        for command in commands:
+            parameters = inspect.signature(command.callback.__wrapped__).parameters.values()
+            said = {parameter.name: get_args(parameter.annotation) or (parameter.annotation,) for parameter in parameters}
+            needed = []
+            for parameter in parameters:
+                if parameter.default is parameter.empty:
+                    needed += (
+                        [option_of(parameter.name, said[parameter.name][1]), "0.5"] if isinstance(said[parameter.name][1], OptionInfo) else ["0.5"]
+                    )
+            for name, (kind, *facts) in said.items():
+                kind = next((one for one in (int, float) if one in (kind, *get_args(kind))), None)
+                if kind is not None:
+                    yield (*group, command.name, *needed), option_of(name, facts[0]), kind, facts[0].min, facts[0].max
+
+
+def test_every_option_that_takes_a_number_says_so_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found, program = list(numbers()), get_command(app)  # which `app` would make anew for each line
+    assert len(found) > 50 and {line[0] for line, *_ in found} >= {"generate", "train", "distill", "export", "score", "edit", "dashboard", "demo"}
+    for line, option, kind, least, most in found:
+        bounds = f" from {least} to {most}" if most is not None else "" if least is None else f" of at least {least}"
+        wrong = ["abc", "", "1,5", "nan", "inf", "two words"] + (["0.5"] if kind is int else []) + ([str(least - 1)] if least is not None else [])
+        for text in wrong + ([str(most + 1)] if most is not None else []):
+            assert program.main([*line, f"{option}={text}"], standalone_mode=False) == 2
+            name = "whole" if kind is int else "finite"
+            assert capsys.readouterr().err == f"diffnb: {option} must be a {name} number{bounds}, got {text!r}\n", (line, option)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("generate", "Missing argument 'MODEL'; `diffnb generate --help` says what there is"),
+        ("generate fashion_mnist --n 3", "No such option: --n.*; `diffnb generate --help` says what there is"),
+        ("generate fashion_mnist more", "Got unexpected extra argument.*more.*; `diffnb generate --help` says what there is"),
+        ("generate fashion_mnist --columns", "Option '--columns' requires an argument; `diffnb .* --help` says what there is"),
+        ("demo --overwrite=3", "Option '--overwrite' does not take a value; `diffnb .* --help` says what there is"),
+        ("nothing", "No such command 'nothing'.*; `diffnb --help` says what there is"),
+        ("trust nothing", "No such command 'nothing'.*; `diffnb trust --help` says what there is"),
+        ("train packaged", "--out is needed: a folder for everything that the training leaves"),
+    ],
+)
+def test_a_command_of_the_wrong_form_is_told_where_to_look(capsys, line, said):
+    assert app(line.split(), standalone_mode=False) == 2
+    assert re.fullmatch(f"diffnb: {said}\n", capsys.readouterr().err)
 
 
 def test_the_first_and_last_of_these_in_a_shell_of_their_own(tmp_path):

@@ -154,7 +154,7 @@ def test_a_pipeline_of_diffusers():
 def test_nothing_is_named_for_a_trained_network():
     """The packaged network of garments under its own process, and its error is far below that of shrinking."""
     model = GenerativeModel.pretrained("fashion_mnist", "cpu", verbose=False)
-    garments = image_set("packaged", limit=4, verbose=False)
+    garments = image_set("packaged", limit=2, verbose=False)
     images = garments.images.float() / 127.5 - 1
     condition = {"label": garments.labels.long()}
     assert check_denoiser(model.trained.denoiser(), images, condition, tolerance=1e-3)["error"] < 1

@@ -1,6 +1,7 @@
 """Pipelines of diffusers: made by that package with random weights, read as data and written again, compared in outputs and in whole runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -438,14 +439,43 @@ def test_damaged_folders_are_told(tmp_path, file, text, message):
         GenerativeModel.from_diffusers(tmp_path, "cpu", verbose=False)
 
 
+@pytest.mark.parametrize(
+    "given, came",
+    [
+        ("", "there is no folder ''"),
+        (" ", "there is no folder ' '"),
+        ("/", "the folder '/' holds none of model_index.json, unet/config.json, config.json"),
+        ("empty", "the folder 'empty' holds none of model_index.json, unet/config.json, config.json"),
+        (Path("empty"), "the folder 'empty' holds none of model_index.json, unet/config.json, config.json"),
+        ("file.json", "'file.json' is a file, and the folder that it lies in is what is read"),
+        ("none", "there is no folder 'none'"),
+        ("./none", "there is no folder './none'"),
+        ("a/b/c", "there is no folder 'a/b/c'"),
+        ("owner/", "there is no folder 'owner/'"),
+        ("/name", "there is no folder '/name'"),
+        (None, "got None"),
+        (3, "got 3"),
+        (b"folder", "got b'folder'"),
+    ],
+)
+def test_what_is_no_pipeline_is_told_with_the_argument_and_what_would_do(tmp_path, monkeypatch, given, came):
+    """In one sentence; the folder in which Python runs is never meant."""
+    by_hand(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((FileNotFoundError, TypeError)) as caught:
+        GenerativeModel.from_diffusers(given, "cpu")
+    assert str(caught.value).startswith("path_or_hub_id must be a folder that diffusers saved a pipeline in, or an id of the hub such as")
+    assert str(caught.value).endswith(came) and "\n" not in str(caught.value)
+
+
 def test_missing_files_and_ids_of_the_hub(tmp_path, monkeypatch):
     """What is missing, and what would do; without a connection too."""
     by_hand(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has no diffusion_pytorch_model.safetensors"):
         GenerativeModel.from_diffusers(tmp_path, "cpu")
-    with pytest.raises(FileNotFoundError, match="takes a folder of a pipeline, or an id"):
-        GenerativeModel.from_diffusers(str(tmp_path / "none"), "cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="there is no folder 'owner/name', and .*(needs the package huggingface_hub|the hub did not give it)"):
         GenerativeModel.from_diffusers("owner/name", "cpu")

@@ -180,6 +180,7 @@ def test_arguments_that_do_not_fit_are_refused(model, tmp_path):
     assert (tmp_path / "odd" / "a_b" / "000000.png").is_file()
 
 
+@pytest.mark.slow  # the tutorial on several processes shares such work in the environment that a launcher makes, and tests/training has its launcher
 def test_the_command_shares_the_work_under_torchrun(expected, tmp_path):
     line = f"generate fashion_mnist --labels bag,7,dress --steps 3 --seed 11 --batch-size 2 --shard-size 4 --shards --num 14 --out {tmp_path / 'set'}"
     program = tmp_path / "run.py"

@@ -93,10 +93,15 @@ class Exact(torch.nn.Module):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_sampler_process_grid_parametrization_and_start(name):
-    """With the network of any parametrization the samples are those of the oracle, and near the exact ones."""
+    """With the network of any parametrization the samples are those of the oracle, and near the exact ones.
+
+    A sampler meets half of the processes here, and its neighbour in the list the rest; the exact moments are tested for all of them.
+    """
     sampler, oracle = AdaptiveSDE(0.2) if name == "adaptive-sde" else SAMPLERS[name](), Gaussian(0.4, 0.09)  # a tenth of its steps are enough here
     choices = zip(PROCESSES.values(), itertools.cycle(GRIDS.names()), itertools.cycle(PARAMETRIZATIONS.names()[::-1]), itertools.cycle((1.0, 0.5)))
-    for sde, grid, parametrization, start in choices:
+    for k, (sde, grid, parametrization, start) in enumerate(choices):
+        if (k + k // 2 + NAMES.index(name)) % 2:  # three of six processes, and both starts
+            continue
         grid = "karras" if grid == "noise-ratio" and start == 1 else grid  # all but one of its levels would be noise
         start_at, n_steps = min(start, sde.t_max), 2 if sampler.evaluations(2) is None else 24
         x = exact_flow(oracle, sde, sde.prior_std * Z, sde.t_max, start_at)

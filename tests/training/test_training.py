@@ -348,7 +348,13 @@ def test_lr_find_leaves_no_trace(tmp_path):
 
 @pytest.mark.parametrize(
     "sde, parametrization, times",
-    [(VP(), "epsilon", "log-normal"), (FlowMatching(), "flow", "uniform"), (EDM(), "karras", "log-normal"), (VE(), "v", "log-normal")],
+    [
+        (VP(), "epsilon", "log-normal"),
+        (FlowMatching(), "flow", "uniform"),
+        # targets and losses of these are compared with their formulas in tests/noise and below; a bound on what is learned is much wider
+        pytest.param(EDM(), "karras", "log-normal", marks=pytest.mark.slow),
+        pytest.param(VE(), "v", "log-normal", marks=pytest.mark.slow),
+    ],
 )
 def test_the_learned_denoiser_is_near_the_exact_one(sde, parametrization, times):
     dls, network = toy(width=64, batch_size=256)
