@@ -58,7 +58,7 @@ class HalfWeights(nn.Module):
         weights = {name: getattr(self, kept).float() for name, kept in self.weights.items()}
         return torch.func.functional_call(self.bare, weights, inputs, condition)
 
-
+# %% ../../nbs/11_model/08_exporting.ipynb #expf2
 def factors(
     sde: SDE,  # the process
     parametrization: Parametrization,  # what the network predicts
@@ -81,7 +81,7 @@ def plainest(
     pairs = zip(factors(sde, parametrization, levels), factors(plain, parametrization, levels))
     return plain if all(torch.allclose(one, other, rtol=1e-7, atol=1e-12) for one, other in pairs) else sde
 
-
+# %% ../../nbs/11_model/08_exporting.ipynb #expg2
 class DenoisingGraph(nn.Module):
     """x0_hat as a function of y = x / alpha and half the log-SNR, which is what a file computes."""
 
@@ -297,7 +297,7 @@ def _quiet():
         finally:
             logging.disable(before)
 
-
+# %% ../../nbs/11_model/08_exporting.ipynb #expr2
 _CANNOT = "this model cannot {}: {}; {}"
 
 
@@ -349,7 +349,7 @@ def _as_pt2(recorded, card):
     program = torch.export.load(io.BytesIO(written.getvalue())).module()
     return written.getvalue(), lambda inputs: program(*inputs.values())
 
-
+# %% ../../nbs/11_model/08_exporting.ipynb #expe2
 def _examples(graph, card, n, seed):
     """Inputs for n images: pure noise, or noisy grey images at levels over the whole range."""
     shape, noise = card["shape"], NoiseSource.of(seed, n)

@@ -9,6 +9,7 @@ __all__ = ['network_of_config', 'config_of_network', 'read_pipeline', 'fetched_p
            'write_pipeline']
 
 # %% ../../nbs/11_model/07_pipelines.ipynb #ppl04
+import contextlib
 import importlib
 import json
 import os
@@ -76,7 +77,7 @@ _ONLY = {  # settings of which one value is known, in the spelling of today firs
     "resnet_time_scale_shift": ("default",), "class_embed_type": (None,), "mid_block_type": ("UNetMidBlock2D",), "num_train_timesteps": (None, 1000),
 }  # fmt: skip
 
-
+# %% ../../nbs/11_model/07_pipelines.ipynb #pplset2
 def network_of_config(
     config: Mapping,  # config.json of a UNet2DModel
     prediction: str,  # "epsilon", "v" or "sample"
@@ -308,8 +309,9 @@ def _named_table(betas):
             for low, high in (own, *_ENDS):
                 said = {"beta_schedule": name, "beta_start": low, "beta_end": high, "num_train_timesteps": len(betas)}
                 said |= {"rescale_betas_zero_snr": rescaled}
-                if 0 < low <= high < 1 and read_scheduler(said | {"prediction_type": "sample"})[1] == betas:
-                    return said
+                with contextlib.suppress(ValueError):  # between these ends there need not be a table of this name
+                    if 0 < low <= high < 1 and read_scheduler(said | {"prediction_type": "sample"})[1] == betas:
+                        return said
     return {"trained_betas": list(betas), "num_train_timesteps": len(betas)}
 
 
