@@ -9,7 +9,7 @@ __all__ = ['check_images', 'class_indices', 'ImageSet', 'height_and_width', 'res
            'to_bytes', 'from_arrays']
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #dc260ebb
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..arguments import as_tensor, whole_number
 from ..core import to_model
 from .picture_files import upright
-from ..printing import printable
+from ..printing import counted, printable
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #8506f846
 def check_images(
@@ -37,6 +37,13 @@ def check_images(
         raise ValueError(f"there is no image: shape {tuple(images.shape)}")
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #6adbdd4c
+def _scale_of(known):
+    """Centre and spread of the values that an attribute has."""
+    if set(known.unique().tolist()) <= {0.0, 1.0}:
+        return 0.5, 0.5
+    return float(f"{known.mean():.4g}"), float(f"{known.std(correction=0).clamp(min=1e-6):.4g}")
+
+
 def _check_captions(captions, n):
     if captions is None:
         return
@@ -44,6 +51,19 @@ def _check_captions(captions, n):
         raise ValueError(f"{n} images but captions of {len(captions)}; give captions for each image, a list of one text or more")
     if bad := [own for own in captions if isinstance(own, str) or not own or not all(isinstance(text, str) for text in own)]:
         raise ValueError(f"the captions of an image must be a list of one text or more, got {bad[0]!r:.60}")
+
+
+def _read_attributes(attributes, n):
+    if attributes is None:
+        return None
+    read = {str(name): as_tensor(values, f"attribute {name!r}").float() for name, values in attributes.items()}
+    if not read:
+        raise ValueError("attributes is empty; give values by name, or None")
+    if bad := [name for name, values in read.items() if values.shape != (n,) or bool(values.isinf().any())]:
+        raise ValueError(f"attribute {bad[0]!r} must hold a finite number, or NaN, for each of the {n} images, got shape {tuple(read[bad[0]].shape)}")
+    if empty := [name for name, values in read.items() if bool(values.isnan().all())]:
+        raise ValueError(f"attribute {empty[0]!r} is known of no image; leave it out")
+    return read
 
 
 def _check_labels(labels, n, values, names):
@@ -98,11 +118,13 @@ class ImageSet:
     names: Sequence[str] | None = None  # their names, if they have any
     source: str = ""  # where the images come from
     captions: Sequence[Sequence[str]] | None = None  # n times one text or more, the first being the plainest; None: no captions
+    attributes: Mapping[str, Tensor] | None = None  # n numbers or truth values by name, NaN where not known; None: no attributes
 
     def __post_init__(self):
         """Check the parts, and fill in the values."""
         check_images(self.images)
         _check_captions(self.captions, len(self.images))
+        object.__setattr__(self, "attributes", _read_attributes(self.attributes, len(self.images)))
         if self.labels is None:
             if self.values is not None or self.names is not None:
                 raise ValueError("values and names describe labels, but labels is None")
@@ -122,7 +144,8 @@ class ImageSet:
         c, h, w = self.shape
         classes = f", {self.num_classes} classes" if self.num_classes > 1 else ", 1 class" if self.num_classes else ""
         captions = "" if self.captions is None else f", {sum(map(len, self.captions)):,} captions"
-        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}{captions}"
+        attributes = "" if self.attributes is None else f", {counted(len(self.attributes), 'attribute')}"
+        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}{captions}{attributes}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -133,6 +156,11 @@ class ImageSet:
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return 0 if self.labels is None else len(self.values)
+
+    @property
+    def scales(self) -> dict[str, tuple[float, float]] | None:
+        """Centre and spread of each attribute: (0.5, 0.5) of truth values, else mean and standard deviation; None without attributes."""
+        return None if self.attributes is None else {name: _scale_of(values[~values.isnan()]) for name, values in self.attributes.items()}
 
     @property
     def rms(self) -> float:
@@ -155,7 +183,8 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[indices]
         rows = () if self.captions is None else torch.arange(len(self))[indices].tolist()
         captions = None if self.captions is None else [self.captions[row] for row in rows]
-        return replace(self, images=self.images[indices], labels=labels, captions=captions)
+        attributes = None if self.attributes is None else {name: values[indices] for name, values in self.attributes.items()}
+        return replace(self, images=self.images[indices], labels=labels, captions=captions, attributes=attributes)
 
     def only(
         self,

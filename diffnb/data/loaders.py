@@ -124,8 +124,8 @@ def image_set(
 class ImageLoader:
     """Batches of an `ImageSet`, gathered whole: (images in [-1, 1], labels, indices), on the device.
 
-    With captions and what encodes them, a batch has {"label": labels, "text": texts} in the place of its labels; where batches are shuffled, one of
-    the captions of an image is drawn, else it is the first.
+    With captions and what encodes them, or with attributes, a batch has a mapping with "label", "text" and "attributes" in the place of its labels;
+    where batches are shuffled, one of the captions of an image is drawn, else it is the first.
 
     It has what fastai's `DataLoaders` and `Learner` ask of a loader. Order and flips of epoch e depend on the seed and e only.
     """
@@ -231,7 +231,10 @@ class ImageLoader:
             x = torch.where(mirrored.to(self.device)[:, None, None, None], x.flip(-1), x)
         labels = self.dataset.labels
         label = (torch.full((len(index),), -1) if labels is None else labels[index]).to(self.device)
-        condition = label if self.texts is None else {"label": label, "text": self.texts(index, chosen).to(self.device)}
+        further = {} if self.texts is None else {"text": self.texts(index, chosen)}
+        if self.dataset.attributes is not None:
+            further["attributes"] = torch.stack([values[index] for values in self.dataset.attributes.values()], 1)
+        condition = {"label": label} | {name: entry.to(self.device) for name, entry in further.items()} if further else label
         return x, condition, index.to(self.device)
 
 # %% ../../nbs/07_data/02_loaders.ipynb #7e41e334

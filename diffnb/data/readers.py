@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -465,4 +466,10 @@ def _pets(request):
 @DATA_SETS.register("celeba")
 def _celeba(request):
     files = "celeba/img_align_celeba/*.jpg and its list_*.txt and identity_CelebA.txt"
-    return _photos("CelebA", "CelebA", files, {"train": "train", "valid": "valid", "test": "test"}, request, target_type=[])
+    splits = {"train": "train", "valid": "valid", "test": "test"}
+    found = _photos("CelebA", "CelebA", files, splits, request, target_type=[])
+    parts = [_torchvision("CelebA", request.root, files, split=part, target_type=[]) for part in _splits(request.split, splits, "CelebA")]
+    if not all(hasattr(part, "attr") for part in parts):
+        return found
+    rows = torch.cat([part.attr for part in parts])
+    return replace(found, attributes=dict(zip(parts[0].attr_names, rows[request.rows(len(rows))].T)))

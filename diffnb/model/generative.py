@@ -284,6 +284,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         guidance: Callable | Hook | None = None,  # log p(y | x_t, t), called with x in [-1, 1] and t, or a hook after each step
         prompt: str | Sequence[str | None] | None = None,  # what to draw, of a model that takes text: one for all, or one for each image
         negative_prompt: str | Sequence[str | None] | None = None,  # what to lead away from, where guidance_scale is above 1
+        attributes: Mapping[str, Any] | None = None,  # values by name, of a model that was trained with attributes: one for all, or one for each
     ) -> Tensor:  # (num_samples, c, h, w) float32 in [0, 1], on the CPU
         """Generate images.
 
@@ -293,7 +294,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         """
         trained = self.trained
         check_counts(num_samples=num_samples, batch_size=1 if batch_size is None else batch_size, callback_frequency=callback_frequency)
-        shape, condition = trained.shape_of(size), trained.condition(class_labels, num_samples, guidance_scale, prompt, negative_prompt)
+        shape, condition = trained.shape_of(size), trained.condition(class_labels, num_samples, guidance_scale, prompt, negative_prompt, attributes)
         if "guidance_scale" in condition:
             denoiser = ClassifierFree(self.denoiser(precision=precision))
         else:

@@ -30,7 +30,7 @@ from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
 from ..networks.base import check_network, first_weights
 from ..networks.text import text_network
-from ..networks.unet import build_network
+from ..networks.unet import UNet, build_network, network_settings
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
 from ..noise.sdes import SDE, SDES
@@ -197,7 +197,7 @@ class Trained:
         """
         if isinstance(guidance_scale, (int, float)) and guidance_scale == 1:
             return
-        if not self.labels and not self.takes_text:
+        if not getattr(self.network, "condition_names", ()):
             raise ValueError(f"guidance_scale={guidance_scale} needs a model with classes; this one was trained without labels")
         if self.distilled is not None:
             raise ValueError(
@@ -214,28 +214,34 @@ class Trained:
         | Mapping[str, float] = 1.0,  # how much it is exaggerated: one, of each sample, or by condition; 1: not
         prompt: str | Sequence[str | None] | None = None,  # what to draw, one text or one for each sample; None: no text
         negative_prompt: str | Sequence[str | None] | None = None,  # what to lead away from where guidance is above 1; None: from no text
+        attributes: Mapping[str, Any] | None = None,  # values of attributes by name, one for all samples or one for each; None: none is known
     ) -> dict[str, Tensor]:  # an entry for each condition of the network; "guidance_scale" where each sample has its own; "negative_text"
         """Say what samples are conditioned on: what stands for none where nothing is asked for.
 
         Raises:
             ValueError: if there is no such class or word, or a scale without either, or their number is wrong.
         """
-        given = {"class_labels": class_labels, "prompt": prompt, "negative_prompt": negative_prompt}
+        given = {"class_labels": class_labels, "prompt": prompt, "negative_prompt": negative_prompt, "attributes": attributes}
         is_one = isinstance(guidance_scale, (int, float, Mapping)) and not isinstance(guidance_scale, bool)
         if not any(value is not None for value in given.values()) and not (is_one and guidance_scale == 1):
             asked = "a class or a text; give class_labels or prompt" if self.takes_text else "a class; give class_labels"
+            asked = "attributes; give attributes" if self.attribute_names and not self.labels and not self.takes_text else asked
             raise ValueError(f"guidance_scale={guidance_scale} strengthens {asked} too, or leave it at 1")
         if class_labels is not None and not self.labels:
             raise ValueError(f"class_labels={class_labels!r} was asked for, but this model was trained without labels")
         if (text := next((name for name in ("prompt", "negative_prompt") if given[name] is not None), None)) and not self.takes_text:
             knows = f"; it knows classes: {self.labels}" if self.labels else ""
             raise ValueError(f"{text}={given[text]!r:.60} was asked for, but this model takes no text{knows}")
+        if attributes is not None and not self.attribute_names:
+            raise ValueError(f"attributes={attributes!r:.60} was asked for, but this model knows no attributes")
         self.check_scale(guidance_scale)
         n = n if class_labels is not None or n is not None else len(prompt) if isinstance(prompt, (list, tuple)) else 1
         condition = {"label": self.labels.indices(class_labels, n)} if self.labels else {}
         n = len(condition["label"]) if n is None else n
         if self.takes_text:
             condition["text"] = self.texts(prompt, n, "prompt")
+        if self.attribute_names:
+            condition["attributes"] = self.attributes(attributes or {}, n)
         if negative_prompt is not None:
             if is_one and guidance_scale == 1:
                 raise ValueError("negative_prompt leads away from something only where guidance_scale is above 1; give a guidance_scale such as 3")
@@ -245,6 +251,32 @@ class Trained:
             if scales.shape != (n,) or not bool(scales.isfinite().all()):
                 raise ValueError(f"guidance_scale must be a number, or a finite number for each of the {n} samples, got {guidance_scale!r:.80}")
         return condition
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """What may be known of an image, as the network was trained with it."""
+        return getattr(getattr(self.network, "embed_attributes", None), "names", ())
+
+    def attributes(
+        self,
+        values: Mapping[str, Any],  # by name: a number or truth value, or one for each sample; None or NaN where not known
+        n: int,  # number of samples
+    ) -> Tensor:  # (n, k), NaN where not known
+        """Turn attributes by name into what the network takes.
+
+        Raises:
+            ValueError: if there is no such attribute, or a value is no number, or their number is neither 1 nor n.
+        """
+        if unknown := [name for name in values if name not in self.attribute_names]:
+            raise ValueError(f"unknown attribute {unknown[0]!r}; this model knows {', '.join(self.attribute_names)}")
+        told = torch.full((n, len(self.attribute_names)), math.nan)
+        for name, given in values.items():
+            given = given.tolist() if hasattr(given, "tolist") else given
+            several = [*given] if isinstance(given, (list, tuple)) else [given]
+            if len(several) not in (1, n) or not all(one is None or isinstance(one, (int, float)) for one in several):
+                raise ValueError(f"attribute {name!r} must be a number or a truth value, or one for each of the {n} samples, got {given!r:.60}")
+            told[:, self.attribute_names.index(name)] = torch.tensor([math.nan if one is None else float(one) for one in several])
+        return told
 
     def texts(
         self,
@@ -316,7 +348,10 @@ def begin(
     from diffnb.training.learner import data_scale
 
     if isinstance(network, str) and images.captions is not None:
-        network = text_network(network, images.shape, images.captions, images.num_classes, seed)
+        network = text_network(network, images.shape, images.captions, images.num_classes, seed, images.scales)
+    elif isinstance(network, str) and images.attributes is not None:
+        with first_weights(seed):
+            network = UNet(**network_settings(network, images.shape, images.num_classes), attributes=images.scales)
     if not isinstance(parametrization, Parametrization):
         cls = PARAMETRIZATIONS[parametrization] if isinstance(parametrization, str) else parametrization
         parametrization = cls(sigma_data=data_scale(images))

@@ -15,7 +15,7 @@ import importlib.resources
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -272,14 +272,16 @@ class TextUNet(UNet):
         activation: str = "silu",  # a key of `ACTIVATIONS`
         zero_init: bool = True,  # start residual branches and head at zero: the output is exactly 0 before training
         num_classes: int = 0,  # classes, which may be given beside the text; 0: none
+        attributes: Mapping[str, Sequence[float]] | None = None,  # (centre, spread) of what may be known of an image, by name; None: nothing
     ):
         layers: dict[str, Any] = dict(groups=groups, head_width=head_width, dropout=dropout, activation=activation, zero_init=zero_init)
+        layers["attributes"] = attributes
         super().__init__(channels, widths, blocks, attention_levels, num_classes, unshuffle, embedding_width, **layers)
         self.config |= dict(further=list(further), length=length, text_width=text_width, text_depth=text_depth)
         for name, least in (("text_width", 1), ("text_depth", 0)):
             if not (isinstance(self.config[name], int) and self.config[name] >= least):
                 raise ValueError(f"{name} must be an integer >= {least}, got {self.config[name]!r}")
-        self.condition_names, self.vocabulary = ("text", "label") if num_classes else ("text",), Vocabulary(further, length)
+        self.condition_names, self.vocabulary = ("text", *self.condition_names), Vocabulary(further, length)
         self.text = TextEncoder(len(self.vocabulary.further), length, text_width, text_depth, head_width, zero_init)
         self.embed_text = nn.Linear(text_width, self.config["embedding_width"])
         attention = [*(a for stage in self.down for a in stage.attention), self.middle[1], *(a for stage in self.up for a in stage.attention)]
@@ -300,16 +302,16 @@ class TextUNet(UNet):
 
     def null(
         self,
-        condition: str,  # "text", or "label" of a network with classes
-    ) -> Tensor:  # int64 (length,) of a text, () of a label
-        """Say what stands for no condition: the empty text, and the label -1.
+        condition: str,  # one of `condition_names`
+    ) -> Tensor:  # int64 (length,) of a text, () of a label, (k,) of attributes
+        """Say what stands for no condition: the empty text, the label -1, and attributes of which none is known.
 
         Raises:
             ValueError: if the network has no such condition.
         """
         if condition not in self.condition_names:
             raise ValueError(f"condition must be one of {', '.join(self.condition_names)}, got {condition!r}")
-        return self.encode("")[0] if condition == "text" else torch.tensor(-1)
+        return self.encode("")[0] if condition == "text" else super().null(condition)
 
     def forward(
         self,
@@ -317,12 +319,13 @@ class TextUNet(UNet):
         half_log_snr: Tensor,  # noise level, (n,) or ()
         text: Tensor | None = None,  # encoded texts, int64 (n, length); None: the empty text for all
         label: Tensor | None = None,  # classes, int64 (n,), -1 for none; None: none for all
+        attributes: Tensor | None = None,  # (n, k) in the order of `attributes`, NaN where not known; None: none is known
     ) -> Tensor:  # what the parametrization asks for, shape of x
         """Run the network.
 
         Raises:
-            ValueError: if x has another number of channels than the network, text is not as `encode` returns it, or a label is given to a network
-                without classes.
+            ValueError: if x has another number of channels than the network, text is not as `encode` returns it, or a condition is given that
+                the network does not take.
         """
         n, c, h, w = x.shape
         if c != self.channels:
@@ -330,7 +333,7 @@ class TextUNet(UNet):
         text = self.null("text").to(x.device).expand(n, -1) if text is None else text
         self._check(text, n)
         tokens, known = self.text(text)
-        emb = embed(self, half_log_snr, label, n, x.dtype) + self.embed_text(summary(tokens, known))
+        emb = embed(self, half_log_snr, label, n, x.dtype, attributes) + self.embed_text(summary(tokens, known))
         return self._run(x, self.act(emb), iter(self.cross), tokens, known)[..., :h, :w]
 
     def _check(self, text, n):
@@ -372,6 +375,7 @@ def text_network(
     captions: Sequence[Sequence[str]],  # those of each image
     num_classes: int = 0,  # classes, which may be given beside the text; 0: none
     seed: int = 0,  # of the first weights
+    attributes: Mapping[str, Sequence[float]] | None = None,  # (centre, spread) of what may be known of an image, by name; None: nothing
 ) -> TextUNet:  # which knows every word of the captions
     """Make a network of a named size for a set of images with captions.
 
@@ -384,4 +388,4 @@ def text_network(
         raise ValueError(f"a caption may have {LONGEST} words, got {len(split_words(longest))}: {longest[:60]!r}...; shorten it")
     words = dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
     with first_weights(seed):
-        return TextUNet(**network_settings(size, shape, num_classes), **words)
+        return TextUNet(**network_settings(size, shape, num_classes), **words, attributes=attributes)

@@ -164,3 +164,44 @@ def test_a_folder_of_captioned_pictures_is_trained_on_and_drawn_from(tmp_path):
 def test_captions_that_do_not_fit(captions, message):
     with pytest.raises(ValueError, match=message):
         ImageSet(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), captions=captions)
+
+
+@pytest.fixture(scope="module")
+def bright():
+    """A model of flat grey pictures whose brightness is one attribute, and that are mirrored in a second one."""
+    level = torch.linspace(0, 1, 800)
+    dark_left = (torch.arange(800) % 2).bool()
+    images = (level[:, None, None, None] * 200 + 20).expand(-1, 1, 8, 8).clone()
+    images[..., :4] += 35 * (1 - 2 * dark_left.float())[:, None, None, None]
+    known = torch.where(torch.arange(800) % 5 == 0, torch.nan, 100 * level)  # in per cent, of every fifth nobody knows it
+    data = ImageSet(images.clamp(0, 255).round().byte(), attributes={"brightness": known, "dark_left": dark_left})
+    model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device="cpu", verbose=False)
+    model.train(data, steps=150, batch_size=32, valid_fraction=0.04, lr=4e-3)
+    return data, model
+
+
+def test_attributes_are_drawn_as_asked_for(bright, tmp_path):
+    data, model = bright
+    assert data.scales["dark_left"] == (0.5, 0.5) and model.trained.attribute_names == ("brightness", "dark_left")
+    asked = [level for level in (10.0, 50.0, 90.0, None) for _ in range(8)]
+    drawn = model.generate(32, 12, seed=0, attributes={"brightness": asked, "dark_left": True})
+    means = drawn[:24, ..., 4:].mean((1, 2, 3)).view(3, 8).mean(1)
+    expected = (torch.tensor([10.0, 50.0, 90.0]) / 100 * 200 + 20) / 255
+    assert (means - expected).abs().max() < 0.12, (means, expected)
+    assert (drawn[..., :4].mean((1, 2, 3)) < drawn[..., 4:].mean((1, 2, 3))).all()
+    model.save(tmp_path / "a.safetensors")
+    again = GenerativeModel.load(tmp_path / "a.safetensors", "cpu", verbose=False)
+    assert torch.equal(again.generate(32, 12, seed=0, attributes={"brightness": asked, "dark_left": True}), drawn)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"age": 3}, "unknown attribute 'age'; this model knows brightness, dark_left"),
+        ({"brightness": "high"}, "attribute 'brightness' must be a number or a truth value, or one for each of the 2 samples, got 'high'"),
+        ({"brightness": [1, 2, 3]}, "or one for each of the 2 samples"),
+    ],
+)
+def test_attributes_that_cannot_be_asked_for(bright, attributes, message):
+    with pytest.raises(ValueError, match=message):
+        bright[1].generate(2, 1, seed=0, attributes=attributes)
