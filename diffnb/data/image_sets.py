@@ -56,7 +56,10 @@ def _check_captions(captions, n):
 def _read_attributes(attributes, n):
     if attributes is None:
         return None
-    read = {str(name): as_tensor(values, f"attribute {name!r}").float() for name, values in attributes.items()}
+    read = {
+        str(name): as_tensor(torch.tensor(values) if isinstance(values, (list, tuple)) else values, f"attribute {name!r}").float()
+        for name, values in attributes.items()
+    }
     if not read:
         raise ValueError("attributes is empty; give values by name, or None")
     if bad := [name for name, values in read.items() if values.shape != (n,) or bool(values.isinf().any())]:
@@ -158,9 +161,9 @@ class ImageSet:
         return 0 if self.labels is None else len(self.values)
 
     @property
-    def scales(self) -> dict[str, tuple[float, float]] | None:
-        """Centre and spread of each attribute: (0.5, 0.5) of truth values, else mean and standard deviation; None without attributes."""
-        return None if self.attributes is None else {name: _scale_of(values[~values.isnan()]) for name, values in self.attributes.items()}
+    def scales(self) -> list[tuple[str, float, float]]:
+        """Name, centre and spread of each attribute: 0.5 and 0.5 of truth values, else mean and standard deviation."""
+        return [(name, *_scale_of(values[~values.isnan()])) for name, values in (self.attributes or {}).items()]
 
     @property
     def rms(self) -> float:

@@ -11,7 +11,7 @@ __all__ = ['NETWORKS', 'HalfLogSNREmbedding', 'AttributeEmbedding', 'embed', 'ze
 # %% ../../nbs/06_networks/00_base.ipynb #net00003
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +53,14 @@ class AttributeEmbedding(nn.Module):
 
     def __init__(
         self,
-        scales: Mapping[str, Sequence[float]],  # centre and spread of each attribute, by name
+        scales: Sequence[tuple[str, float, float]],  # name, centre and spread of each attribute
         width: int,  # of the embedding
     ):
         super().__init__()
-        if not all(len(scale) == 2 and math.isfinite(scale[0]) and 0 < scale[1] < math.inf for scale in scales.values()):
-            raise ValueError(f"attributes must be a mapping from names to (centre, spread), such as {{'age': (40, 15)}}, got {dict(scales)!r:.80}")
-        self.names = tuple(scales)
-        centre, spread = torch.tensor(list(scales.values()), dtype=torch.float32).T.contiguous()
+        if not all(len(scale) == 3 and isinstance(scale[0], str) and math.isfinite(scale[1]) and 0 < scale[2] < math.inf for scale in scales):
+            raise ValueError(f"attributes must be a list of (name, centre, spread), such as [('age', 40, 15)], got {list(scales)!r:.80}")
+        self.names = tuple(name for name, _, _ in scales)
+        centre, spread = torch.tensor([scale[1:] for scale in scales], dtype=torch.float32).T.contiguous()
         self.register_buffer("centre", centre, persistent=False)  # kept in the network's configuration
         self.register_buffer("spread", spread, persistent=False)
         self.layers = nn.Sequential(nn.Linear(2 * len(scales), width), nn.SiLU(), nn.Linear(width, width))

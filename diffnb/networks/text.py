@@ -15,7 +15,7 @@ import importlib.resources
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -272,7 +272,7 @@ class TextUNet(UNet):
         activation: str = "silu",  # a key of `ACTIVATIONS`
         zero_init: bool = True,  # start residual branches and head at zero: the output is exactly 0 before training
         num_classes: int = 0,  # classes, which may be given beside the text; 0: none
-        attributes: Mapping[str, Sequence[float]] | None = None,  # (centre, spread) of what may be known of an image, by name; None: nothing
+        attributes: Sequence[tuple[str, float, float]] = (),  # (name, centre, spread) of each number that may be known of an image
     ):
         layers: dict[str, Any] = dict(groups=groups, head_width=head_width, dropout=dropout, activation=activation, zero_init=zero_init)
         layers["attributes"] = attributes
@@ -375,7 +375,7 @@ def text_network(
     captions: Sequence[Sequence[str]],  # those of each image
     num_classes: int = 0,  # classes, which may be given beside the text; 0: none
     seed: int = 0,  # of the first weights
-    attributes: Mapping[str, Sequence[float]] | None = None,  # (centre, spread) of what may be known of an image, by name; None: nothing
+    attributes: Sequence[tuple[str, float, float]] = (),  # (name, centre, spread) of each number that may be known of an image
 ) -> TextUNet:  # which knows every word of the captions
     """Make a network of a named size for a set of images with captions.
 

@@ -10,7 +10,7 @@ __all__ = ['ACTIVATIONS', 'SMALL_MAP', 'FEW_TOKENS', 'SIZES', 'GroupNorm', 'ResB
 
 # %% ../../nbs/06_networks/01_unet.ipynb #e6bc0fd5
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -278,7 +278,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,  # share of activations dropped in training
         activation: str = "silu",  # a key of `ACTIVATIONS`
         zero_init: bool = True,  # start residual branches and head at zero: the output is exactly 0 before training
-        attributes: Mapping[str, Sequence[float]] | None = None,  # (centre, spread) of what may be known of an image, by name; None: nothing
+        attributes: Sequence[tuple[str, float, float]] = (),  # (name, centre, spread) of each number that may be known of an image
     ):
         super().__init__()
         widths = list(widths)
@@ -287,7 +287,7 @@ class UNet(nn.Module):
         self.config |= dict(num_classes=num_classes, unshuffle=unshuffle, embedding_width=c_emb, groups=groups, head_width=head_width)
         self.config |= dict(dropout=dropout, activation=activation, zero_init=zero_init)
         if attributes:  # files of networks without stay what they were
-            self.config["attributes"] = {name: list(scale) for name, scale in attributes.items()}
+            self.config["attributes"] = [list(scale) for scale in attributes]
         _check_unet(self.config)
         self.channels, self.num_classes, self.unshuffle = channels, num_classes, unshuffle
         self.condition_names = ("label",) * bool(num_classes) + ("attributes",) * bool(attributes)
