@@ -74,6 +74,7 @@ def commands(seconds, weights):
             Case("demo/trained.safetensors --labels bag,coat --num 24 --steps 2 --seed 1 --files --out made", "24 files in made"),
             Case("cifar10 --num 2 --steps 2 --seed 1 --files --out colour", "2 files in colour"),
         ],
+        "draw": [Case("heart --style noto --num 2 --steps 2 --seed 1", "heart-noto-style.png: 2 pictures")],
         "train": [
             Case("packaged --limit 64 --epochs 1 --network tiny --metric none --out run", "go on by: diffnb train --resume run"),
             Case("packaged --limit 64 --epochs 1 --network tiny --log-to wandb --out logged", 'pip install "diffnb[wandb]"', 2),

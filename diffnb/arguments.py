@@ -123,6 +123,12 @@ def _element(member):
     return kinds.pop() if len(kinds) == 1 and kinds <= set(_SCALARS) else None
 
 
+def _named(member):
+    """The kind of number of which an annotation asks for several by name; None where it is no mapping of numbers."""
+    names, kind = typing.get_args(member) if typing.get_origin(member) is collections.abc.Mapping else (None, None)
+    return kind if names is str and kind in _SCALARS else None
+
+
 def _read_scalar(value, name, kinds):
     """A value as the first kind of number that takes it."""
     for kind in kinds:
@@ -137,12 +143,18 @@ def _reader(parameter):
     """What converts an argument; None where its annotation speaks of no number."""
     members = _members(parameter.annotation)
     scalars = [kind for kind in _SCALARS if kind in members]
-    several = [kind for kind in map(_element, members) if kind]
+    several, by_name = ([kind for kind in map(find, members) if kind] for find in (_element, _named))
     if not scalars and not several:
         return None
-    others = [m for m in members if m not in _SCALARS and m not in (None, types.NoneType) and not _element(m)]
+    others = [m for m in members if m not in _SCALARS and m not in (None, types.NoneType) and not _element(m) and not _named(m)]
     is_optional = {None, types.NoneType} & set(members)
-    wanted = " or ".join([*(_SCALARS[kind][1] for kind in scalars), *(f"a list of {_SEVERAL[kind]}" for kind in several)])
+    wanted = " or ".join(
+        [
+            *(_SCALARS[kind][1] for kind in scalars),
+            *(f"a list of {_SEVERAL[kind]}" for kind in several),
+            *(f"{_SEVERAL[kind]} by name" for kind in by_name),
+        ]
+    )
 
     def read(value):
         if value is None and (is_optional or parameter.default is not parameter.empty):
@@ -152,6 +164,8 @@ def _reader(parameter):
             if several and isinstance(plain, _PLAIN):
                 read_all = [_read_scalar(one, parameter.name, several) for one in plain]
                 return tuple(read_all) if isinstance(plain, tuple) else read_all
+            if by_name and isinstance(plain, collections.abc.Mapping):
+                return {key: _read_scalar(one, parameter.name, by_name) for key, one in plain.items()}
             return _read_scalar(plain, parameter.name, scalars)
         except ValueError:
             if others:  # for the function to judge

@@ -1,4 +1,4 @@
-"""`diffnb demo`, `train`, `distill`, `generate`, `score`, `colorize`, `impute`, `upscale`, `denoise`, `edit`: the same model, without Python.
+"""`diffnb demo`, `draw`, `train`, `distill`, `generate`, `score`, `colorize`, `impute`, `upscale`, `denoise`, `edit`: the same model, without Python.
 
 Docs: https://diffnb.github.io/diffnb/12_apps/commands.html.md"""
 
@@ -20,6 +20,7 @@ import typer
 
 from .dashboard_command import dashboard
 from .distill_command import distill
+from .draw_command import draw
 from .export_command import export
 from .image_commands import COMMANDS, Device, comma_list, load_model, model_file
 from .shell import OneLineErrors, added, check_absent, grid, is_picture_name, made, tell, warn, write_png
@@ -66,7 +67,9 @@ def _size(text):
 # %% ../../nbs/12_apps/03_commands.ipynb #14
 Model = Annotated[
     str,
-    typer.Argument(help="A model file, the folder of a training, or a packaged model: fashion_mnist, cifar10.", metavar="MODEL", show_default=False),
+    typer.Argument(
+        help="A model file, the folder of a training, or a packaged model: fashion_mnist, cifar10, emoji.", metavar="MODEL", show_default=False
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; made if it is not there.")]
 
@@ -125,7 +128,9 @@ def _generate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder, or a file ending in .png, .jpg or .webp.")] = Path("diffnb-out"),
     num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Number of images; 16, or one a label.", show_default=False)] = None,
     labels: Annotated[str | None, typer.Option(help="Classes by name or value, separated by commas; images take turns.", show_default=False)] = None,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="How much the class is exaggerated; 1: not at all.")] = 1.0,
+    prompt: Annotated[str | None, typer.Option(help="What to draw, of a model that takes text.", show_default=False)] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from; needs --guidance-scale above 1.", show_default=False)] = None,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="How much class or prompt are exaggerated; 1: not at all.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same images; a fresh one if not given.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampler; its own default if not given.", show_default=False)] = None,
     sampler: Annotated[str | None, typer.Option(help="Name of a sampler; the model's own if not given.", show_default=False)] = None,
@@ -158,6 +163,8 @@ def _generate(
     if names and num < len(names):
         raise ValueError(f"--labels holds {len(names)} classes, and --num {num} is fewer images than that; leave --num out for one of each")
     if form in ("shards", "folders"):
+        if prompt is not None or negative_prompt is not None:
+            raise ValueError(f"--{form} makes sets of classes; --prompt goes with --grid or --files")
         how = {"n_steps": steps, "seed": seed, "class_labels": names, "guidance_scale": guidance_scale, "size": _size(size)}
         return _generate_set(generative, out, num, form, **how, batch_size=batch_size, shard_size=shard_size, precision=precision)
     places = _places(out, files, num, overwrite)
@@ -172,6 +179,8 @@ def _generate(
             size=_size(size),
             batch_size=batch_size,
             precision=precision,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
         )
         each = (time.perf_counter() - start) / num
         written = _write_images(images, places, files, columns or min(num, len(names) if names and len(names) > 1 else round(num**0.5)))
@@ -439,7 +448,7 @@ def _weights(
     tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
-for _command in (*COMMANDS, distill, export, dashboard):
+for _command in (draw, *COMMANDS, distill, export, dashboard):
     added(app, _command.__name__)(_command)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #37

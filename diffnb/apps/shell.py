@@ -267,6 +267,10 @@ Threads = Annotated[
 # %% ../../nbs/12_apps/04_shell.ipynb #23c0ea32
 EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by command
     "demo": ("demo", "demo --out first-look --train-seconds 120"),
+    "draw": (
+        'draw "a green heart" --style noto',
+        'draw "red apple" "blue boat" --num 4 --seed 1 --out fruit.png',
+    ),
     "generate": (
         "generate fashion_mnist --labels bag,coat --seed 1 --out pictures.png",
         "generate run --num 100 --files --out samples",
@@ -390,6 +394,8 @@ OPTIONS = {
     "resize=True": "--resize",
     "overwrite=True": "--overwrite",
     "class_labels": "--labels",
+    "negative_prompt": "--negative-prompt",
+    "guidance_scale": "--guidance-scale",
     "noise_schedule": "--noise-schedule",
     "imputation": "impute",
 }  # in a shell

@@ -9,8 +9,8 @@ __all__ = ['check_images', 'class_indices', 'ImageSet', 'height_and_width', 'res
            'to_bytes', 'from_arrays']
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #dc260ebb
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..arguments import as_tensor, whole_number
 from ..core import to_model
 from .picture_files import upright
-from ..printing import printable
+from ..printing import counted, printable
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #8506f846
 def check_images(
@@ -37,6 +37,35 @@ def check_images(
         raise ValueError(f"there is no image: shape {tuple(images.shape)}")
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #6adbdd4c
+def _scale_of(known):
+    """Centre and spread of the values that an attribute has."""
+    if set(known.unique().tolist()) <= {0.0, 1.0}:
+        return 0.5, 0.5
+    return float(f"{known.mean():.4g}"), float(f"{known.std(correction=0).clamp(min=1e-6):.4g}")
+
+
+def _check_captions(captions, n):
+    if captions is None:
+        return
+    if len(captions) != n:
+        raise ValueError(f"{n} images but captions of {len(captions)}; give captions for each image, a list of one text or more")
+    if bad := [own for own in captions if isinstance(own, str) or not own or not all(isinstance(text, str) for text in own)]:
+        raise ValueError(f"the captions of an image must be a list of one text or more, got {bad[0]!r:.60}")
+
+
+def _read_attributes(attributes, n):
+    if attributes is None:
+        return None
+    read = {str(name): as_tensor(values, f"attribute {name!r}").float() for name, values in attributes.items()}
+    if not read:
+        raise ValueError("attributes is empty; give values by name, or None")
+    if bad := [name for name, values in read.items() if values.shape != (n,) or bool(values.isinf().any())]:
+        raise ValueError(f"attribute {bad[0]!r} must hold a finite number, or NaN, for each of the {n} images, got shape {tuple(read[bad[0]].shape)}")
+    if empty := [name for name, values in read.items() if bool(values.isnan().all())]:
+        raise ValueError(f"attribute {empty[0]!r} is known of no image; leave it out")
+    return read
+
+
 def _check_labels(labels, n, values, names):
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError("labels must be an int64 tensor (n,); image_set((images, labels)) converts other forms")
@@ -88,10 +117,14 @@ class ImageSet:
     values: Sequence | None = None  # the k labels as the user knows them; None: 0 ... k - 1
     names: Sequence[str] | None = None  # their names, if they have any
     source: str = ""  # where the images come from
+    captions: Sequence[Sequence[str]] | None = None  # n times one text or more, the first being the plainest; None: no captions
+    attributes: Mapping[str, Tensor] | None = None  # n numbers or truth values by name, NaN where not known; None: no attributes
 
     def __post_init__(self):
         """Check the parts, and fill in the values."""
         check_images(self.images)
+        _check_captions(self.captions, len(self.images))
+        object.__setattr__(self, "attributes", _read_attributes(self.attributes, len(self.images)))
         if self.labels is None:
             if self.values is not None or self.names is not None:
                 raise ValueError("values and names describe labels, but labels is None")
@@ -110,7 +143,9 @@ class ImageSet:
         """Say what there is, in a line."""
         c, h, w = self.shape
         classes = f", {self.num_classes} classes" if self.num_classes > 1 else ", 1 class" if self.num_classes else ""
-        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}"
+        captions = "" if self.captions is None else f", {sum(map(len, self.captions)):,} captions"
+        attributes = "" if self.attributes is None else f", {counted(len(self.attributes), 'attribute')}"
+        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}{captions}{attributes}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,6 +156,11 @@ class ImageSet:
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return 0 if self.labels is None else len(self.values)
+
+    @property
+    def scales(self) -> dict[str, tuple[float, float]] | None:
+        """Centre and spread of each attribute: (0.5, 0.5) of truth values, else mean and standard deviation; None without attributes."""
+        return None if self.attributes is None else {name: _scale_of(values[~values.isnan()]) for name, values in self.attributes.items()}
 
     @property
     def rms(self) -> float:
@@ -140,7 +180,11 @@ class ImageSet:
         indices: Tensor,  # int64 (m,), or bool (n,)
     ) -> "ImageSet":  # m images; the classes stay, also one that none of them has
         """Take some of the images, in the given order."""
-        return ImageSet(self.images[indices], None if self.labels is None else self.labels[indices], self.values, self.names, self.source)
+        labels = None if self.labels is None else self.labels[indices]
+        rows = () if self.captions is None else torch.arange(len(self))[indices].tolist()
+        captions = None if self.captions is None else [self.captions[row] for row in rows]
+        attributes = None if self.attributes is None else {name: values[indices] for name, values in self.attributes.items()}
+        return replace(self, images=self.images[indices], labels=labels, captions=captions, attributes=attributes)
 
     def only(
         self,
@@ -154,10 +198,10 @@ class ImageSet:
         keep = class_indices(classes, self.values, self.names)
         renumber = torch.full((self.num_classes,), -1)
         renumber[keep] = torch.arange(len(keep))
-        labels = renumber[self.labels]
-        rows = (labels >= 0).nonzero()[:, 0]
+        rows = (renumber[self.labels] >= 0).nonzero()[:, 0]
         names = None if self.names is None else [self.names[i] for i in keep]
-        return ImageSet(self.images[rows], labels[rows], [self.values[i] for i in keep], names, self.source)
+        found = self.select(rows)
+        return replace(found, labels=renumber[found.labels], values=[self.values[i] for i in keep], names=names)
 
     def split(
         self,

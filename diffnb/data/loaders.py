@@ -11,8 +11,10 @@ __all__ = ['image_set', 'ImageLoader', 'default_batch', 'put_aside', 'image_load
 import copy
 import difflib
 import math
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..arguments import reading
 from ..core import best_device, check_counts, to_model
+from .captions import EncodedCaptions
 from .image_sets import ImageSet, from_arrays, height_and_width, resize_images
 from .readers import DATA_SETS, Request, data_root, from_datasets, from_folder, from_loader, is_array
 
@@ -111,7 +114,7 @@ def image_set(
     found = found if classes is None else found.only(classes)
     found = found if limit is None else found.select(request.rows(len(found)))
     if size is not None and found.shape[1:] != height_and_width(size):
-        found = ImageSet(resize_images(found.images, size), found.labels, found.values, found.names, found.source)
+        found = replace(found, images=resize_images(found.images, size))
     if verbose:
         print(found)
     return found
@@ -120,6 +123,9 @@ def image_set(
 @reading
 class ImageLoader:
     """Batches of an `ImageSet`, gathered whole: (images in [-1, 1], labels, indices), on the device.
+
+    With captions and what encodes them, or with attributes, a batch has a mapping with "label", "text" and "attributes" in the place of its labels;
+    where batches are shuffled, one of the captions of an image is drawn, else it is the first.
 
     It has what fastai's `DataLoaders` and `Learner` ask of a loader. Order and flips of epoch e depend on the seed and e only.
     """
@@ -131,10 +137,12 @@ class ImageLoader:
         shuffle: bool = False,  # a new order each epoch
         drop_last: bool = False,  # leave out a last batch that is not full
         flip: bool = False,  # mirror each image, left to right, with probability 1/2
-        seed: int = 0,  # of order and flips
+        seed: int = 0,  # of order, flips and captions
         device: str | torch.device = "cpu",  # where batches are made
+        encode: Callable[[list[str]], Tensor] | None = None,  # turns m captions into a tensor (m, ...); None: batches have no text
     ):
         check_counts(batch_size=batch_size)
+        self.texts = None if encode is None or dataset.captions is None else EncodedCaptions(dataset.captions, encode)
         self.dataset, self.bs, self.shuffle, self.drop_last, self.flip = dataset, batch_size, shuffle, drop_last, flip
         self.seed, self.epoch, self.device = seed, 0, torch.device(device)
 
@@ -184,15 +192,18 @@ class ImageLoader:
         """Show images of a batch with the names of their classes."""
         from diffnb.printing import new_figure
 
-        x, label, _ = self.one_batch() if b is None else b
+        x, label, index = self.one_batch() if b is None else b
+        label = label["label"] if isinstance(label, Mapping) else label
         n = min(max_n, len(x))
         columns = math.ceil(n**0.5)
         figure = new_figure(**{"figsize": (1.4 * columns, 1.5 * math.ceil(n / columns)), "layout": "constrained", **kwargs})
-        names = self.dataset.names or self.dataset.values or []
-        for ax, image, k in zip(figure.subplots(math.ceil(n / columns), columns, squeeze=False).flat, x[:n].cpu(), label[:n].tolist()):
+        names, captions = self.dataset.names or self.dataset.values or [], self.dataset.captions
+        titles = [str(names[k]) if 0 <= k < len(names) else "" for k in label[:n].tolist()]
+        titles = titles if captions is None else [textwrap.shorten(captions[i][0], 26, placeholder="...") for i in index[:n].tolist()]
+        for ax, image, title in zip(figure.subplots(math.ceil(n / columns), columns, squeeze=False).flat, x[:n].cpu(), titles):
             image = (image.clamp(-1, 1) + 1) / 2
             ax.imshow(image.permute(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=1)
-            ax.set_title(str(names[k]) if 0 <= k < len(names) else "", fontsize=9)
+            ax.set_title(title, fontsize=9)
         for ax in figure.axes:
             ax.set_axis_off()
         return figure
@@ -210,16 +221,21 @@ class ImageLoader:
         order = torch.randperm(self.n, generator=generator) if self.shuffle else torch.arange(self.n)
         for number, index in enumerate(order.split(self.bs)[: len(self)]):
             mirrored = torch.rand(len(index), generator=generator) < 0.5 if self.flip else None
+            chosen = torch.rand(len(index), generator=generator) if self.shuffle and self.texts is not None else None
             if number >= start:  # those before have drawn their random numbers all the same
-                yield self._batch(index, mirrored)
+                yield self._batch(index, mirrored, chosen)
 
-    def _batch(self, index, mirrored):
+    def _batch(self, index, mirrored, chosen=None):
         x = to_model(self.dataset.images[index].to(self.device, non_blocking=True).float() / 255)
         if mirrored is not None:
             x = torch.where(mirrored.to(self.device)[:, None, None, None], x.flip(-1), x)
         labels = self.dataset.labels
-        label = torch.full((len(index),), -1) if labels is None else labels[index]
-        return x, label.to(self.device), index.to(self.device)
+        label = (torch.full((len(index),), -1) if labels is None else labels[index]).to(self.device)
+        further = {} if self.texts is None else {"text": self.texts(index, chosen)}
+        if self.dataset.attributes is not None:
+            further["attributes"] = torch.stack([values[index] for values in self.dataset.attributes.values()], 1)
+        condition = {"label": label} | {name: entry.to(self.device) for name, entry in further.items()} if further else label
+        return x, condition, index.to(self.device)
 
 # %% ../../nbs/07_data/02_loaders.ipynb #7e41e334
 def default_batch(
@@ -254,7 +270,8 @@ def image_loaders(
     seed: int = 0,  # of the order and the flips
     split_seed: int = 0,  # of the split: its own, so that what is kept aside stays the same under another seed
     device: str | torch.device | None = None,  # where batches are made; None: CUDA, MPS or CPU, the first there is
-):  # fastai DataLoaders; batches are (x0 float [-1, 1] (n, c, h, w), label int64 (n,), -1 without labels, index int64 (n,))
+    encode: Callable[[list[str]], Tensor] | None = None,  # turns m captions into a tensor (m, ...); None: batches have no text
+):  # fastai DataLoaders; batches are (x0 float [-1, 1] (n, c, h, w), label int64 (n,), -1 without labels, or a mapping with "text", index int64 (n,))
     """Make loaders for training and validation, as fastai's `Learner` takes them.
 
     Raises:
@@ -272,5 +289,5 @@ def image_loaders(
         raise ValueError(f"batch_size={batch_size} is more than the {len(train)} images to train on; take at most that, or None")
     batch_size = default_batch(len(train)) if batch_size is None else batch_size
     device = torch.device(best_device() if device is None else device)
-    loader = ImageLoader(train, batch_size, shuffle=True, drop_last=True, flip=flip, seed=seed)
-    return DataLoaders(loader, ImageLoader(valid, batch_size), device=device)
+    loader = ImageLoader(train, batch_size, shuffle=True, drop_last=True, flip=flip, seed=seed, encode=encode)
+    return DataLoaders(loader, ImageLoader(valid, batch_size, encode=encode), device=device)

@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..core import Registry
+from .captions import emoji, read_captions
 from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
 from .picture_files import open_picture, told, walk_pictures
 from ..printing import printable, progress_bar, warn_caller
@@ -227,15 +229,17 @@ def from_folder(
     lost = [k for k in tried.tolist() if not bool((labels == k).any())]  # nothing of these could be read
     empty = [name for name, (pictures, _) in found.items() if name and not pictures]
     broken, others = [item for item in items if isinstance(item, str)], [file for _, others in found.values() for file in others]
-    _account(place, broken, len(items), [file for file in others if not _OURS.fullmatch(file.name)], [*empty, *(names[k] for k in lost)])
+    captions, used, said = read_captions(place, [files[row] for row in rows[good].tolist()])
+    others = [file for file in others if file not in set(used)]
+    _account(place, broken, len(items), [file for file in others if not _OURS.fullmatch(file.name)], [*empty, *(names[k] for k in lost)], said)
     images = _stack([item for item in items if not isinstance(item, str)])
     kept = [k for k in range(len(names)) if k not in lost]
     labels = torch.searchsorted(torch.tensor(kept), labels)
     values, names = _labelled([names[k] for k in kept])
-    return ImageSet(images, None if values is None else labels, values, names, folder.name)
+    return ImageSet(images, None if values is None else labels, values, names, folder.name, captions)
 
 # %% ../../nbs/07_data/01_readers.ipynb #501e9ec9
-def _account(folder, broken, n, others, classes):
+def _account(folder, broken, n, others, classes, captions):
     """Warn of all that is in a folder and is not used."""
     parts = []
     if broken:
@@ -245,6 +249,7 @@ def _account(folder, broken, n, others, classes):
         parts.append(f"files that are not read as pictures are passed over: {told(others, folder)}")
     if classes:
         parts.append(f"subfolders without a picture are left out: {', '.join(map(printable, classes))}")
+    parts += [captions] if captions else []
     if parts:
         warn_caller(f"in folder {printable(folder.name)}, {'; '.join(parts)}")
 
@@ -388,6 +393,11 @@ def _packaged(request):
     return from_arrays(x, y, "Fashion-MNIST (10,000 packaged images)", FASHION)
 
 # %% ../../nbs/07_data/01_readers.ipynb #dc99398b
+@DATA_SETS.register("emoji")
+def _emoji(request):
+    return emoji(_splits(request.split, {"train": False, "test": True}, "emoji"))
+
+
 @DATA_SETS.register("cifar10_samples")
 def _cifar10_samples(request):
     from PIL import Image
@@ -456,4 +466,10 @@ def _pets(request):
 @DATA_SETS.register("celeba")
 def _celeba(request):
     files = "celeba/img_align_celeba/*.jpg and its list_*.txt and identity_CelebA.txt"
-    return _photos("CelebA", "CelebA", files, {"train": "train", "valid": "valid", "test": "test"}, request, target_type=[])
+    splits = {"train": "train", "valid": "valid", "test": "test"}
+    found = _photos("CelebA", "CelebA", files, splits, request, target_type=[])
+    parts = [_torchvision("CelebA", request.root, files, split=part, target_type=[]) for part in _splits(request.split, splits, "CelebA")]
+    if not all(hasattr(part, "attr") for part in parts):
+        return found
+    rows = torch.cat([part.attr for part in parts])
+    return replace(found, attributes=dict(zip(parts[0].attr_names, rows[request.rows(len(rows))].T)))

@@ -8,6 +8,7 @@ Docs: https://diffnb.github.io/diffnb/04_guidance/guidance.html.md"""
 __all__ = ['ClassifierFree', 'ClassifierGuided', 'AutoGuided']
 
 # %% ../../nbs/04_guidance/00_guidance.ipynb #3
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -18,15 +19,17 @@ from ..core import expand
 from ..denoise.denoisers import BaseDenoiser
 
 # %% ../../nbs/04_guidance/00_guidance.ipynb #6
-def _labels(condition: Mapping[str, Tensor], n: int) -> Tensor:
-    """The labels of a condition, one for each of n samples."""
-    label = condition.get("label")
-    if label is None:
-        raise ValueError(f"classifier-free guidance needs a condition with the key 'label', got {', '.join(sorted(condition)) or 'none'}")
-    if not isinstance(label, Tensor) or label.shape != (n,) or label.is_floating_point():
-        got = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
-        raise ValueError(f"condition['label'] must hold one whole number for each of the {n} samples (-1: none), got {got}")
-    return label
+def _none_of(denoiser: BaseDenoiser, name: str, entry: Tensor, n: int) -> Tensor:
+    """What stands for none of a condition, in the shape of the entries that are given."""
+    null = denoiser.null(name)
+    if null is None:
+        raise ValueError(f"guidance by {name!r} needs something that stands for none of it, and this model has learned nothing of the kind")
+    if not isinstance(entry, Tensor) or entry.shape != (n, *null.shape) or entry.is_floating_point() != null.is_floating_point():
+        each = "numbers" if null.is_floating_point() else "whole numbers"
+        each = f"{math.prod(null.shape)} {each}" if null.ndim else f"one {each.removesuffix('s')}"
+        got = f"{entry.dtype} of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else repr(entry)
+        raise ValueError(f"condition[{name!r}] must hold {each} for each of the {n} samples, got {got}")
+    return null.to(entry).expand_as(entry)
 
 
 def _scales(value, x, t, sde, interval):
@@ -43,7 +46,11 @@ def _scales(value, x, t, sde, interval):
 
 
 def _checked_scale(scale):
-    """A scale, or one for each sample, if it can be one."""
+    """A scale, one for each sample, or those of several conditions, if they can be scales."""
+    if isinstance(scale, Mapping):
+        if not scale:
+            raise ValueError("guidance_scale is an empty mapping; give a number, or a scale for a condition by its name")
+        return {name: _checked_scale(one) for name, one in scale.items()}
     values = torch.as_tensor(scale, dtype=torch.float64)
     if not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(f"guidance_scale must be a number of at least 0 (0: unconditional, 1: conditional), got {scale}")
@@ -61,38 +68,57 @@ def _checked_interval(interval):
 class ClassifierFree(BaseDenoiser):
     """Classifier-free guidance: x0_hat = x0_uncond + guidance_scale (x0_cond - x0_uncond).
 
-    0 is the unconditional model, 1 the conditional one, more than 1 exaggerates the condition. Both predictions are made in
-    one batch. The unconditional one replaces every label by the null label -1. A condition may hold a scale of its own for each
-    sample, under the key "guidance_scale".
+    0 is the unconditional model, 1 the conditional one, more than 1 exaggerates the condition. All predictions are made in one
+    batch. The unconditional one replaces the condition by what stands for none of it, `denoiser.null(name)`.
+
+    A mapping from names of conditions to scales guides by one after the other, in the order of the mapping, each given those
+    before it; conditions that it does not name stay as they are in every prediction. A condition may hold a scale of its own for
+    each sample, under the key "guidance_scale", and under "negative_" and a name what to lead away from in place of none.
 
     References:
         Ho and Salimans (2022), "Classifier-free diffusion guidance", eq. 6 with guidance_scale = 1 + w;
-        Kynkäänniemi et al. (2024), "Applying guidance in a limited interval improves sample and distribution quality".
+        Kynkäänniemi et al. (2024), "Applying guidance in a limited interval improves sample and distribution quality";
+        Brooks, Holynski and Efros (2023), "InstructPix2Pix", eq. 3, for two conditions.
     """
 
     def __init__(
         self,
-        denoiser: BaseDenoiser,  # takes the condition "label", with -1 for none
-        guidance_scale: float | Sequence[float] | Tensor = 1.0,  # >= 0: one for all, or one for each sample
+        denoiser: BaseDenoiser,  # takes conditions, and says what stands for none of each
+        guidance_scale: float | Sequence[float] | Tensor | Mapping[str, float] = 1.0,  # >= 0: for all, each sample, or conditions by name
         interval: tuple[float, float] | None = None,  # noise levels sigma / alpha between which to guide; None: all. Outside: scale 1
     ):
         self.denoiser, self.sde = denoiser, denoiser.sde
         self.guidance_scale, self.interval = _checked_scale(guidance_scale), _checked_interval(interval)
 
     def x0(self, x, t, condition):
-        """Combine the two predictions; where one of them has no weight it is not made."""
-        condition = dict(condition)
-        scale = _scales(_checked_scale(condition.pop("guidance_scale", self.guidance_scale)), x, t, self.sde, self.interval)
-        label = _labels(condition, len(x))
-        if bool((scale == 1).all()):
-            return self.denoiser.x0(x, t, condition)
-        null = {**condition, "label": torch.full_like(label, -1)}
-        if bool((scale == 0).all()):
-            return self.denoiser.x0(x, t, null)
-        both = {k: torch.cat([null[k], condition[k]]) for k in condition}
-        twice = t if t.numel() == 1 else torch.cat([t, t])
-        without, having = self.denoiser.x0(torch.cat([x, x]), twice, both).chunk(2)
-        return without + expand(scale, x) * (having - without)
+        """Combine the predictions; where one of them has no weight it is not made."""
+        stages, scales, condition = self._stages(x, t, dict(condition))
+        weights = [1.0, *scales, 0.0]  # prediction j counts weights[j] - weights[j + 1]
+        made = [j for j in range(len(stages)) if bool(torch.as_tensor(weights[j] != weights[j + 1]).any())]
+        if len(made) == 1:
+            return self.denoiser.x0(x, t, stages[made[0]])
+        together = {name: torch.cat([stages[j][name] for j in made]) for name in condition}
+        times = t if t.numel() == 1 else t.repeat(len(made))
+        parts = self.denoiser.x0(x.repeat(len(made), *[1] * (x.ndim - 1)), times, together).chunk(len(made))
+        answer = parts[0]
+        for j, before, after in zip(made[1:], parts, parts[1:]):
+            answer = answer + expand(weights[j], x) * (after - before)
+        return answer
+
+    def _stages(self, x, t, condition):
+        """Conditions of the predictions, from the one where nothing is given to the one where all is; the scale of each but the first."""
+        scale = _checked_scale(condition.pop("guidance_scale", self.guidance_scale))
+        negative = {name.removeprefix("negative_"): condition.pop(name) for name in [*condition] if name.startswith("negative_")}
+        groups = {(name,): one for name, one in scale.items()} if isinstance(scale, Mapping) else {tuple(condition): scale}
+        guided = [name for group in groups for name in group]
+        if missing := sorted({*guided, *negative} - set(condition)) or ([] if condition else ["such as label"]):
+            raise ValueError(f"guidance needs a condition with {', '.join(missing)}, got {', '.join(sorted(condition)) or 'none'}")
+        if idle := sorted(set(negative) - set(guided)):
+            raise ValueError(f"negative_{idle[0]} leads away from something only where guidance_scale has a scale for {idle[0]!r}")
+        stages = [condition | {name: _none_of(self.denoiser, name, condition[name], len(x)) for name in guided} | negative]
+        for group in groups:
+            stages.append(stages[-1] | {name: condition[name] for name in group})
+        return stages, [_scales(one, x, t, self.sde, self.interval) for one in groups.values()], condition
 
 # %% ../../nbs/04_guidance/00_guidance.ipynb #30
 def _gradient(value, x, t):

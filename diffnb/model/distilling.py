@@ -102,7 +102,17 @@ class Distilling:
         settings: dict[str, Any] = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
         plan: dict[str, Any] = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "diffusion": diffusion}
         student, begun = self._student()
-        teach(student, begun, network, image_loaders(images, **how, device=self.device), callbacks, checkpoints, resume, **plan, **settings)
+        teach(
+            student,
+            begun,
+            network,
+            image_loaders(images, **how, device=self.device, encode=getattr(network, "encode", None)),
+            callbacks,
+            checkpoints,
+            resume,
+            **plan,
+            **settings,
+        )
         student._again = None
         return student
 

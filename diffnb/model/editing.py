@@ -82,13 +82,14 @@ class Editing:
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n x variants, c, h, w) in [0, 1]
         """Noise pictures to time t, and denoise them from there, the level they were noised to.
 
         Raises:
             ValueError: if t or a picture does not fit.
         """
-        how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", variants, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", variants, batch_size, progress_callback, callback_frequency, prompt)
         clean, denoiser, sde = to_model(fitting(self, image, resize)), how.denoiser(self), self.sde
         t = min(self._levels(t, 2)[-1].item(), sde.t_max)
 
@@ -114,8 +115,10 @@ class Editing:
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what they are to show, of a model that takes text: one text, or one for each
+        from_prompt: str | Sequence[str | None] | None = None,  # what they show: then the way up is the flow under this text
     ) -> Tensor:  # (n x variants, c, h, w) in [0, 1]
-        """Change what pictures show, keeping what survives: SDEdit, or inversion under one label and decoding under another.
+        """Change what pictures show, keeping what survives: SDEdit, or inversion under one label or text and decoding under another.
 
         Raises:
             ValueError: if the strength, a label or a picture does not fit, or variants of the flow are asked for.
@@ -126,17 +129,17 @@ class Editing:
         shared: dict[str, Any] = {"variants": variants, "batch_size": batch_size}
         shared |= {"progress_callback": progress_callback, "callback_frequency": callback_frequency}
         if 0 <= strength <= self.sde.t_min:  # below the first noise there is nothing to take them to
-            how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", **shared)
+            how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", prompt=prompt, **shared)
             images = fitting(self, image, resize)
             how.condition(self, len(images))  # which refuses what does not fit, at this strength as at any other
             return images.repeat_interleave(variants, 0)
-        if from_labels is None:
-            return self.reconstruct(image, strength, n_steps, seed, class_labels, guidance_scale, resize=resize, **shared)
+        if from_labels is None and from_prompt is None:
+            return self.reconstruct(image, strength, n_steps, seed, class_labels, guidance_scale, resize=resize, prompt=prompt, **shared)
         if variants != 1:
-            raise ValueError(f"variants={variants} needs chance, and the flow from from_labels has none; leave from_labels out, or ask for 1")
+            raise ValueError(f"variants={variants} needs chance, and the flow from from_labels or from_prompt has none; leave them out, or ask for 1")
         del shared["variants"]
-        latent = self.encode(image, strength, n_steps or 30, from_labels, resize=resize, **shared)
-        return self.decode(latent, strength, n_steps or 30, class_labels, guidance_scale, **shared)
+        latent = self.encode(image, strength, n_steps or 30, from_labels, resize=resize, prompt=from_prompt, **shared)
+        return self.decode(latent, strength, n_steps or 30, class_labels, guidance_scale, prompt=prompt, **shared)
 
     def _flowing(self, times, how, starts):
         """Where the flow takes samples through the times; `starts` gives those of some pictures."""
@@ -154,13 +157,14 @@ class Editing:
         batch_size: int | None = None,  # pictures at a time; None: as many as fit well
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n, c, h, w): the noise that the flow takes to these pictures, at time t
         """Run the probability flow upwards, from pictures to noise.
 
         Raises:
             ValueError: if t or a picture does not fit.
         """
-        how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency, prompt)
         clean, times = to_model(fitting(self, image, resize)), self._levels(t, n_steps)
         scale = self.sde.alpha(times[0]).item()
         return in_chunks(self, len(clean), how, self._flowing(times, how, lambda own: scale * clean[own]))
@@ -175,13 +179,14 @@ class Editing:
         batch_size: int | None = None,  # pictures at a time; None: as many as fit well
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n, c, h, w) in [0, 1]
         """Run the probability flow downwards, from noise to pictures.
 
         Raises:
             ValueError: if t or a label does not fit.
         """
-        how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency, prompt)
         latent, times = as_tensor(latent, "latent").float(), self._levels(t, n_steps).flip(0)
         ends = in_chunks(self, len(latent), how, self._flowing(times, how, lambda own: latent[own]))
         return to_unit(ends / self.sde.alpha(times[-1]).item())

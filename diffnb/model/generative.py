@@ -252,15 +252,19 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
     def denoiser(
         self,
         class_labels: Any = None,  # labels to fix, one for all samples or one for each of a batch; None: leave them open
-        guidance_scale: float = 1.0,  # classifier-free guidance; 1: none
+        guidance_scale: float | Mapping[str, float] = 1.0,  # classifier-free guidance, of all conditions or by name; 1: none
         precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
-    ) -> BaseDenoiser:  # under the model's process; takes the condition "label" if the model has classes
+        prompt: str | None = None,  # text to fix; None: leave it open
+    ) -> BaseDenoiser:  # under the model's process; takes the condition "label" if the model has classes, "text" if it takes texts
         """Make the object that samplers, guidance and likelihood consume, for work beyond this class."""
         denoiser = self.trained.denoiser(precision).under(self._sde)
         self.trained.check_scale(guidance_scale)
         if guidance_scale != 1:
             denoiser = ClassifierFree(denoiser, guidance_scale)
-        return denoiser if class_labels is None else denoiser.given(self.trained.condition(class_labels))
+        if class_labels is None and prompt is None:
+            return denoiser
+        fixed = self.trained.condition(class_labels, prompt=prompt)
+        return denoiser.given({name: fixed[name] for name, one in {"label": class_labels, "text": prompt}.items() if one is not None})
 
     def generate(
         self,
@@ -268,7 +272,9 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         n_steps: int | None = None,  # steps of the sampler; None: `model.n_steps`
         seed: int | None = None,  # the same seed gives the same images; None: a fresh one, noted in `last_seed`
         class_labels: Any = None,  # one label or name, or one for each image; None: no class
-        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each image; 1: not at all
+        guidance_scale: float
+        | Sequence[float]
+        | Mapping[str, float] = 1.0,  # how much class and text are exaggerated, see `Trained.condition`; 1: not
         size: int | tuple[int, int] | None = None,  # side or (height, width); None: that of the training images
         batch_size: int | None = None,  # images at a time; None: as many as fit well
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1]), chunk by chunk
@@ -276,6 +282,9 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
         first: int = 0,  # index of the first image under its seed: continues a set
         guidance: Callable | Hook | None = None,  # log p(y | x_t, t), called with x in [-1, 1] and t, or a hook after each step
+        prompt: str | Sequence[str | None] | None = None,  # what to draw, of a model that takes text: one for all, or one for each image
+        negative_prompt: str | Sequence[str | None] | None = None,  # what to lead away from, where guidance_scale is above 1
+        attributes: Mapping[str, Any] | None = None,  # values by name, of a model that was trained with attributes: one for all, or one for each
     ) -> Tensor:  # (num_samples, c, h, w) float32 in [0, 1], on the CPU
         """Generate images.
 
@@ -285,7 +294,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         """
         trained = self.trained
         check_counts(num_samples=num_samples, batch_size=1 if batch_size is None else batch_size, callback_frequency=callback_frequency)
-        shape, condition = trained.shape_of(size), trained.condition(class_labels, num_samples, guidance_scale)
+        shape, condition = trained.shape_of(size), trained.condition(class_labels, num_samples, guidance_scale, prompt, negative_prompt, attributes)
         if "guidance_scale" in condition:
             denoiser = ClassifierFree(self.denoiser(precision=precision))
         else:
@@ -368,7 +377,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         # a copy is trained, so that a run that fails leaves the model as it was
         network = copy.deepcopy(trained.network).to(self.device).requires_grad_(True)
         how = {"batch_size": batch_size, "flip": flip, "valid_fraction": valid_fraction, "seed": seed, "split_seed": split_seed}
-        loaders = image_loaders(images, **how, device=self.device)
+        loaders = image_loaders(images, **how, device=self.device, encode=getattr(network, "encode", None))
         settings: dict[str, Any] = {"lr": lr, "rate": rate, "seed": seed, "precision": precision, "compile": compile}
         plan: dict[str, Any] = {"epochs": epochs, "steps": steps, "time_limit": time_limit, "total_epochs": total_epochs}
         teach(self, trained, network, loaders, callbacks, checkpoints, resume, **plan, **settings)

@@ -101,6 +101,7 @@ class How:
     batch_size: int | None = None  # pictures at a time; None: as many as fit well
     progress_callback: Callable[[int, int, Tensor], Any] | None = None  # called with (step, n_steps, x0_hat in [0, 1])
     callback_frequency: int = 1  # call it every so many steps
+    prompt: Any = None  # one text, or one for each picture; None: no text
 
     def __post_init__(self):
         """Check the numbers."""
@@ -138,13 +139,13 @@ class How:
         model,  # what has `trained`
         n: int,  # pictures
     ) -> dict[str, Tensor]:  # one entry for each of n x variants answers
-        """Put together what the answers are conditioned on: labels, and their scales where each picture has its own.
+        """Put together what the answers are conditioned on: labels and texts, and their scales where each picture has its own.
 
         Raises:
             ValueError: if a label is unknown, or their number or that of the scales is wrong.
         """
-        condition = model.trained.condition(self.class_labels, n, self.guidance_scale)
-        return {key: value.repeat_interleave(self.variants) for key, value in condition.items()}
+        condition = model.trained.condition(self.class_labels, n, self.guidance_scale, self.prompt)
+        return {key: value.repeat_interleave(self.variants, 0) for key, value in condition.items()}
 
     def denoiser(
         self,
@@ -302,10 +303,10 @@ class _Posteriors:
         with progress_bar(n * (12 if images is not None else 24), "image", "calibrating, once for this model", progress) as bar:
             watched = _Watched(denoiser, bar)
             if images is None:
-                labels = {key: value.expand(n).to(self.device) for key, value in condition.items()}
+                labels = {key: value.expand(n, *value.shape[1:]).to(self.device) for key, value in condition.items()}
                 sampler = DPMSolverPP2M()
                 clean = sampler(watched, shape=(n, *trained.shape), n_steps=12, seeds=0, condition=labels, device=self.device).x.clamp(-1, 1)
-            labels = {key: value.expand(len(clean)).to(self.device) for key, value in condition.items()}
+            labels = {key: value.expand(len(clean), *value.shape[1:]).to(self.device) for key, value in condition.items()}
             self._keep_calibration(calibrate(watched, clean, condition=labels))
         return self
 
@@ -372,13 +373,14 @@ class _Posteriors:
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n x variants, c, h, w) in [0, 1]
         """Sample pictures that are compatible with any linear measurement.
 
         Raises:
             ValueError: if y does not fit the operator and the model.
         """
-        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency, prompt)
         self.trained
         return self._sampled(self._observed(operator, as_tensor(y, "y").float(), noise), how)
 
@@ -402,13 +404,14 @@ class Restoration(_Posteriors):
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n x variants, 3, h, w) in [0, 1], of the same luminance in every pixel
         """Give colours to grey pictures.
 
         Raises:
             ValueError: if the model is grey itself, or a picture or hint does not fit.
         """
-        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency, prompt)
         grey, channels = greyed(self, gray, weights, resize), len(weights)
         operator, y = Grayscale(weights), grey
         if hints is not None:
@@ -433,13 +436,14 @@ class Restoration(_Posteriors):
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n x variants, c, h, w) in [0, 1]; known pixels bit for bit those of the (resized) picture
         """Fill in missing parts of pictures.
 
         Raises:
             ValueError: if there is no mask, or a mask or picture does not fit.
         """
-        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency, prompt)
         images, mask = masked(self, image, mask, resize)
         operator = Mask(mask)
         made = self._sampled(self._observed(operator, operator.A(images), QUANTUM), how)
@@ -462,13 +466,14 @@ class Restoration(_Posteriors):
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n x variants, c, h, w) in [0, 1], of the model's size
         """Enlarge small pictures. Those made small by averaging ("box") and known to the byte are the averages of the result.
 
         Raises:
             ValueError: if the model's size is not a multiple of theirs.
         """
-        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency, prompt)
         images = with_channels(opaque(image), self.trained.shape[0])
         made = self._sampled(self._observed(Downsample(enlargement(self, images), kind), images, noise), how)
         # what is known to the byte is kept to the byte
@@ -490,13 +495,14 @@ class Restoration(_Posteriors):
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n x variants, c, h, w) in [0, 1]
         """Sharpen blurred pictures.
 
         Raises:
             ValueError: if a picture or the kernel does not fit.
         """
-        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency, prompt)
         if not isinstance(blur, (int, float)) and not hasattr(blur, "__array__"):
             raise TypeError(f"blur must be a number, the width of a round blur in pixels such as 1.5, or a kernel (kh, kw), got {blur!r}")
         kernel = gaussian_kernel(blur) if isinstance(blur, (int, float)) else as_tensor(blur, "blur").float()
@@ -516,13 +522,14 @@ class Restoration(_Posteriors):
         batch_size: int | None = None,  # pictures at a time
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
+        prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
     ) -> Tensor:  # (n x variants, c, h, w) in [0, 1]
         """Remove noise from pictures.
 
         Raises:
             ValueError: if a picture does not fit, or there is no noise to remove.
         """
-        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency)
+        how = How(n_steps, seed, class_labels, guidance_scale, method, variants, batch_size, progress_callback, callback_frequency, prompt)
         if not noise > 0:
             raise ValueError(f"noise must be the standard deviation of the noise in units of [0, 1], more than 0, got {noise}")
         return self._sampled(self._observed(Identity(), fitting(self, image, resize), noise), how)

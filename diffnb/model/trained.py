@@ -25,11 +25,12 @@ from torch import Tensor, nn
 import diffnb
 from ..core import NoiseSource, best_device, to_unit
 from ..data.image_sets import height_and_width
-from ..denoise.denoisers import BaseDenoiser, Denoiser
+from ..denoise.denoisers import BaseDenoiser, Denoiser, null_of
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
 from ..networks.base import check_network, first_weights
-from ..networks.unet import build_network
+from ..networks.text import text_network
+from ..networks.unet import UNet, build_network, network_settings
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
 from ..noise.sdes import SDE, SDES
@@ -171,6 +172,11 @@ class Trained:
         """What a distilled model was distilled from, and how, as its record says; None for any other."""
         return next((record["distilled"] for record in reversed(self.records) if record.get("distilled")), None)
 
+    @property
+    def takes_text(self) -> bool:
+        """Whether the network can be told what to draw in words."""
+        return "text" in getattr(self.network, "condition_names", ())
+
     def denoiser(
         self,
         precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
@@ -182,16 +188,16 @@ class Trained:
 
     def check_scale(
         self,
-        guidance_scale: float | Sequence[float],  # how much a class shall be exaggerated
+        guidance_scale: float | Sequence[float] | Mapping[str, float],  # how much a class or a text shall be exaggerated
     ) -> None:
         """Refuse to guide what cannot be guided.
 
         Raises:
-            ValueError: if the model has no classes, or was distilled.
+            ValueError: if the model takes neither class nor text, or was distilled.
         """
         if isinstance(guidance_scale, (int, float)) and guidance_scale == 1:
             return
-        if not self.labels:
+        if not getattr(self.network, "condition_names", ()):
             raise ValueError(f"guidance_scale={guidance_scale} needs a model with classes; this one was trained without labels")
         if self.distilled is not None:
             raise ValueError(
@@ -203,27 +209,97 @@ class Trained:
         self,
         class_labels: Any = None,  # one label or name, or one for each sample; None: no class
         n: int | None = None,  # number of samples; None: as many as there are labels
-        guidance_scale: float | Sequence[float] = 1.0,  # how much the class is exaggerated, one for all or one for each sample; 1: not at all
-    ) -> dict[str, Tensor]:  # "label" for a model with classes; "guidance_scale" where each sample has its own
-        """Say what samples are conditioned on: the null class where none is asked for.
+        guidance_scale: float
+        | Sequence[float]
+        | Mapping[str, float] = 1.0,  # how much it is exaggerated: one, of each sample, or by condition; 1: not
+        prompt: str | Sequence[str | None] | None = None,  # what to draw, one text or one for each sample; None: no text
+        negative_prompt: str | Sequence[str | None] | None = None,  # what to lead away from where guidance is above 1; None: from no text
+        attributes: Mapping[str, Any] | None = None,  # values of attributes by name, one for all samples or one for each; None: none is known
+    ) -> dict[str, Tensor]:  # an entry for each condition of the network; "guidance_scale" where each sample has its own; "negative_text"
+        """Say what samples are conditioned on: what stands for none where nothing is asked for.
 
         Raises:
-            ValueError: if there is no such class, or a scale without one, or their number is wrong.
+            ValueError: if there is no such class or word, or a scale without either, or their number is wrong.
         """
-        is_one = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
-        if class_labels is None and not (is_one and guidance_scale == 1):
-            raise ValueError(f"guidance_scale={guidance_scale} strengthens a class; give class_labels too, or leave it at 1")
-        if class_labels is not None:
-            self.check_scale(guidance_scale if self.labels else 1.0)
+        given = {"class_labels": class_labels, "prompt": prompt, "negative_prompt": negative_prompt, "attributes": attributes}
+        is_one = isinstance(guidance_scale, (int, float, Mapping)) and not isinstance(guidance_scale, bool)
+        if not any(value is not None for value in given.values()) and not (is_one and guidance_scale == 1):
+            asked = "a class or a text; give class_labels or prompt" if self.takes_text else "a class; give class_labels"
+            asked = "attributes; give attributes" if self.attribute_names and not self.labels and not self.takes_text else asked
+            raise ValueError(f"guidance_scale={guidance_scale} strengthens {asked} too, or leave it at 1")
         if class_labels is not None and not self.labels:
             raise ValueError(f"class_labels={class_labels!r} was asked for, but this model was trained without labels")
+        if (text := next((name for name in ("prompt", "negative_prompt") if given[name] is not None), None)) and not self.takes_text:
+            knows = f"; it knows classes: {self.labels}" if self.labels else ""
+            raise ValueError(f"{text}={given[text]!r:.60} was asked for, but this model takes no text{knows}")
+        if attributes is not None and not self.attribute_names:
+            raise ValueError(f"attributes={attributes!r:.60} was asked for, but this model knows no attributes")
+        self.check_scale(guidance_scale)
+        n = n if class_labels is not None or n is not None else len(prompt) if isinstance(prompt, (list, tuple)) else 1
         condition = {"label": self.labels.indices(class_labels, n)} if self.labels else {}
+        n = len(condition["label"]) if n is None else n
+        if self.takes_text:
+            condition["text"] = self.texts(prompt, n, "prompt")
+        if self.attribute_names:
+            condition["attributes"] = self.attributes(attributes or {}, n)
+        if negative_prompt is not None:
+            if is_one and guidance_scale == 1:
+                raise ValueError("negative_prompt leads away from something only where guidance_scale is above 1; give a guidance_scale such as 3")
+            condition["negative_text"] = self.texts(negative_prompt, n, "negative_prompt")
         if not is_one:
             scales = condition["guidance_scale"] = torch.as_tensor(guidance_scale, dtype=torch.float32)
-            if scales.shape != condition["label"].shape or not bool(scales.isfinite().all()):
-                several = f"a finite number for each of the {len(condition['label'])} samples"
-                raise ValueError(f"guidance_scale must be a number, or {several}, got {guidance_scale!r:.80}")
+            if scales.shape != (n,) or not bool(scales.isfinite().all()):
+                raise ValueError(f"guidance_scale must be a number, or a finite number for each of the {n} samples, got {guidance_scale!r:.80}")
         return condition
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """What may be known of an image, as the network was trained with it."""
+        return getattr(getattr(self.network, "embed_attributes", None), "names", ())
+
+    def attributes(
+        self,
+        values: Mapping[str, Any],  # by name: a number or truth value, or one for each sample; None or NaN where not known
+        n: int,  # number of samples
+    ) -> Tensor:  # (n, k), NaN where not known
+        """Turn attributes by name into what the network takes.
+
+        Raises:
+            ValueError: if there is no such attribute, or a value is no number, or their number is neither 1 nor n.
+        """
+        if unknown := [name for name in values if name not in self.attribute_names]:
+            raise ValueError(f"unknown attribute {unknown[0]!r}; this model knows {', '.join(self.attribute_names)}")
+        told = torch.full((n, len(self.attribute_names)), math.nan)
+        for name, given in values.items():
+            given = given.tolist() if hasattr(given, "tolist") else given
+            several = [*given] if isinstance(given, (list, tuple)) else [given]
+            if len(several) not in (1, n) or not all(one is None or isinstance(one, (int, float)) for one in several):
+                raise ValueError(f"attribute {name!r} must be a number or a truth value, or one for each of the {n} samples, got {given!r:.60}")
+            told[:, self.attribute_names.index(name)] = torch.tensor([math.nan if one is None else float(one) for one in several])
+        return told
+
+    def texts(
+        self,
+        prompt: str | Sequence[str | None] | None,  # one text for all samples, or one each; None: no text
+        n: int,  # number of samples
+        name: str = "prompt",  # what messages call it
+    ) -> Tensor:  # (n, ...), as the network takes texts
+        """Turn texts into what the network takes.
+
+        Raises:
+            ValueError: if a text has no word or one that the network does not know, or their number is neither 1 nor n.
+            TypeError: if a text is no string.
+        """
+        several = [*prompt] if isinstance(prompt, (list, tuple)) else [prompt]
+        if len(several) not in (1, n):
+            raise ValueError(f"{name} holds {len(several)} texts for {n} samples; give one for all, or one each")
+        if bad := [text for text in several if text is not None and not isinstance(text, str)]:
+            raise TypeError(f"{name} must be a text, or a text for each sample, got {bad[0]!r:.60}")
+        if empty := [text for text in several if text is not None and not any(c.isalnum() for c in text)]:
+            raise ValueError(f"{name} has no word in {empty[0]!r:.60}; say what to draw, or leave it out")
+        encoded = self.network.encode([text for text in several if text is not None])
+        null, entries = null_of(self.network, "text").to(encoded), iter(encoded)
+        return torch.stack([null if text is None else next(entries) for text in several]).expand(n, *null.shape)
 
     def shape_of(
         self,
@@ -271,12 +347,18 @@ def begin(
     """
     from diffnb.training.learner import data_scale
 
+    if isinstance(network, str) and images.captions is not None:
+        network = text_network(network, images.shape, images.captions, images.num_classes, seed, images.scales)
+    elif isinstance(network, str) and images.attributes is not None:
+        with first_weights(seed):
+            network = UNet(**network_settings(network, images.shape, images.num_classes), attributes=images.scales)
     if not isinstance(parametrization, Parametrization):
         cls = PARAMETRIZATIONS[parametrization] if isinstance(parametrization, str) else parametrization
         parametrization = cls(sigma_data=data_scale(images))
     with first_weights(seed):
         network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed)).float()
-    return Trained(network, sde, parametrization, tuple(images.shape), Labels.of(images))
+    labels = Labels.of(images) if "label" in getattr(network, "condition_names", ()) else Labels()
+    return Trained(network, sde, parametrization, tuple(images.shape), labels)
 
 # %% ../../nbs/11_model/00_trained.ipynb #79ce9fda
 def aligned(
@@ -292,6 +374,8 @@ def aligned(
         raise ValueError(f"this model was trained on images of shape {trained.shape}, these are {tuple(images.shape)}; give size=")
     if images.labels is None:
         return images
+    if not trained.labels and images.captions is not None and trained.takes_text:
+        return replace(images, labels=None, values=None, names=None)
     if not trained.labels:
         raise ValueError("this model was trained without labels; give the images alone, or start a new model")
     index = torch.tensor([trained.labels.index(value) for value in images.values])

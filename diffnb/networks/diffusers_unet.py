@@ -125,8 +125,6 @@ class DiffusersUNet(nn.Module):
         Ho et al. (2020), "Denoising diffusion probabilistic models", appendix B.
     """
 
-    null_class = False  # no class stands for none: training hides no label, and guidance has nothing to compare with
-
     def __init__(
         self,
         betas: Sequence[float] | None = None,  # beta_1 ... beta_T of the chain that it was trained with; None: that of Ho et al.
@@ -215,6 +213,13 @@ class DiffusersUNet(nn.Module):
         half_log_snr = half_log_snr.expand(n)
         out = self._run(x, self._embed(step_of(self.chain, half_log_snr), label, x.dtype))[:, :c]
         return self._clipped(x, half_log_snr, out) if self.config["clip"] and not self.training else out
+
+    def null(
+        self,
+        condition: str,  # name of a condition
+    ) -> None:
+        """Say that no class stands for none: training hides no label, and guidance has nothing to compare with."""
+        return None
 
     def _embed(self, step, label, dtype):
         """Embed the step, and add the class."""

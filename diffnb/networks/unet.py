@@ -10,14 +10,14 @@ __all__ = ['ACTIVATIONS', 'SMALL_MAP', 'FEW_TOKENS', 'SIZES', 'GroupNorm', 'ResB
 
 # %% ../../nbs/06_networks/01_unet.ipynb #e6bc0fd5
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import NETWORKS, HalfLogSNREmbedding, check_network, embed, first_weights, zero_start
+from .base import NETWORKS, AttributeEmbedding, HalfLogSNREmbedding, check_network, embed, first_weights, zero_start
 
 # %% ../../nbs/06_networks/01_unet.ipynb #d49c8a8b
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
@@ -278,6 +278,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,  # share of activations dropped in training
         activation: str = "silu",  # a key of `ACTIVATIONS`
         zero_init: bool = True,  # start residual branches and head at zero: the output is exactly 0 before training
+        attributes: Mapping[str, Sequence[float]] | None = None,  # (centre, spread) of what may be known of an image, by name; None: nothing
     ):
         super().__init__()
         widths = list(widths)
@@ -285,15 +286,18 @@ class UNet(nn.Module):
         self.config: dict[str, Any] = dict(channels=channels, widths=widths, blocks=blocks, attention_levels=list(attention_levels))
         self.config |= dict(num_classes=num_classes, unshuffle=unshuffle, embedding_width=c_emb, groups=groups, head_width=head_width)
         self.config |= dict(dropout=dropout, activation=activation, zero_init=zero_init)
+        if attributes:  # files of networks without stay what they were
+            self.config["attributes"] = {name: list(scale) for name, scale in attributes.items()}
         _check_unet(self.config)
         self.channels, self.num_classes, self.unshuffle = channels, num_classes, unshuffle
-        self.condition_names = ("label",) if num_classes else ()
+        self.condition_names = ("label",) * bool(num_classes) + ("attributes",) * bool(attributes)
         self.multiple = unshuffle * 2 ** (len(widths) - 1)  # what h and w are padded to a multiple of
         self.act = ACTIVATIONS[activation]
         layers, c_image = _Layers(c_emb, groups, head_width, activation, dropout, zero_init), channels * unshuffle**2
 
         self.embed_noise = nn.Sequential(HalfLogSNREmbedding(c_emb), nn.Linear(c_emb, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         self.embed_label = nn.Embedding(num_classes + 1, c_emb) if num_classes else None
+        self.embed_attributes = AttributeEmbedding(attributes, c_emb) if attributes else None
         self.stem = nn.Conv2d(c_image, widths[0], 3, padding=1)
         self.down, skips = _down_stages(layers, widths, blocks, attention_levels)
         self.middle = nn.ModuleList([layers.block(widths[-1], widths[-1]), layers.attention(widths[-1]), layers.block(widths[-1], widths[-1])])
@@ -308,16 +312,17 @@ class UNet(nn.Module):
         x: Tensor,  # scaled noisy images (n, channels, h, w)
         half_log_snr: Tensor,  # noise level, (n,) or ()
         label: Tensor | None = None,  # classes, int64 (n,), -1 for none; None: none for all
+        attributes: Tensor | None = None,  # (n, k) in the order of `attributes`, NaN where not known; None: none is known
     ) -> Tensor:  # what the parametrization asks for, shape of x
         """Run the network.
 
         Raises:
-            ValueError: if x has another number of channels than the network, or a label is given to a network without classes.
+            ValueError: if x has another number of channels than the network, or a condition is given that the network does not take.
         """
         n, c, h, w = x.shape
         if c != self.channels:
             raise ValueError(f"x has {c} channels, but this network takes {self.channels}; make the network with channels={c}")
-        emb = self.act(embed(self, half_log_snr, label, n, x.dtype))
+        emb = self.act(embed(self, half_log_snr, label, n, x.dtype, attributes))
         x = self.stem(F.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.unshuffle))
         skips = [x]
         for stage in self.down:
@@ -327,6 +332,13 @@ class UNet(nn.Module):
         for stage in self.up:
             x = stage.up(x, emb, skips)
         return F.pixel_shuffle(self.head(self.act(self.norm(x))), self.unshuffle)[..., :h, :w]
+
+    def null(
+        self,
+        condition: str,  # one of `condition_names`
+    ) -> Tensor:  # () of a label, (k,) of attributes
+        """Say what stands for no condition: the label -1, and attributes of which none is known."""
+        return self.embed_attributes.null() if condition == "attributes" else torch.tensor(-1)
 
     def attention_pixels(
         self,

@@ -145,12 +145,12 @@ class ConsistencyCallback(DiffusionCallback):
         step = kappa - torch.exp(-sde.half_log_snr(r))
         return r, torch.where(step > 1e-6 * kappa, 1 / step.clamp(min=1e-12), 0.0)
 
-    def problem(self, x0, label, u, epsilon):
+    def problem(self, x0, condition, u, epsilon):
         """Noise the batch, take a step of the teacher's flow, and ask the student what it says there."""
         sde, network = self.sde, self.learn.forward.compiled if self.training else self.learn.model
         t = sde.snap(self.times(sde, u))
         r, weight = self.pairs(t, self.progress)
-        x, condition = sde.perturb(x0, t, epsilon), {"label": label} if self._takes_labels else {}
+        x = sde.perturb(x0, t, epsilon)
         with torch.no_grad(), self._cast(x0.device):
             reached = flow_step(self.teacher, x, t, r, condition, self.method)
             said = Denoiser(network, sde, self.parametrization)(expand(sde.alpha(r), x) * reached, r, condition).x0

@@ -67,8 +67,8 @@ class TrainingShare(SharedLoader):
             most = f"take a batch_size of at most {self.n // world}"
             raise ValueError(f"{self.n} images do not fill one batch of {world} processes with {loader.bs} images each; {most}")
 
-    def _batch(self, index, mirrored):
-        return super()._batch(self._own(index), self._own(mirrored))
+    def _batch(self, index, mirrored, chosen=None):
+        return super()._batch(self._own(index), self._own(mirrored), self._own(chosen))
 
 
 class ValidationShare(SharedLoader):

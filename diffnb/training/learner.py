@@ -11,7 +11,7 @@ __all__ = ['DiffusionCallback', 'as_plain', 'TrainingSettings', 'diffusion_learn
 # %% ../../nbs/09_training/00_learner.ipynb #3
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..arguments import reading_settings
 from ..core import NoiseSource, check_counts, expand, to_unit
-from ..denoise.denoisers import BaseDenoiser, Denoiser
+from ..denoise.denoisers import BaseDenoiser, Denoiser, null_of
 from ..networks.base import float32_by_default
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
 from ..noise.sdes import SDE
@@ -43,7 +43,7 @@ from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, Scale
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
 class DiffusionCallback(Callback):
-    """Turn a batch (x_0, label, index) into a denoising problem, on the device: the network's inputs, its target, the weight."""
+    """Turn a batch (x_0, condition, index) into a denoising problem, on the device: the network's inputs, its target, the weight."""
 
     order = 0
     draws = True  # its state is that of random generators, and is noted after every step
@@ -55,8 +55,8 @@ class DiffusionCallback(Callback):
         parametrization: Parametrization | str = "karras",  # what the network predicts
         times: TimeDistribution | str = "log-normal",  # where training spends its effort
         weight: LossWeight | str = "equal",  # factor on the loss at each time
-        label_dropout: float = 0.1,  # probability with which a sample is shown without its label
-        seed: int = 0,  # of noise, times and dropped labels
+        label_dropout: float = 0.1,  # probability with which a sample is shown without its label or text: for each condition a coin of its own
+        seed: int = 0,  # of noise, times and dropped conditions
         quantiles: Callable | str = "stratified",  # how a batch covers the distribution of times
     ):
         if not 0 <= label_dropout <= 1:
@@ -71,13 +71,13 @@ class DiffusionCallback(Callback):
         self.generators: list[torch.Generator] | None = None
         self.sample_shape: tuple[int, ...] | None = None
         self.images_seen, self.batch_size = 0, 0
-        self.validated = 0
+        self.validated, self.nulls = 0, {}
 
     def before_fit(self):
         """Make the random number generators once, so that a second fit goes on where the first ended."""
         if self.generators is None:
             device = next(self.model.parameters()).device
-            # labels have a generator of their own: with or without dropout, times and noise are the same
+            # conditions have a generator of their own: with or without dropout, times and noise are the same
             self.generators = [torch.Generator(device).manual_seed(self.seed + offset) for offset in (0, 2**32)]
         self.before_finder = [g.get_state() for g in self.generators] if hasattr(self.learn, "lr_finder") else None
         self.unseen = True
@@ -93,33 +93,54 @@ class DiffusionCallback(Callback):
 
     def before_batch(self):
         """Noise the batch."""
-        x0, label, index = _unpack((*self.xb, *self.yb), 0 if self.training else self.validated)
+        x0, given, index = _unpack((*self.xb, *self.yb), 0 if self.training else self.validated)
         self.validated = 0 if self.training else self.validated + len(x0)
+        condition = self.taken(given, x0)
         if self.training:
-            self._look(label)
+            self._look(condition)
             u, epsilon = self._draw(x0)
-            label = self.drop_labels(label)
+            condition = self.drop(condition)
             n = len(x0) * self.shard[1]
             self.images_seen, self.batch_size = self.images_seen + n, max(self.batch_size, n)
         else:
             u, epsilon = self._fixed(x0, index)
         self.sample_shape = tuple(x0.shape[1:])
-        self.learn.xb, self.learn.yb = self.problem(x0, label, u, epsilon)
+        self.learn.xb, self.learn.yb = self.problem(x0, condition, u, epsilon)
 
     def before_validate(self):
         """Count the items of validation, which have their noise by number where the data brings none."""
         self.validated = 0
 
-    def _look(self, label):
+    def taken(
+        self,
+        given: Mapping[str, Tensor],  # conditions of a batch, by name
+        x0: Tensor,  # its clean samples (n, ...)
+    ) -> dict[str, Tensor]:  # those that the network takes, in its order; none of it where the batch does not say
+        """Choose the conditions of a batch.
+
+        Raises:
+            TrainingError: if the batch lacks a condition of which nothing stands for none.
+        """
+        names = getattr(self.model, "condition_names", ())
+        if missing := [name for name in names if name not in given and self._null(name, x0) is None]:
+            raise TrainingError(
+                f"{type(self.model).__name__} takes {missing[0]}, and cannot do without; the batches have {', '.join(given) or 'none'}"
+            )
+        return {name: given[name] if name in given else self._null(name, x0).expand(len(x0), *self._null(name, x0).shape) for name in names}
+
+    def _null(self, name, like):
+        """What stands for none of a condition, on the device; asked once."""
+        if name not in self.nulls:
+            null = null_of(getattr(self, "model", None), name)
+            self.nulls[name] = null if null is None else null.to(like.device)
+        return self.nulls[name]
+
+    def _look(self, condition):
         """Check the labels of the first batch of a training."""
-        classes = getattr(self.model, "num_classes", None) if self._takes_labels else None
-        if self.unseen and classes and len(label) and int(label.max()) >= classes:
+        label, classes = condition.get("label"), getattr(self.model, "num_classes", None)
+        if self.unseen and label is not None and classes and len(label) and int(label.max()) >= classes:
             raise TrainingError(f"a label is {int(label.max())}, but the network is made for {classes} classes, 0 to {classes - 1}")
         self.unseen = False
-
-    @property
-    def _takes_labels(self):
-        return "label" in getattr(self.model, "condition_names", ())
 
     def _part(self, whole):
         """The rows of this process."""
@@ -138,19 +159,21 @@ class DiffusionCallback(Callback):
         noise = NoiseSource([self.seed] * len(x0), index.tolist(), device=x0.device)
         return noise.uniform((1,), "training", draw=0)[:, 0], noise.normal(x0.shape[1:], "training", draw=1)
 
-    def drop_labels(
+    def drop(
         self,
-        label: Tensor,  # (n,), -1 where there is none
-    ) -> Tensor:  # the same with some replaced by -1
-        """Hide the label of some samples, each by its own coin; of none where the network has no class that stands for none."""
-        coin = torch.rand(len(label) * self.shard[1], generator=self.generators[1], device=label.device)
-        rate = self.label_dropout if getattr(getattr(self, "model", None), "null_class", True) else 0.0
-        return torch.where(self._part(coin) < rate, -1, label)
+        condition: Mapping[str, Tensor],  # entries (n, ...)
+    ) -> dict[str, Tensor]:  # the same with some replaced by what stands for none
+        """Hide each condition of some samples, each by its own coin; of no sample where nothing stands for none."""
+        return {name: self._hidden(entry, self._null(name, entry)) for name, entry in condition.items()}
+
+    def _hidden(self, entry, null):
+        coin = self._part(torch.rand(len(entry) * self.shard[1], generator=self.generators[1], device=entry.device))
+        return entry if null is None else torch.where((coin < self.label_dropout).view(-1, *[1] * null.ndim), null, entry)
 
     def problem(
         self,
         x0: Tensor,  # clean samples (n, ...), in [-1, 1] if they are images
-        label: Tensor,  # (n,), -1 where there is none
+        condition: Mapping[str, Tensor],  # what the network takes, in its order, entries (n, ...)
         u: Tensor,  # (n,) in (0, 1), the quantile of each sample's time
         epsilon: Tensor,  # noise, shape of x0
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:  # what the network is called with, (target, weight)
@@ -158,9 +181,7 @@ class DiffusionCallback(Callback):
         t = self.sde.snap(self.times(self.sde, u))
         x = self.sde.perturb(x0, t, epsilon)
         p, q = self.parametrization.network_target(self.sde, t)
-        inputs = expand(self.parametrization.input_scale(self.sde, t), x) * x, self.sde.half_log_snr(t)
-        if self._takes_labels:
-            inputs = *inputs, label
+        inputs = expand(self.parametrization.input_scale(self.sde, t), x) * x, self.sde.half_log_snr(t), *condition.values()
         return inputs, (expand(p, x0) * x0 + expand(q, x0) * epsilon, self.weight(self.parametrization, self.sde, t))
 
     def denoiser(
@@ -195,9 +216,9 @@ def as_plain(
 
 
 def _unpack(batch, first=0):
-    """Make a batch (x0, label, index) of (x0,), (x0, label) or all three; images of fastai, which are in [0, 1], are brought to [-1, 1]."""
+    """Make a batch (x0, conditions by name, index) of (x0,), (x0, label), (x0, conditions) or all; images of fastai are brought to [-1, 1]."""
     if not 1 <= len(batch) <= 3:
-        words = f"a batch must be (x0,), (x0, label) or (x0, label, index), got {len(batch)} parts"
+        words = f"a batch must be (x0,), (x0, label) or (x0, label, index), with a label or conditions by name, got {len(batch)} parts"
         raise TrainingError(f"{words}; image_loaders makes batches with an index")
     x0, *rest = batch
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
@@ -208,15 +229,20 @@ def _unpack(batch, first=0):
         x0 = 2 * as_plain(x0) - 1
     x0 = as_plain(x0)
     n = len(x0)
+    given = rest[0] if rest and isinstance(rest[0], Mapping) else None
+    if bad := [name for name, one in (given or {}).items() if not isinstance(one, Tensor) or one.shape[:1] != (n,)]:
+        raise TrainingError(f"condition {bad[0]!r} must be a tensor with one entry for each of the {n} images of a batch, got {given[bad[0]]!r:.80}")
     for name, one in zip(("label", "index"), rest):
+        if one is given:
+            continue
         if not isinstance(one, Tensor) or one.shape != (n,) or one.is_floating_point():
             got = f"{one.dtype} of shape {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
             raise TrainingError(
                 f"{name} must hold one whole number for each of the {n} images of a batch, got {got}; image_loaders makes such batches"
             )
-    label = as_plain(rest[0]) if rest else torch.full((n,), -1, device=x0.device)
+    given = ({"label": as_plain(rest[0])} if rest else {}) if given is None else {name: as_plain(one) for name, one in given.items()}
     index = as_plain(rest[1]) if len(rest) > 1 else first + torch.arange(n, device=x0.device)
-    return x0, label, index
+    return x0, given, index
 
 # %% ../../nbs/09_training/00_learner.ipynb #19
 @reading_settings
@@ -248,8 +274,8 @@ def _takes_settings(function):
 # %% ../../nbs/09_training/00_learner.ipynb #21
 @_takes_settings
 def diffusion_learner(
-    dls,  # fastai DataLoaders of batches (x0, label, index), training first, then validation
-    network: nn.Module,  # called as network(x, half_log_snr) or network(x, half_log_snr, label)
+    dls,  # fastai DataLoaders of batches (x0, label or conditions, index), training first, then validation
+    network: nn.Module,  # called as network(x, half_log_snr, ...), with its conditions in their order
     sde: SDE,  # the process
     parametrization: Parametrization | str = "karras",  # what the network predicts
     *,
@@ -316,8 +342,8 @@ class DiffusionLearner(ResumableLearner):
         """Show images that were noised, what the averaged weights predict of them, and the originals, one below the other."""
         from diffnb.printing import new_figure
 
-        batch = tuple(part[:max_n].to(self.dls.device) for part in self.dls[ds_idx].one_batch())
-        x0, label, index = _unpack(batch)
+        x0, given, index = _unpack(self.dls[ds_idx].one_batch())
+        x0, index, given = x0[:max_n].to(self.dls.device), index[:max_n], {name: one[:max_n].to(self.dls.device) for name, one in given.items()}
         diffusion = self.diffusion
         u, epsilon = diffusion._fixed(x0, index)
         t = diffusion.sde.snap(diffusion.times(diffusion.sde, u))
@@ -325,8 +351,7 @@ class DiffusionLearner(ResumableLearner):
         averaged = contextlib.nullcontext(self.model) if self.ema.averages is None else self.ema.applied()
         with averaged as network, torch.inference_mode():
             network.to(x0.device).eval()
-            condition = {"label": label} if "label" in getattr(network, "condition_names", ()) else {}
-            predicted = Denoiser(network, diffusion.sde, diffusion.parametrization)(x, t, condition).x0
+            predicted = Denoiser(network, diffusion.sde, diffusion.parametrization)(x, t, diffusion.taken(given, x0)).x0
         scale = expand(torch.hypot(diffusion.sde.alpha(t), diffusion.sde.sigma(t)).to(x.dtype), x)
         rows = {"noised": x / scale, "predicted": predicted, "original": x0}
         figure = new_figure(**{"figsize": (len(x0), 3.2), "layout": "constrained", **kwargs})
@@ -392,7 +417,7 @@ class TrainingResult:
 # %% ../../nbs/09_training/00_learner.ipynb #pb0009012
 @_takes_settings
 def fit(
-    dls,  # fastai DataLoaders of batches (x0, label, index), training first, then validation
+    dls,  # fastai DataLoaders of batches (x0, label or conditions, index), training first, then validation
     network: nn.Module,  # trained in place; ends with its raw weights
     sde: SDE,  # the process
     parametrization: Parametrization | str = "karras",  # what the network predicts

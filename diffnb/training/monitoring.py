@@ -367,6 +367,22 @@ def image_figure(
     return figure
 
 # %% ../../nbs/09_training/06_monitoring.ipynb #13l_prev-11
+def _conditions(learn, network, labels, numbers):
+    """Conditions of images by their numbers: the labels asked for or the classes in turn, and what else the network takes from validation."""
+    names, given = getattr(network, "condition_names", ()), {}
+    if "label" in names:
+        if labels is None and not hasattr(network, "num_classes"):
+            raise ValueError(f"{type(network).__name__} takes labels but does not say how many classes it has; give labels=, one for each image")
+        turns = range(network.num_classes) if labels is None else labels
+        given["label"] = torch.tensor([turns[i % len(turns)] for i in numbers])
+    if set(names) - set(given):
+        _, *rest = learn.dls.valid.one_batch()
+        found = rest[0] if rest and isinstance(rest[0], Mapping) else {}
+        given |= {name: entry[[i % len(entry) for i in numbers]] for name, entry in found.items() if name in {*names} - {*given}}
+    device = next(network.parameters()).device
+    return {name: given[name].to(device) for name in names if name in given}
+
+
 @reading_settings
 class SampleCallback(Callback):
     """Generate with the averaged weights every so many epochs, from the same noise each time, and draw the images."""
@@ -414,19 +430,11 @@ class SampleCallback(Callback):
         diffusion = self.learn.diffusion
         with self.learn.ema.applied() as network:
             device = next(network.parameters()).device
-            condition = {}
-            if "label" in getattr(network, "condition_names", ()):
-                condition["label"] = torch.tensor(self._labels(network), device=device)
+            condition = _conditions(self.learn, network, self.labels, range(self.n))
             denoiser = diffusion.denoiser(network.eval())
             shape = (self.n, *diffusion.sample_shape)
             result = self.sampler(denoiser, shape=shape, n_steps=self.n_steps, seeds=self.image_seed, condition=condition, device=device)
         return to_unit(result.x)
-
-    def _labels(self, network):
-        """Take the labels asked for, or the classes in turn."""
-        if self.labels is None and not hasattr(network, "num_classes"):
-            raise ValueError(f"{type(network).__name__} takes labels but does not say how many classes it has; give labels=, one for each image")
-        return self.labels if self.labels is not None else [i % network.num_classes for i in range(self.n)]
 
 # %% ../../nbs/09_training/06_monitoring.ipynb #13l_prev-17
 @reading_settings
@@ -497,10 +505,7 @@ class MetricCallback(Callback):
     ) -> Tensor:  # (m, c, h, w) in [0, 1]
         """Generate images with the weights that the network has now."""
         diffusion, network = self.learn.diffusion, self.learn.model
-        device, condition = next(network.parameters()).device, {}
-        if "label" in getattr(network, "condition_names", ()):
-            labels = range(network.num_classes) if self.labels is None else self.labels
-            condition["label"] = torch.tensor([labels[i % len(labels)] for i in range(first, first + m)], device=device)
+        device, condition = next(network.parameters()).device, _conditions(self.learn, network, self.labels, range(first, first + m))
         denoiser, noise = diffusion.denoiser(network), NoiseSource.of(self.image_seed, m, first, device)
         shape = m, *diffusion.sample_shape
         return to_unit(self.sampler(denoiser, shape=shape, n_steps=self.n_steps, seeds=noise, condition=condition, device=device).x)

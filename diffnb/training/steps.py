@@ -134,14 +134,15 @@ class ForwardCallback(Callback):
 
     settle = after_cancel_batch
 
-    def answer(self, x: Tensor, *conditions: Tensor) -> Tensor:
-        """Give way, then run the network."""
+    def answer(self, x: Tensor, half_log_snr: Tensor, *conditions: Tensor) -> Tensor:
+        """Give way, then run the network, which gets its conditions by name."""
         self.learn.model = self.network
         network = self.compiled if self.training else self.network
+        named = dict(zip(getattr(self.network, "condition_names", ()), conditions))
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, self.autocast_dtype) if self.autocast_dtype else contextlib.nullcontext():
-            return network(x, *conditions)
+            return network(x, half_log_snr, **named)
 
 # %% ../../nbs/09_training/03_steps.ipynb #pb0309003
 def _is_convolutional(network):

@@ -19,6 +19,7 @@ PROGRAM = typer.main.get_command(app)
 LEAVES = {name: command for name, command in PROGRAM.commands.items() if name != "trust"}
 LEAVES |= {f"trust {name}": command for name, command in PROGRAM.commands["trust"].commands.items()}
 RUNS = {  # each in a second or a few; what they write goes into a folder "out"
+    "draw": "draw heart --num 1 --steps 1 --out out/heart.png",
     "generate": "generate fashion_mnist --num 2 --steps 2 --out out",
     "generate files": "generate fashion_mnist --num 2 --steps 2 --files --out out",
     "generate shards": "generate fashion_mnist --num 2 --steps 2 --shards --out out",

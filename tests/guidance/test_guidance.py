@@ -146,7 +146,7 @@ def test_guided_denoisers_are_denoisers():
             ValueError,
             "each of the 3 samples",
         ),
-        (lambda: ClassifierFree(Labelled(VP()), 2.0)(normal(3, 2), 0.5), ValueError, "the key 'label'"),
+        (lambda: ClassifierFree(Labelled(VP()), 2.0)(normal(3, 2), 0.5), ValueError, "such as label, got none"),
         (lambda: ClassifierGuided(Labelled(VP()), 1.0), TypeError, "must be a function"),
         (lambda: ClassifierGuided(THREE.denoiser(VP()), lambda x, t: x.sum())(normal(3, 2), 0.5), ValueError, "each of the 3 samples"),
     ],

@@ -107,7 +107,7 @@ def loss_of(sde, parametrization, scale, method, gap):
     callback.learn = SimpleNamespace(model=network, forward=SimpleNamespace(compiled=network, autocast_dtype=None), training=False)
     x0, u = Gaussian(M, S**2).sample(400), (torch.arange(400, dtype=torch.float64) + 0.5) / 400
     epsilon = torch.randn(400, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    inputs, asked = callback.problem(x0, torch.full((400,), -1), u, epsilon)
+    inputs, asked = callback.problem(x0, {}, u, epsilon)
     return pseudo_huber(network(*inputs), *asked).item()
 
 

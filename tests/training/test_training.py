@@ -152,7 +152,7 @@ class AsWeight(LossWeight):
 @pytest.mark.parametrize("sde", [VP(), SubVP(), VE(0.01, 50.0), EDM(), FlowMatching()], ids=lambda sde: type(sde).__name__)
 def test_the_weight_of_a_loss_is_that_of_the_noise_in_the_input(sde, parametrization):
     """The level is read off what the network is given for pure data and for pure noise, the error of x_0 off what it is asked for."""
-    u, one, none, label = torch.linspace(0.2, 0.8, 9).double(), torch.ones(9, 1).double(), torch.zeros(9, 1).double(), torch.full((9,), -1)
+    u, one, none = torch.linspace(0.2, 0.8, 9).double(), torch.ones(9, 1).double(), torch.zeros(9, 1).double()
     for weight, of_x0 in {
         "edm": lambda snr: SCALE**-2 + snr,
         "min-snr": lambda snr: snr.clamp(max=5.0),
@@ -161,8 +161,8 @@ def test_the_weight_of_a_loss_is_that_of_the_noise_in_the_input(sde, parametriza
     }.items():
         diffusion = DiffusionCallback(sde, PARAMETRIZATIONS[parametrization](SCALE), LogNormal(-0.5, 1.0), weight)
         diffusion.learn = SimpleNamespace(model=None)
-        (data, level), (p, found) = diffusion.problem(one, label, u, none)
-        (noise, _), (q, _) = diffusion.problem(none, label, u, one)
+        (data, level), (p, found) = diffusion.problem(one, {}, u, none)
+        (noise, _), (q, _) = diffusion.problem(none, {}, u, one)
         data, noise, p, q = (x[:, 0] for x in (data, noise, p, q))
         torch.testing.assert_close(level, torch.log(data / noise), rtol=1e-6, atol=1e-6)
         # x_0 from the input and the target, by Cramer's rule
