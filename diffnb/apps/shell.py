@@ -425,7 +425,8 @@ def _sentence(error):
         if isinstance(error, typer.BadParameter) and not getattr(error, "param", None):
             text = error.message  # of this library, and whole
         else:
-            text = f"{text.rstrip('.')}; `{context.command_path if context else 'diffnb COMMAND'} --help` says what there is"
+            text = text.rstrip(".") + (" " if text.endswith("?") else "; ")
+            text += f"`{context.command_path if context else 'diffnb COMMAND'} --help` says what there is"
     else:
         text = sentence(error)
     return " ".join(text.split())
