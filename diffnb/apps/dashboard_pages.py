@@ -276,7 +276,7 @@ class Dashboard:
         """
         if key not in TRANSLATIONS[self.language]:
             near = difflib.get_close_matches(str(key), TRANSLATIONS[self.language], 1)
-            raise ValueError(f"there is no text {key!r}{f'; did you mean {near[0]!r}?' if near else ''}; the keys are those of TRANSLATIONS['en']")
+            raise ValueError(f"there is no text {key!r}; {f'did you mean {near[0]!r}? ' if near else ''}the keys are those of TRANSLATIONS['en']")
         return TRANSLATIONS[self.language][key]
 
     @property
