@@ -258,7 +258,7 @@ class Dashboard:
         self.box.add_class("diffnb-dash")
         self._name_pages()
         self.languages.observe(self._speak, "value")
-        self.chooser.observe(lambda _: self.go_to(), "value")
+        self.chooser.observe(self._choose_page, "value")
         self.go_to()
 
     def __repr__(self):
@@ -284,11 +284,17 @@ class Dashboard:
         """Names of all pages, in order."""
         return ("models", *TASKS, *WORKSHOP_PAGES)
 
+    def _choose_page(self, change):
+        if not self._naming:
+            self.go_to()
+
     def _name_pages(self):
+        self._naming = True  # new options mark the first page for a moment
         self.title.value = f"<h2>{html.escape(self.text('title'))}</h2>"
         keep = self.chooser.value
         self.chooser.options = [(self.text(key), key) for key in self.pages]
         self.chooser.value = keep or "models"
+        self._naming = False
 
     def _speak(self, change):
         self.language, self._pages = change["new"], {}

@@ -45,20 +45,27 @@ body[data-jp-theme-light="false"] .diffnb-dash { --accent: #8ab8e6; --on-accent:
 .diffnb-dash .fault { color: var(--jp-error-color1, #b3261e); line-height: 1.4; margin: 0; }
 .diffnb-dash a { color: var(--accent); }
 .diffnb-dash .widget-vbox { gap: 8px; }
+.diffnb-dash.widget-vbox { gap: 16px; }
+.diffnb-dash .widget-html-content { line-height: 1.5; }
 .diffnb-dash .widget-vbox, .diffnb-dash .widget-hbox, .diffnb-dash .widget-box { overflow: visible; max-width: 100%; }
-.diffnb-dash .widget-html-content { white-space: normal; }
 .diffnb-dash .jupyter-button { border-radius: 4px; }
 .diffnb-dash .jupyter-button.mod-primary, .diffnb-dash .widget-toggle-button.mod-active { background: var(--accent); color: var(--on-accent); }
 .diffnb-dash .progress-bar { background: var(--accent); }
 .diffnb-dash canvas { border: 1px solid var(--jp-border-color2, #bbb); }
-.diffnb-dash pre { max-height: 320px; overflow: auto; font-size: 12px; white-space: pre-wrap; color: var(--jp-ui-font-color1); }
+.diffnb-dash pre { max-height: 480px; overflow: auto; font: 12px/1.5 monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.diffnb-dash pre { color: var(--jp-ui-font-color1); background: none; margin: 0; padding: 0; }
 .diffnb-dash table { border-collapse: collapse; font-size: 13px; color: var(--jp-ui-font-color1); }
-.diffnb-dash th, .diffnb-dash td { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--jp-border-color2, #ccc); }
+.diffnb-dash th, .diffnb-dash td { padding: 8px; vertical-align: top; text-align: right; border-bottom: 1px solid var(--jp-border-color2, #ccc); }
 .diffnb-dash th:first-child, .diffnb-dash td:first-child { text-align: left; }
+.diffnb-dash td:not(:first-child) { white-space: nowrap; }
 .diffnb-dash .diffnb-wide { overflow-x: auto; }
-.diffnb-dash .widget-toggle-buttons .widget-toggle-button { width: auto; padding: 0 16px; }
+.diffnb-dash .diffnb-pair > * { flex: 1 1 0; min-width: 0; }
+.diffnb-dash .diffnb-pair .jupyter-button { width: auto; margin-right: 16px; }
+.diffnb-dash .widget-dropdown > select { appearance: auto; background-image: none !important; padding-right: 4px; }
+.diffnb-dash .widget-toggle-buttons .widget-toggle-button { width: auto; padding: 0 16px; margin: 0 8px 8px 0; }
 .diffnb-dash .diffnb-columns { flex-flow: row wrap; align-items: flex-start; gap: 24px; }
-.diffnb-dash .diffnb-columns > * { flex: 1 1 340px; min-width: 0; }
+.diffnb-dash .diffnb-columns > :first-child { flex: 0 1 348px; }
+.diffnb-dash .diffnb-columns > * { flex: 1 1 348px; min-width: 0; }
 .diffnb-dash :is(button, input, select, a, .noUi-handle):focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 </style>"""
 
@@ -264,7 +271,7 @@ class Work:
         self.text, self.in_thread, self._begun = text, in_thread, 0.0
         self.start = widgets.Button(description=text("start"), button_style="primary")
         self.stop = widgets.Button(description=text("cancel"), disabled=True)
-        self.bar = widgets.FloatProgress(min=0, max=1, layout={"width": "340px", "max_width": "100%", "visibility": "hidden"})
+        self.bar = widgets.FloatProgress(min=0, max=1, layout={"width": "340px", "max_width": "100%", "display": "none"})
         self.left, self.note, self.fault = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.controls = widgets.VBox([widgets.HBox([self.start, self.stop]), self.bar, self.left, self.note, self.fault])
         self.start.on_click(lambda _: self.run())
@@ -290,7 +297,7 @@ class Work:
         """Start."""
         self.say_fault("")
         self.start.disabled, self.stop.disabled = True, False
-        self.bar.value, self.bar.layout.visibility, self._begun = 0, "visible", time.monotonic()
+        self.bar.value, self.bar.layout.display, self._begun = 0, "flex", time.monotonic()
         if self.in_thread:
             threading.Thread(target=self._work, daemon=True).start()
         else:
@@ -305,7 +312,7 @@ class Work:
         except Exception as error:  # whatever the library says: a face shows it, and goes on
             self.say_fault(str(error) or type(error).__name__)
         finally:
-            self.bar.layout.visibility, self.left.value = "hidden", ""
+            self.bar.layout.display, self.left.value = "none", ""
             self.rested()
             self.start.disabled, self.stop.disabled = False, True
 
