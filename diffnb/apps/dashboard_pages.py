@@ -10,6 +10,7 @@ __all__ = ['FILTERS', 'setting_widget', 'TaskPage', 'equations_of', 'ModelPage',
 # %% ../../nbs/12_apps/11_dashboard_pages.ipynb #11d03
 import difflib
 import html
+import threading
 import time
 from dataclasses import replace
 
@@ -68,7 +69,10 @@ class TaskPage(Work):
         self.box.add_class("diffnb-columns")
         for one in self.settings.values():
             one.observe(lambda _: self.rested(), "value")
-        self.rested()
+        if in_thread:  # the first estimate of a model takes two steps of it, for which no page waits
+            threading.Thread(target=self.rested, daemon=True).start()
+        else:
+            self.rested()
 
     def _painter(self):
         """A canvas, where the package for it is installed."""
