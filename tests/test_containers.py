@@ -1,4 +1,4 @@
-"""The container, Binder and the Space: no engine is needed to see that they copy files that are there, install extras that are there, and start commands that are there."""
+"""The container, Binder and the Space copy files, install extras and start commands that are there. No engine is needed to see that."""
 
 import json
 import re

@@ -75,7 +75,15 @@ def server_settings(
 ) -> dict:  # as Voila reads it
     """Say how the page is served."""
     return {
-        "Voila": {"ip": host, "port": port, "port_retries": 0, "token": token, "open_browser": browser, "log_level": "ERROR", "logging_config": QUIET},
+        "Voila": {
+            "ip": host,
+            "port": port,
+            "port_retries": 0,
+            "token": token,
+            "open_browser": browser,
+            "log_level": "ERROR",
+            "logging_config": QUIET,
+        },
         "VoilaConfiguration": {"template": "diffnb", "show_tracebacks": False, "file_allowlist": []},
         "MappingKernelManager": {"cull_idle_timeout": 1800},
         # a socket in a folder of one's own, where there are such: other users of the machine can connect to a port

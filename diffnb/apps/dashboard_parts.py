@@ -1,4 +1,4 @@
-"""What the pages of the dashboard are put together from: pictures, widgets of settings, uploads, a canvas, and the buttons of something that takes long.
+"""What the pages of the dashboard are made of: pictures, widgets of settings, uploads, a canvas, and the buttons of something that takes long.
 
 Docs: https://diffnb.github.io/diffnb/12_apps/dashboard_parts.html.md"""
 

@@ -15,7 +15,7 @@ import copy
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -36,10 +36,8 @@ from ..metrics.gathering import sampled
 from ..model.generative import GenerativeModel
 from ..networks.unet import SIZES
 
-# %% ../../nbs/12_apps/15_workshop.ipynb #15w04
-import diffnb.training  # first, for it imports fastai without its warnings
 
-# isort: split
+# %% ../../nbs/12_apps/15_workshop.ipynb #15w04
 from ..training.monitoring import SampleCallback
 from ..training.plans import ENOUGH
 

@@ -17,7 +17,6 @@ from io import BytesIO
 import ipywidgets as widgets
 
 from .dashboard_parts import FORM, Work, as_png, field_widget, figure_of, link_to, said, spoken
-from .rating import KINDS
 from .studio import Cancelled
 from .workshop import METRIC_CHOICES, PRESETS, Progress, Workshop
 from ..networks.unet import SIZES
@@ -166,7 +165,10 @@ class TrainingPage(WorkshopPage):
         """Say what a training comes to."""
         shape, each = " x ".join(map(str, estimate.shape)), spoken(estimate.each, self.text)
         facts = {"images": f"{estimate.images:,}", "shape": shape, "parameters": f"{estimate.parameters:,}", "each": each}
-        sentences = self.text("measured").format(steps=f"{estimate.steps:,}", **facts), self.text("enough").format(time=spoken(estimate.enough, self.text))
+        sentences = (
+            self.text("measured").format(steps=f"{estimate.steps:,}", **facts),
+            self.text("enough").format(time=spoken(estimate.enough, self.text)),
+        )
         self.note.value = said(" ".join(sentences))
 
     def _watch(self, progress):
@@ -198,7 +200,9 @@ def table_of(
     rows: list[list[str]],  # cells
 ) -> str:  # HTML
     """Show a table; a narrow screen can move it sideways."""
-    lines = [f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>" for tag, row in zip(["th", *["td"] * len(rows)], [head, *rows])]
+    lines = [
+        f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>" for tag, row in zip(["th", *["td"] * len(rows)], [head, *rows])
+    ]
     return f'<div class="diffnb-wide"><table>{"".join(lines)}</table></div>'
 
 

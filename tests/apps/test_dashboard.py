@@ -191,7 +191,11 @@ def test_a_page_fits_a_screen_and_can_be_read(page, width, scheme):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for words in page.locator(".diffnb-dash label:visible, .diffnb-dash button:visible:not([disabled])").all():
             colour = words.evaluate(brightness % "color")
-            ground = words.evaluate(brightness % "backgroundColor") if words.evaluate("element => element.tagName") == "BUTTON" else 765 * (scheme == "light")
+            ground = (
+                words.evaluate(brightness % "backgroundColor")
+                if words.evaluate("element => element.tagName") == "BUTTON"
+                else 765 * (scheme == "light")
+            )
             assert abs(colour - ground) > 250, words.inner_text()
 
 
