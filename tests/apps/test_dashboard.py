@@ -168,6 +168,7 @@ def test_a_visitor_trains_evaluates_and_compares(page):
     table = list(csv.DictReader(io.StringIO(saved(page, page.get_by_text("CSV")).decode())))
     assert {row["generated"] for row in table} == {"16"} and any(row["metric"].startswith("kernel") for row in table)
     page.get_by_role("button", name="Compare").click()
+    page.wait_for_selector("text=pairs for realism")
     page.get_by_role("button", name="Start").click()
     for k in range(14):
         page.wait_for_selector(f"text=question {k + 1} of 14")
