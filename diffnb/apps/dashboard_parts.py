@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def field_widget(
     highest: float | None = None,  # end of the range; None: as the field has it
 ) -> widgets.Widget:
     """Make the widget of a setting."""
-    value, field = getattr(settings, name), type(settings).__dataclass_fields__[name]
+    value, field = getattr(settings, name), {one.name: one for one in fields(settings)}[name]
     lowest, top = field.metadata.get("range", (0, math.inf))
     top, how = top if highest is None else highest, {"description": description, **FORM}
     if options is not None:

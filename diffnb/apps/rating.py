@@ -58,7 +58,7 @@ class RatingChoices(Ranged):
 
     first: str = ""  # a key of `Studio.models`; empty: the chosen one
     second: str = "real"  # the same, or "real" for real images
-    data: str = "packaged"  # where real images come from, a key of `Job.sets`
+    data: str = "packaged"  # where real images come from, a key of `WorkshopJob.sets`
     realism: int = setting(10, 1, 200)  # questions of one image each
     diversity: int = setting(4, 0, 50)  # questions of nine images each
     seed: int = setting(0, 0, 2**53)  # of images, order and sides

@@ -89,6 +89,7 @@ def setting(
     return field(default=default, metadata={"range": (lowest, highest)})
 
 
+@dataclass(frozen=True)
 class Ranged:
     """Settings of which some have a range: what they are a base of is a frozen dataclass whose fields are made by `setting`."""
 

@@ -6,8 +6,8 @@ Docs: https://diffnb.github.io/diffnb/12_apps/workshop.html.md"""
 
 # %% auto #0
 __all__ = ['PLACES', 'LOOKED_AT', 'PRESETS', 'TOLD_EVERY', 'PICTURES_EVERY', 'PICTURES_SHARE', 'VALIDATED', 'POINTS',
-           'METRIC_CHOICES', 'data_sets', 'Job', 'TrainingChoices', 'Estimate', 'Progress', 'WatchCallback', 'Training',
-           'EvaluationChoices', 'score_rows', 'watched', 'Evaluation', 'Workshop']
+           'METRIC_CHOICES', 'data_sets', 'WorkshopJob', 'TrainingChoices', 'Estimate', 'TrainingProgress',
+           'WatchCallback', 'Training', 'EvaluationChoices', 'score_rows', 'watched', 'Evaluation', 'Workshop']
 
 # %% ../../nbs/12_apps/15_workshop.ipynb #15w03
 import contextlib
@@ -35,7 +35,6 @@ from ..metrics.evaluation import DEFAULT_METRICS, score
 from ..metrics.gathering import sampled
 from ..model.generative import GenerativeModel
 from ..networks.unet import SIZES
-
 
 # %% ../../nbs/12_apps/15_workshop.ipynb #15w04
 from ..training.monitoring import SampleCallback
@@ -77,7 +76,7 @@ def data_sets(
     return found
 
 # %% ../../nbs/12_apps/15_workshop.ipynb #15w09
-class Job:
+class WorkshopJob:
     """Something long that a person asks for: what was chosen, and a way to end it."""
 
     def __init__(
@@ -86,7 +85,8 @@ class Job:
         choices: Ranged,  # to begin with
     ):
         self.studio, self.choices = studio, choices
-        self._cancel, self._read = threading.Event(), (None, None)
+        self._cancel = threading.Event()
+        self._read: tuple[Any, Any] = (None, None)  # what was asked for last, and the images
 
     def __repr__(self):
         """Describe it in a line."""
@@ -149,7 +149,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class TrainingChoices(Ranged):
     """What a training is asked for."""
 
-    data: str = "packaged"  # a key of `Job.sets`
+    data: str = "packaged"  # a key of `WorkshopJob.sets`
     size: int = setting(0, 0, 256)  # side to crop and resize to; 0: as they are
     classes: str = ""  # labels to keep, separated by commas; empty: all
     flip: bool = False  # mirror images at random
@@ -192,7 +192,7 @@ POINTS = 1000  # of a curve of losses, at most
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How far a training has come."""
 
     part: float  # in [0, 1]
@@ -207,7 +207,7 @@ class WatchCallback(SampleCallback):
 
     def __init__(
         self,
-        watch: Callable[[Progress], Any],  # called with how far it has come
+        watch: Callable[[TrainingProgress], Any],  # called with how far it has come
         ends: Callable[[], bool],  # whether training shall end
     ):
         super().__init__(n=9, n_steps=10)
@@ -255,11 +255,15 @@ class WatchCallback(SampleCallback):
 
     def tell(self):
         """Say how far it has come."""
-        self.watch(Progress(min(1.0, self.learn.schedule.part_done), self.learn.schedule.steps, tuple(self.losses), tuple(self.valid), self.images))
+        self.watch(
+            TrainingProgress(min(1.0, self.learn.schedule.part_done), self.learn.schedule.steps, tuple(self.losses), tuple(self.valid), self.images)
+        )
 
 # %% ../../nbs/12_apps/15_workshop.ipynb #15w15
-class Training(Job):
+class Training(WorkshopJob):
     """Train a model on a set, watch it, stop it, and keep what it has learned."""
+
+    choices: TrainingChoices
 
     shown = 9  # samples at the end
 
@@ -268,7 +272,7 @@ class Training(Job):
         studio: Studio,  # where the model is kept
     ):
         super().__init__(studio, TrainingChoices())
-        self.progress: Progress | None = None  # how far the last training has come
+        self.progress: TrainingProgress | None = None  # how far the last training has come
         self.kept: Listed | None = None  # the model that it has made
         self.record: dict = {}  # of that training
 
@@ -310,7 +314,7 @@ class Training(Job):
 
     def run(
         self,
-        watch: Callable[[Progress], Any] = lambda progress: None,  # called with how far it has come
+        watch: Callable[[TrainingProgress], Any] = lambda progress: None,  # called with how far it has come
     ) -> Listed:  # the model, as the studio lists it
         """Train, and keep the model, also where it was stopped.
 
@@ -336,7 +340,7 @@ class Training(Job):
             if not self._cancel.is_set():
                 raise
         self.record, callback.images = model.record, model.generate(self.shown, seed=0, class_labels=_in_turn(model, self.shown))
-        observe(Progress(1.0, self.record["steps"], tuple(callback.losses), tuple(callback.valid), callback.images))
+        observe(TrainingProgress(1.0, self.record["steps"], tuple(callback.losses), tuple(callback.valid), callback.images))
         self.kept = self.studio.keep(model, choices.name, choices.data)
         return self.kept
 
@@ -355,7 +359,7 @@ class EvaluationChoices(Ranged):
     """What is to be scored, and how."""
 
     model: str = ""  # a key of `Studio.models`; empty: the chosen one
-    data: str = "packaged"  # a key of `Job.sets`
+    data: str = "packaged"  # a key of `WorkshopJob.sets`
     generated: int = setting(500, 16, 50_000)  # images to generate
     real: int = setting(2000, 16, 50_000)  # real images, at most
     metrics: tuple[str, ...] = DEFAULT_METRICS  # of `METRIC_CHOICES`
@@ -408,8 +412,10 @@ def watched(
     return told
 
 
-class Evaluation(Job):
+class Evaluation(WorkshopJob):
     """Score a model against real images."""
+
+    choices: EvaluationChoices
 
     def __init__(
         self,

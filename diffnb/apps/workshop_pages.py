@@ -18,7 +18,7 @@ import ipywidgets as widgets
 
 from .dashboard_parts import FORM, Work, as_png, field_widget, figure_of, link_to, said, spoken
 from .studio import Cancelled
-from .workshop import METRIC_CHOICES, PRESETS, Progress, Workshop
+from .workshop import METRIC_CHOICES, PRESETS, TrainingProgress, Workshop
 from ..networks.unet import SIZES
 from ..printing import new_figure
 
@@ -85,7 +85,7 @@ CURVE_EVERY = 2.0  # seconds between two drawings of the curve
 
 
 def curve_of(
-    progress: Progress,  # of a training
+    progress: TrainingProgress,  # of a training
     text,  # a function from a key of `TRANSLATIONS` to the text
 ) -> bytes:  # PNG, transparent, in greys that can be read on light and on dark
     """Draw the losses of a training."""
