@@ -28,7 +28,18 @@ from diffnb.model import GenerativeModel
 RESULTS = Path(__file__).parent / "results"
 COMPOSITIONS = ("blue heart", "green square", "yellow circle")  # colour and shape were both seen, together they were not
 PROMPTS = ("red apple", "green heart", "blue heart", "a blue square", "yellow circle", "cat", "dog face", "grinning face", "pizza", "house")
-PROMPTS += ("corazón verde", "manzana roja", "红苹果", "狗", "purple car", "green apple and red heart", "a sad robot", "fire", "woman with hat", "number seven")
+PROMPTS += (
+    "corazón verde",
+    "manzana roja",
+    "红苹果",
+    "狗",
+    "purple car",
+    "green apple and red heart",
+    "a sad robot",
+    "fire",
+    "woman with hat",
+    "number seven",
+)
 
 
 def features(extractor, images):
@@ -45,7 +56,12 @@ def ranks(found, true, at):
 def told(values):
     """A row of a table."""
     values = values.float()
-    return {"n": len(values), "first": (values == 1).float().mean().item(), "top_10": (values <= 10).float().mean().item(), "median": values.median().item()}
+    return {
+        "n": len(values),
+        "first": (values == 1).float().mean().item(),
+        "top_10": (values <= 10).float().mean().item(),
+        "median": values.median().item(),
+    }
 
 
 def main():
@@ -124,7 +140,9 @@ def main():
     print(f"{'':42} {'n':>4} {'first':>7} {'top 10':>7} {'median':>7}")
     for one in rows:
         print(f"{one['what']:42} {one['n']:4d} {one['first']:7.1%} {one['top_10']:7.1%} {one['median']:7.0f}")
-    print(f"of {stored['names']} names; kernel distance {distance:.4f}, floor {floor:.4f}; {share:.1%} nearer to a trained picture than 95% of originals are")
+    print(
+        f"of {stored['names']} names; kernel distance {distance:.4f}, floor {floor:.4f}; {share:.1%} nearer to a trained picture than 95% of originals are"
+    )
 
 
 if __name__ == "__main__":

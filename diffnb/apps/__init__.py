@@ -6,10 +6,12 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .commands import *
     from .dashboard_pages import *
     from .dashboard_command import *
+    from .dashboard_parts import *
     from .distill_command import *
     from .draw_command import *
     from .export_command import *
     from .image_commands import *
+    from .rating import *
     from .recipes import *
     from .runs import *
     from .shell import *
@@ -18,6 +20,8 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .tutorial_figures import *
     from .visualization import *
     from .web_page import *
+    from .workshop import *
+    from .workshop_pages import *
 
 
 def _handed_on():

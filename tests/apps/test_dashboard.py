@@ -1,5 +1,6 @@
 """The dashboard in a real browser, as `diffnb dashboard` serves it. Skipped where Chromium, playwright or voila is not installed."""
 
+import csv
 import io
 import re
 import shutil
@@ -133,10 +134,70 @@ def test_a_visitor_does_the_rest(page, tmp_path):
     page.locator("select").first.select_option(label="Español")
     page.wait_for_selector("text=Empezar")
     page.get_by_role("button", name="Generar").click()
+    page.wait_for_selector("label:text-is('imágenes')")
     page.locator(".noUi-handle").nth(1).press("End")  # as many steps as there may be
     page.get_by_role("button", name="Empezar").click()
     page.get_by_role("button", name="Cancelar").click()
     page.wait_for_selector("text=Cancelado.")
+
+
+@pytest.mark.slow
+def test_a_visitor_trains_evaluates_and_compares(page):
+    use(page, "fashion_mnist_fast")
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.get_by_label("preset").select_option(label="quick: a first look")
+    page.get_by_role("button", name="Estimate").click()
+    page.wait_for_selector("text=10,000 images of 1 x 28 x 28")
+    page.get_by_label("name of the model").fill("from a browser")
+    page.keyboard.press("Tab")
+    page.locator("button.mod-primary:visible", has_text="Train").click()
+    page.wait_for_selector("text=Loss until step")
+    page.wait_for_selector("text=left")
+    page.get_by_role("button", name="Stop and keep").click()
+    page.wait_for_selector("text=from a browser.safetensors is kept after")
+    assert saved(page, page.get_by_text("save the file"))[8:9] == b"{"  # where a file of safetensors begins
+    page.get_by_role("button", name="Models").click()
+    page.locator(".widget-select option", has_text="from a browser.safetensors").wait_for(state="attached")
+    page.get_by_role("button", name="Evaluate").click()
+    for label, number in (("images to generate", "16"), ("real images, at most", "64")):
+        page.get_by_label(label).fill(number)
+        page.keyboard.press("Tab")
+    page.get_by_label("Fréchet distance").uncheck()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector("text=The floor is the same metric")
+    table = list(csv.DictReader(io.StringIO(saved(page, page.get_by_text("CSV")).decode())))
+    assert {row["generated"] for row in table} == {"16"} and any(row["metric"].startswith("kernel") for row in table)
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_selector("text=pairs for realism")
+    page.get_by_role("button", name="Start").click()
+    for k in range(14):
+        page.wait_for_selector(f"text=question {k + 1} of 14")
+        page.get_by_role("button", name="Left").press("Enter")  # by the keyboard
+    page.wait_for_selector("text=interval of 95%")
+    assert len(saved(page, page.get_by_text("CSV")).splitlines()) == 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_fits_a_screen_and_can_be_read(page, width, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    use(page, "fashion_mnist")
+    brightness = "element => {const c = getComputedStyle(element)[%r].match(/[\\d.]+/g).map(Number); return c[0] + c[1] + c[2]}"
+    for name in ("Models", "Generate", "Fill in", "Train", "Evaluate", "Compare"):
+        page.get_by_role("button", name=name, exact=True).first.click()
+        page.wait_for_selector(f".widget-toggle-button.mod-active:text-is('{name}')")
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for words in page.locator(".diffnb-dash label:visible, .diffnb-dash button:visible:not([disabled])").all():
+            colour = words.evaluate(brightness % "color")
+            ground = (
+                words.evaluate(brightness % "backgroundColor")
+                if words.evaluate("element => element.tagName") == "BUTTON"
+                else 765 * (scheme == "light")
+            )
+            assert abs(colour - ground) > 250, words.inner_text()
 
 
 @pytest.mark.slow
