@@ -313,7 +313,7 @@ class TextUNet(UNet):
             raise ValueError(f"condition must be one of {', '.join(self.condition_names)}, got {condition!r}")
         return self.encode("")[0] if condition == "text" else super().null(condition)
 
-    def forward(
+    def forward(  # type: ignore[override]  # the text comes before the class
         self,
         x: Tensor,  # scaled noisy images (n, channels, h, w)
         half_log_snr: Tensor,  # noise level, (n,) or ()
@@ -386,6 +386,6 @@ def text_network(
     longest = max(texts, key=lambda text: len(split_words(text)))
     if len(split_words(longest)) > LONGEST:
         raise ValueError(f"a caption may have {LONGEST} words, got {len(split_words(longest))}: {longest[:60]!r}...; shorten it")
-    words = dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
+    words: dict[str, Any] = dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
     with first_weights(seed):
         return TextUNet(**network_settings(size, shape, num_classes), **words, attributes=attributes)
