@@ -162,25 +162,21 @@ def _generate(
     num = num or (len(names) if names else 16)
     if names and num < len(names):
         raise ValueError(f"--labels holds {len(names)} classes, and --num {num} is fewer images than that; leave --num out for one of each")
+    how = {"n_steps": steps, "guidance_scale": guidance_scale, "size": _size(size), "batch_size": batch_size, "precision": precision}
     if form in ("shards", "folders"):
         if prompt is not None or negative_prompt is not None:
             raise ValueError(f"--{form} makes sets of classes; --prompt goes with --grid or --files")
-        how = {"n_steps": steps, "seed": seed, "class_labels": names, "guidance_scale": guidance_scale, "size": _size(size)}
-        return _generate_set(generative, out, num, form, **how, batch_size=batch_size, shard_size=shard_size, precision=precision)
+        return _generate_set(generative, out, num, form, **how, seed=seed, class_labels=names, shard_size=shard_size)
     places = _places(out, files, num, overwrite)
     start = time.perf_counter()
     with made(places[0].parent):
         images = generative.generate(
             num,
-            n_steps=steps,
             seed=secrets.randbits(32) if seed is None else seed,
             class_labels=names and [names[i % len(names)] for i in range(num)],
-            guidance_scale=guidance_scale,
-            size=_size(size),
-            batch_size=batch_size,
-            precision=precision,
             prompt=prompt,
             negative_prompt=negative_prompt,
+            **how,
         )
         each = (time.perf_counter() - start) / num
         written = _write_images(images, places, files, columns or min(num, len(names) if names and len(names) > 1 else round(num**0.5)))

@@ -43,8 +43,9 @@ from .shell import warn
 from ..core import Registry
 from ..data.readers import DATA_SETS, data_root
 from ..metrics.evaluation import make_metric
+from ..model.conditions import Labels
 from ..model.generative import GenerativeModel
-from ..model.trained import Labels, Trained, checkpoint_writer, choose_device
+from ..model.trained import Trained, checkpoint_writer, choose_device
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
 from ..parallel import launched, own_device
@@ -53,10 +54,10 @@ from ..samplers.base import SAMPLERS, Sampler
 from ..samplers.multistep import DPMSolverPP2M
 from ..training.averages import PROFILES, PostHocCallback
 from ..training.checkpoints import CheckpointCallback, ResumeCallback, read_position, write_file
-from ..training.learner import TrainingSettings, fit, planned_epochs
+from ..training.learner import TrainingSettings, fit
 from ..training.losses import QUANTILES, TIMES, WEIGHTS
 from ..training.monitoring import HistoryCallback, LevelLossCallback, SampleCallback, log_callbacks
-from ..training.plans import ForecastCallback
+from ..training.plans import ForecastCallback, planned_epochs
 from ..training.reports import write_report
 from ..training.steps import RATES, EarlyStopCallback
 

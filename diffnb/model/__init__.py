@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..core import lazily
 
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
+    from .conditions import *
     from .distilling import *
     from .editing import *
     from .exporting import *

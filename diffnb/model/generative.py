@@ -26,6 +26,7 @@ from ..files.errors import Limits
 from ..files.model_file import Contents, save
 from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
+from .conditions import Labels
 from .distilling import Distilling
 from .editing import Editing
 from .exporting import Exporting
@@ -33,7 +34,6 @@ from .learning import teach
 from .pipelines import FromDiffusers
 from .restoration import Restoration
 from diffnb.model.trained import (
-    Labels,
     Trained,
     aligned,
     begin,

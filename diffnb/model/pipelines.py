@@ -26,7 +26,8 @@ from torch import Tensor
 import diffnb
 from ..core import NoiseSource, write_atomically
 from ..denoise.foreign import PREDICTIONS, read_scheduler
-from .trained import Labels, Trained
+from .conditions import Labels
+from .trained import Trained
 from ..networks.base import first_weights
 from ..networks.diffusers_unet import DiffusersUNet
 from ..noise.parametrizations import PARAMETRIZATIONS

@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/09_training/learner.html.md"""
 
 # %% auto #0
 __all__ = ['DiffusionCallback', 'as_plain', 'TrainingSettings', 'diffusion_learner', 'DiffusionLearner', 'TrainingResult', 'fit',
-           'planned_epochs', 'data_scale']
+           'data_scale']
 
 # %% ../../nbs/09_training/00_learner.ipynb #3
 import contextlib
@@ -26,19 +26,18 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..arguments import reading_settings
-from ..core import NoiseSource, check_counts, expand, to_unit
+from ..core import NoiseSource, expand, to_unit
 from ..denoise.denoisers import BaseDenoiser, Denoiser, null_of
 from ..networks.base import float32_by_default
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
 from ..noise.sdes import SDE
-from ..parallel import launched
 from ..printing import announce
 from .averages import EMACallback, EMAProfile
 from .distributed import sharing, together
 from .interruptions import ResumableLearner
 from .losses import QUANTILES, TIMES, WEIGHTS, LossWeight, TimeDistribution, weighted_mse
 from .monitoring import LossRecorder
-from .plans import ForecastCallback, LossProgress
+from .plans import ForecastCallback, LossProgress, planned_epochs
 from .steps import ForwardCallback, GradientCallback, NonFiniteLoss, Rate, ScaledOptimizer, ScheduleCallback, TrainingError
 
 # %% ../../nbs/09_training/00_learner.ipynb #9
@@ -474,24 +473,6 @@ def _try_to_keep(keep, result, error):
     except OSError as failed:
         if not isinstance(error, OSError):  # else it is the same full disk again
             announce(str(failed))
-
-# %% ../../nbs/09_training/00_learner.ipynb #pb0009016
-def planned_epochs(
-    dls,  # fastai DataLoaders
-    epochs: int | None = None,  # passes over the training set, if a number is asked for
-    steps: int | None = None,  # optimizer steps, if a number is asked for
-    accumulate: int = 1,  # batches a step
-) -> int:  # passes over the training set, at most
-    """Say how long a training is: the epochs asked for, or those that the steps take; 100 where neither is asked for.
-
-    Raises:
-        ValueError: if a number is not whole, or less than 1.
-    """
-    asked = {name: n for name, n in (("epochs", epochs), ("steps", steps)) if n is not None}
-    check_counts(**asked)
-    if epochs is not None or steps is None:
-        return 100 if epochs is None else epochs
-    return -(-steps // -(-max(1, len(dls.train) // launched()[1]) // accumulate))
 
 # %% ../../nbs/09_training/00_learner.ipynb #pb0009018
 @contextlib.contextmanager
