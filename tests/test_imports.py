@@ -24,7 +24,8 @@ def run(program):
 def light():
     """One program that imports and generates: seconds of computing after each import, and what is there that is not needed, after each part."""
     heavy = {module for module in modules() if wing_of(module) == "training"} | {"diffnb.apps.recipes", "diffnb.apps.runs"}
-    heavy |= {f"diffnb.apps.{name}" for name in ("tutorial_figures", "visualization", "studio", "dashboard_pages")}  # draw
+    drawing = ("tutorial_figures", "visualization", "studio", "rating", "workshop", "dashboard_parts", "dashboard_pages", "workshop_pages")
+    heavy |= {f"diffnb.apps.{name}" for name in drawing}
     names = [f"diffnb.{wing}" for wing in WINGS if wing != "training"] + sorted(modules().keys() - heavy)
     assert len(names) > 50
     return run(f"""

@@ -502,7 +502,7 @@ class Workshop:
             part = partial(_share, watch, before, len(generating))
             made = watched(model, total, part).generate(total, seed=choices.seed, class_labels=_in_turn(model, total), batch_size=16)
             pools.append(made)
-        return self.rating.begin(*pools, (name, choices.second))
+        return self.rating.begin(pools[0], pools[1], (name, choices.second))
 
 
 def _share(watch, before, of, part):
