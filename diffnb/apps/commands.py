@@ -164,20 +164,14 @@ def _generate(
         raise ValueError(f"--labels holds {len(names)} classes, and --num {num} is fewer images than that; leave --num out for one of each")
     how = {"n_steps": steps, "guidance_scale": guidance_scale, "size": _size(size), "batch_size": batch_size, "precision": precision}
     if form in ("shards", "folders"):
-        if prompt is not None or negative_prompt is not None:
+        if prompt or negative_prompt:
             raise ValueError(f"--{form} makes sets of classes; --prompt goes with --grid or --files")
         return _generate_set(generative, out, num, form, **how, seed=seed, class_labels=names, shard_size=shard_size)
     places = _places(out, files, num, overwrite)
     start = time.perf_counter()
     with made(places[0].parent):
-        images = generative.generate(
-            num,
-            seed=secrets.randbits(32) if seed is None else seed,
-            class_labels=names and [names[i % len(names)] for i in range(num)],
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            **how,
-        )
+        asked = {"class_labels": names and [names[i % len(names)] for i in range(num)], "prompt": prompt, "negative_prompt": negative_prompt}
+        images = generative.generate(num, seed=secrets.randbits(32) if seed is None else seed, **asked, **how)
         each = (time.perf_counter() - start) / num
         written = _write_images(images, places, files, columns or min(num, len(names) if names and len(names) > 1 else round(num**0.5)))
     seed = generative.last_seed

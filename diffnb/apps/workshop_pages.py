@@ -108,7 +108,12 @@ def curve_of(
 class TrainingPage(WorkshopPage):
     """Train on a set, watch, stop, keep."""
 
-    def __init__(self, workshop: Workshop, text, in_thread: bool = True):
+    def __init__(
+        self,
+        workshop: Workshop,  # what does the work
+        text,  # a function from a key of `TRANSLATIONS` to the text
+        in_thread: bool = True,  # whether it goes on beside; a test waits for it instead
+    ):
         super().__init__(workshop, workshop.training, text, workshop.training.cancel, in_thread)
         self.start.description, self.stop.description = text("train"), text("stop_and_keep")
         options = [("—", None), *((text(f"preset_{name}"), name) for name in PRESETS)]
@@ -214,7 +219,12 @@ def _number(value, error):
 class EvaluationPage(WorkshopPage):
     """Score a model beside the floors."""
 
-    def __init__(self, workshop: Workshop, text, in_thread: bool = True):
+    def __init__(
+        self,
+        workshop: Workshop,  # what does the work
+        text,  # a function from a key of `TRANSLATIONS` to the text
+        in_thread: bool = True,  # whether it goes on beside; a test waits for it instead
+    ):
         super().__init__(workshop, workshop.evaluation, text, workshop.evaluation.cancel, in_thread)
         fields = [self.field("model", self.model_options), self.field("data", self.set_options)]
         fields += [self.field(name) for name in ("generated", "real", "seed")]
@@ -260,7 +270,12 @@ class EvaluationPage(WorkshopPage):
 class RatingPage(WorkshopPage):
     """Compare pictures, blind."""
 
-    def __init__(self, workshop: Workshop, text, in_thread: bool = True):
+    def __init__(
+        self,
+        workshop: Workshop,  # what does the work
+        text,  # a function from a key of `TRANSLATIONS` to the text
+        in_thread: bool = True,  # whether it goes on beside; a test waits for it instead
+    ):
         self._ended = threading.Event()
         super().__init__(workshop, workshop.rating, text, self._ended.set, in_thread)
         fields = [self.field("first", self.model_options), self.field("second", self._second_options), self.field("data", self.set_options)]
