@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'PHOTO_NETWORK', 'Recipe', 'recipe_images', 'recipe_proces
            'check_names', 'recipe_callbacks', 'train_recipe', 'recipe_loaders', 'recipe_table']
 
 # %% ../../nbs/12_apps/00_recipes.ipynb #3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..data.readers import data_root
 from ..metrics.scores import METRICS
 from ..model.trained import resolve_process
 from ..networks.base import first_weights
+from ..networks.text import named_network
 from ..networks.unet import UNet, build_network, network_settings
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
@@ -134,7 +135,7 @@ def _place(recipe, root, verbose):
 
 def _labelled(images, recipe):
     """The images, without their labels where the network shall not know them."""
-    return images if recipe.labels or images.labels is None else ImageSet(images.images, source=images.source)
+    return images if recipe.labels or images.labels is None else replace(images, labels=None, values=None, names=None)
 
 # %% ../../nbs/12_apps/00_recipes.ipynb #13
 def recipe_process(
@@ -159,7 +160,7 @@ def recipe_network(
     """
     seed = recipe.training.seed
     if isinstance(recipe.network, str):
-        return build_network(recipe.network, images.shape, images.num_classes, seed)
+        return named_network(recipe.network, images, seed)
     with first_weights(seed):
         network = UNet(channels=images.shape[0], num_classes=images.num_classes, **recipe.network)
     return build_network(network, images.shape, images.num_classes)
@@ -236,13 +237,15 @@ def recipe_loaders(
     images: ImageSet,  # to train on
     valid: ImageSet,  # to validate on
     device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
+    encode: Callable[[list[str]], torch.Tensor] | None = None,  # turns captions into what the network takes; None: it takes none
 ):  # fastai DataLoaders
     """Make the loaders.
 
     Raises:
         ValueError: if a batch is larger than the training set.
     """
-    return image_loaders(images, valid, batch_size=recipe.batch_size, flip=recipe.flip, seed=recipe.training.seed, device=device)
+    settings = {"batch_size": recipe.batch_size, "flip": recipe.flip, "seed": recipe.training.seed, "device": device}
+    return image_loaders(images, valid, **settings, encode=encode)
 
 # %% ../../nbs/12_apps/00_recipes.ipynb #20
 RECIPES = Registry("recipe")

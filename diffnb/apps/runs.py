@@ -403,7 +403,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     network = recipe_network(recipe, images).to(device)
     trained = Trained(network, recipe_process(recipe), recipe_parametrization(recipe, images), tuple(images.shape), labels)
     sampler = SAMPLERS.resolve(recipe.sampler, Sampler)
-    loaders = recipe_loaders(recipe, images, valid, device)
+    loaders = recipe_loaders(recipe, images, valid, device, getattr(network, "encode", None))
     epochs = planned_epochs(loaders, recipe.epochs, recipe.steps, recipe.training.accumulate)
     settings = _settings(recipe, root)  # before anything is removed: a part without a name is an error here
     if is_first and not resume:

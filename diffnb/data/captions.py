@@ -34,6 +34,12 @@ def _clean(text):
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text).split())
 
 
+def _whole(row):
+    """A row whose last text was cut at its commas, because it stands without quotation marks, put together again."""
+    further, last = row.pop("further", []), list(row)[-1]
+    return row | ({last: ",".join([row[last], *further])} if further else {})
+
+
 def _rows(table: Path) -> Iterator[tuple[str, str]]:
     """Pairs of a picture's name and a caption, as a table has them."""
     check_regular(table)
@@ -42,15 +48,15 @@ def _rows(table: Path) -> Iterator[tuple[str, str]]:
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     else:
         head = text[: text.find("\n")]
-        rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in head else ","))
+        table_of = csv.DictReader(text.splitlines(), restkey="further", delimiter="\t" if "\t" in head else ",")
+        rows = [_whole(row) for row in table_of]
     for number, row in enumerate(rows, 1):
         columns = {str(key).strip().lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
         name, said = (next((columns[key] for key in keys if columns.get(key)), None) for keys in (_FILE_COLUMNS, _TEXT_COLUMNS))
-        texts = [said] if isinstance(said, str) else said
+        texts = [said] if isinstance(said, str) else [] if said is None and {*columns} & {*_TEXT_COLUMNS} else said
         if not isinstance(name, str) or not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
-            raise ValueError(
-                f"entry {number} has no picture under {' or '.join(_FILE_COLUMNS[:3])}, or no text under {' or '.join(_TEXT_COLUMNS[:3])}"
-            )
+            wanted = f"a picture under {', '.join(_FILE_COLUMNS)} and a text under {', '.join(_TEXT_COLUMNS)}"
+            raise ValueError(f"entry {number} after the head needs {wanted}; it has {', '.join(columns) or 'no column with a name'}")
         yield from ((name.strip(), one) for one in texts)
 
 # %% ../../nbs/07_data/05_captions.ipynb #capt08
@@ -85,7 +91,8 @@ def read_captions(
                 found.setdefault(own, []).append(caption)
     except (ValueError, csv.Error, RecursionError, OSError) as error:
         raise ValueError(f"the captions in {printable(tables[0].name)} cannot be read: {printable(str(error) or type(error).__name__)}") from None
-    return *_matched(pictures, found, tables), _told(pictures, found, strange)
+    captions, files = _matched(pictures, found, tables)
+    return captions if found else None, files, _told(pictures, found, strange)
 
 
 def _from_file(text):

@@ -56,6 +56,10 @@ def _check_captions(captions, n):
 def _read_attributes(attributes, n):
     if attributes is None:
         return None
+    if not isinstance(attributes, Mapping):
+        raise TypeError(f"attributes must be a mapping from names to a number or truth value for each image, got {type(attributes).__name__}")
+    if texts := [name for name, values in attributes.items() if isinstance(values, (list, tuple)) and any(isinstance(one, str) for one in values)]:
+        raise ValueError(f"attribute {texts[0]!r} must hold numbers or truth values, got texts; texts are captions or labels")
     read = {
         str(name): as_tensor(torch.tensor(values) if isinstance(values, (list, tuple)) else values, f"attribute {name!r}").float()
         for name, values in attributes.items()
@@ -112,7 +116,8 @@ def class_indices(
 class ImageSet:
     """Images in memory, with the labels that came with them.
 
-    A label is kept as an index 0 ... k - 1; `values[index]` is the label as its owner writes it, `names[index]` its name.
+    A label is kept as an index 0 ... k - 1; `values[index]` is the label as its owner writes it, `names[index]` its name. Captions are one text
+    or more for each image. Attributes are numbers, or truth values, by name: one for each image, NaN where it is not known.
     """
 
     images: Tensor  # uint8 (n, c, h, w)

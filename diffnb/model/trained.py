@@ -29,8 +29,8 @@ from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
 from .conditions import Labels, attributes_of, texts_of
 from ..networks.base import check_network, first_weights
-from ..networks.text import text_network
-from ..networks.unet import UNet, build_network, network_settings
+from ..networks.text import named_network
+from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
 from ..noise.sdes import SDE, SDES
@@ -163,6 +163,8 @@ class Trained:
             raise ValueError(f"{text}={given[text]!r:.60} was asked for, but this model takes no text{knows}")
         if attributes is not None and not self.attribute_names:
             raise ValueError(f"attributes={attributes!r:.60} was asked for, but this model knows no attributes")
+        if attributes is not None and not isinstance(attributes, Mapping):
+            raise ValueError(f"attributes must be a mapping from names ({', '.join(self.attribute_names)}) to values, got {attributes!r:.60}")
         self.check_scale(guidance_scale)
         n = n if class_labels is not None or n is not None else len(prompt) if isinstance(prompt, (list, tuple)) else 1
         condition = {"label": self.labels.indices(class_labels, n)} if self.labels else {}
@@ -232,11 +234,8 @@ def begin(
     """
     from diffnb.training.learner import data_scale
 
-    if isinstance(network, str) and images.captions is not None:
-        network = text_network(network, images.shape, images.captions, images.num_classes, seed, images.scales)
-    elif isinstance(network, str) and images.attributes is not None:
-        with first_weights(seed):
-            network = UNet(**network_settings(network, images.shape, images.num_classes), attributes=images.scales)
+    if isinstance(network, str):
+        network = named_network(network, images, seed)
     if not isinstance(parametrization, Parametrization):
         cls = PARAMETRIZATIONS[parametrization] if isinstance(parametrization, str) else parametrization
         parametrization = cls(sigma_data=data_scale(images))

@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/06_networks/text.html.md"""
 
 # %% auto #0
 __all__ = ['LONGEST', 'split_words', 'WordVectors', 'word_vectors', 'Vocabulary', 'attend_to', 'TextEncoder', 'summary',
-           'CrossAttention', 'TextUNet', 'text_network']
+           'CrossAttention', 'TextUNet', 'text_network', 'named_network']
 
 # %% ../../nbs/06_networks/03_text.ipynb #55b412d9
 import difflib
@@ -389,3 +389,19 @@ def text_network(
     words: dict[str, Any] = dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
     with first_weights(seed):
         return TextUNet(**network_settings(size, shape, num_classes), **words, attributes=attributes)
+
+
+def named_network(
+    size: str,  # a key of `SIZES`
+    images,  # what it is for: has `shape`, `num_classes`, `captions` and `scales`, as a set of images has them
+    seed: int = 0,  # of the first weights
+) -> nn.Module:  # takes what is known of the images: text, classes, attributes
+    """Make a network of a named size that takes all that a set knows of its images.
+
+    Raises:
+        ValueError: if the size is unknown, or a caption is too long.
+    """
+    if images.captions is not None:
+        return text_network(size, images.shape, images.captions, images.num_classes, seed, images.scales)
+    with first_weights(seed):
+        return UNet(**network_settings(size, images.shape, images.num_classes), attributes=images.scales)

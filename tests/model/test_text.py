@@ -197,6 +197,7 @@ def test_attributes_are_drawn_as_asked_for(bright, tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
+        (0.5, r"attributes must be a mapping from names .brightness, dark_left. to values, got 0.5"),
         ({"age": 3}, "unknown attribute 'age'; this model knows brightness, dark_left"),
         ({"brightness": "high"}, "attribute 'brightness' must be a number or a truth value, or one for each of the 2 samples, got 'high'"),
         ({"brightness": [1, 2, 3]}, "or one for each of the 2 samples"),
@@ -205,3 +206,18 @@ def test_attributes_are_drawn_as_asked_for(bright, tmp_path):
 def test_attributes_that_cannot_be_asked_for(bright, attributes, message):
     with pytest.raises(ValueError, match=message):
         bright[1].generate(2, 1, seed=0, attributes=attributes)
+
+
+def test_a_shell_trains_on_captions_too(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from diffnb.apps.commands import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for k in range(12):
+        Image.new("RGB", (8, 8), ("red", "blue")[k % 2]).save(tmp_path / "photos" / f"{k}.png")
+        (tmp_path / "photos" / f"{k}.txt").write_text(f"a {('red', 'blue')[k % 2]} square")
+    assert not app(["train", "photos", "--steps", "2", "--network", "tiny", "--metric", "none", "--out", "run"], standalone_mode=False)
+    assert not app(["draw", "red square", "--model", "run", "--num", "1", "--steps", "1", "--out", "drawn.png"], standalone_mode=False)
+    assert (tmp_path / "drawn.png").is_file()
