@@ -21,7 +21,7 @@ from PIL import Image
 
 import diffnb
 from diffnb.apps import grid
-from diffnb.data import emoji, resize_images
+from diffnb.data import read_emoji, resize_images
 from diffnb.metrics import InceptionFeatures, kernel_distance
 from diffnb.model import GenerativeModel
 
@@ -74,14 +74,14 @@ def main():
     args = parser.parse_args()
     model = GenerativeModel.load(args.model, verbose=False) if Path(args.model).is_file() else GenerativeModel.pretrained(args.model, verbose=False)
     extractor, side = InceptionFeatures(args.weights), model.shape[1]
-    train, held = emoji(), emoji((True,))
+    train, held = read_emoji(), read_emoji((True,))
     names = [{own[0]: k for k, own in enumerate(images.captions)} for images in (train, held)]
 
     def draw(captions):
         return model.generate(len(captions), seed=0, prompt=list(captions), guidance_scale=args.scale)
 
     rows, generated, start = [], {}, time.perf_counter()
-    every = emoji((False, True))
+    every = read_emoji((False, True))
     pictures = resize_images(every.images, side).float() / 255
     known, place = features(extractor, pictures), {own[0]: k for k, own in enumerate(every.captions)}
     of_style = {style: [k for own, k in place.items() if own.endswith(f", {style} style")] for style in every.names}

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..core import Registry
-from .captions import emoji, read_captions
+from .captions import read_captions, read_emoji
 from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
 from .picture_files import open_picture, told, walk_pictures
 from ..printing import printable, progress_bar, warn_caller
@@ -395,7 +395,7 @@ def _packaged(request):
 # %% ../../nbs/07_data/01_readers.ipynb #dc99398b
 @DATA_SETS.register("emoji")
 def _emoji(request):
-    return emoji(_splits(request.split, {"train": False, "test": True}, "emoji"))
+    return read_emoji(_splits(request.split, {"train": False, "test": True}, "emoji"))
 
 
 @DATA_SETS.register("cifar10_samples")
