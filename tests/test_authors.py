@@ -245,8 +245,8 @@ def test_data_that_are_not_finite_are_named():
     batch = type(loaders.train)._batch
 
     class Spoiled(type(loaders.train)):
-        def _batch(self, index, mirrored):
-            x, label, index = batch(self, index, mirrored)
+        def _batch(self, index, mirrored, chosen):
+            x, label, index = batch(self, index, mirrored, chosen)
             return x / 0.0, label, index
 
     loaders.train.__class__ = Spoiled

@@ -474,7 +474,7 @@ def test_what_is_no_pipeline_is_told_with_the_argument_and_what_would_do(tmp_pat
 def test_any_table_of_betas_goes_out_and_comes_back(last):
     """A table without a name is written as numbers, also where a named one between its ends would be no table at all."""
     betas = (*(0.999 * (k / 999) ** 8 + 1e-4 * (1 - k / 999) for k in range(999)), last)
-    network = DiffusersUNet(betas, "epsilon", 1, 1, (8, 16), 1, (), (), groups=4)
+    network = DiffusersUNet(betas, "v", 1, 1, (8, 16), 1, (), (), groups=4)
     said = scheduler_config(network, DDIM())
     assert read_scheduler(json.loads(json.dumps(said)))[1] == network.chain.betas
 
