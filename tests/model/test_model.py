@@ -325,7 +325,12 @@ def test_classes_and_instances_are_taken_too():
 def test_what_is_packaged_is_small():
     from diffnb.model import packaged_models
 
-    assert sorted(packaged_models()) == ["cifar10", "emoji", "fashion_mnist", "fashion_mnist_fast"]  # and none of the classifiers and word vectors beside them
+    assert sorted(packaged_models()) == [
+        "cifar10",
+        "emoji",
+        "fashion_mnist",
+        "fashion_mnist_fast",
+    ]  # and none of the classifiers and word vectors beside them
     file = Path(packaged_models()["fashion_mnist"])
     model = GenerativeModel.pretrained("fashion_mnist", verbose=False)
     assert file.stat().st_size <= 8_000_000
