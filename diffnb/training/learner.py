@@ -128,11 +128,12 @@ class DiffusionCallback(Callback):
         return {name: given[name] if name in given else self._null(name, x0).expand(len(x0), *self._null(name, x0).shape) for name in names}
 
     def _null(self, name, like):
-        """What stands for none of a condition, on the device; asked once."""
-        if name not in self.nulls:
+        """What stands for none of a condition, on the device; asked once for each device."""
+        key = name, like.device
+        if key not in self.nulls:
             null = null_of(getattr(self, "model", None), name)
-            self.nulls[name] = null if null is None else null.to(like.device)
-        return self.nulls[name]
+            self.nulls[key] = null if null is None else null.to(like.device)
+        return self.nulls[key]
 
     def _look(self, condition):
         """Check the labels of the first batch of a training."""
