@@ -53,7 +53,7 @@ class TaskPage(Work):
         super().__init__(text, studio.cancel, in_thread)
         self.task, self.studio, self._shown = task, studio, 0.0
         what = TASKS[task]
-        names = [*what.settings, "steps", "seed", *(["label", "guidance"] if studio.labels else [])]
+        names = [*what.settings, *studio.conditions(task), "steps", "seed"]
         self.settings = {name: setting_widget(name, studio, text(name), self.say_fault) for name in names}
         self.upload = None if what.takes == "nothing" else Upload(text("upload_picture"), self._picture_came, self.say_fault)
         self.mask = Upload(text("upload_mask"), lambda: None, self.say_fault) if what.takes == "mask" else None

@@ -26,6 +26,8 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "steps": ("steps", "pasos", "步数"),
     "seed": ("seed, or empty", "semilla, o vacía", "种子（可留空）"),
     "label": ("class", "clase", "类别"),
+    "prompt": ("what to draw", "qué dibujar", "画什么"),
+    "negative": ("and what not", "y qué no", "不要画什么"),
     "guidance": ("guidance scale", "escala de guía", "引导强度"),
     "strength": ("strength", "intensidad", "编辑强度"),
     "noise": ("noise", "ruido", "噪声"),
