@@ -35,6 +35,11 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "start": ("Start", "Empezar", "开始"),
     "cancel": ("Cancel", "Cancelar", "取消"),
     "cancelled": ("Cancelled.", "Cancelado.", "已取消。"),
+    "silent": (
+        "The program behind this page does not answer. If this sentence stays, reload the page; what was not saved is lost.",
+        "El programa de esta página no responde. Si esta frase no desaparece, recargue la página; lo no guardado se ha perdido.",
+        "页面背后的程序没有响应。若此提示一直显示，请重新加载页面；未保存的内容将丢失。",
+    ),
     "upload_picture": ("Choose a picture", "Elegir una imagen", "选择图片"),
     "upload_mask": ("Choose a mask, white where to make", "Elegir una máscara, blanca donde hacer", "选择蒙版（白色处生成）"),
     "upload_model": ("Upload a model file", "Subir un archivo de modelo", "上传模型文件"),
