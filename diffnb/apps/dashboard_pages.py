@@ -84,7 +84,7 @@ class TaskPage(Work):
     def _picture_came(self):
         if self.painter is not None:
             self.painter.show(self.upload.picture)
-            self.paint.layout.display = "flex"
+            self.paint.layout.display, self.upload.view.layout.display = "flex", "none"  # the canvas shows the picture
 
     def rested(self):
         """Say how long a run will take."""

@@ -71,11 +71,11 @@ def listed(
     name: str,  # what the list shows
     path: Path,  # a model file
 ) -> Listed:
-    """Read what a model file says of itself."""
+    """Read what a model file says of itself; a visitor reads the name, and not where the file lies."""
     try:
-        report = inspect(path)
+        report = dataclasses.replace(inspect(path), path=name)
     except (OSError, ValueError) as error:
-        return Listed(name, path, None, str(error))
+        return Listed(name, path, None, str(error).replace(str(path), name))
     fault = "some of its components are code, which a dashboard does not run; confirm and load it in Python" if report.runs_code else None
     return Listed(name, path, report, fault)
 
