@@ -24,8 +24,8 @@ from ..data.readers import data_root
 from ..metrics.scores import METRICS
 from ..model.trained import resolve_process
 from ..networks.base import first_weights
-from ..networks.text import named_network
-from ..networks.unet import UNet, build_network, network_settings
+from ..networks.dit import NETWORK_NAMES, named_network
+from ..networks.unet import UNet, build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
 from ..noise.sdes import SDE, Discrete
@@ -53,7 +53,7 @@ class Recipe:
     limit: int | None = None  # use at most so many images
     labels: bool = True  # tell the network the classes, where there are any
     flip: bool = False  # mirror images at random
-    network: str | Mapping[str, Any] = "small"  # size of the U-Net by name, or arguments of `UNet`
+    network: str | Mapping[str, Any] = "small"  # one of `diffnb.networks.NETWORK_NAMES`: "dit" or a size of the U-Net; or arguments of `UNet`
     process: str | SDE = "edm"  # the noising process
     schedule: str | NoiseSchedule | None = None  # noise schedule of vp or sub-vp; None: their own
     parametrization: str = "karras"  # what the network predicts
@@ -190,8 +190,8 @@ def check_names(
     recipe_process(recipe)
     SAMPLERS.resolve(recipe.sampler, Sampler)
     training_dtype(nn.Identity(), "cpu", recipe.training.precision)
-    if isinstance(recipe.network, str):
-        network_settings(recipe.network, (1, 28, 28))
+    if isinstance(recipe.network, str) and recipe.network not in NETWORK_NAMES:
+        raise ValueError(f"unknown network {recipe.network!r}; known: {', '.join(NETWORK_NAMES)}")
     for registry, name in ((PARAMETRIZATIONS, recipe.parametrization), (METRICS, recipe.metric), (LOG_PLACES, recipe.log_to)):
         if name is not None:
             registry[name]

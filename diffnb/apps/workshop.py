@@ -34,7 +34,7 @@ from ..data.readers import DATA_SETS, data_root
 from ..metrics.evaluation import DEFAULT_METRICS, score
 from ..metrics.gathering import sampled
 from ..model.generative import GenerativeModel
-from ..networks.unet import SIZES
+from ..networks.dit import NETWORK_NAMES
 
 # %% ../../nbs/12_apps/15_workshop.ipynb #15w04
 from ..training.monitoring import SampleCallback
@@ -153,7 +153,7 @@ class TrainingChoices(Ranged):
     size: int = setting(0, 0, 256)  # side to crop and resize to; 0: as they are
     classes: str = ""  # labels to keep, separated by commas; empty: all
     flip: bool = False  # mirror images at random
-    network: str = "tiny"  # a key of `diffnb.networks.unet.SIZES`
+    network: str = "tiny"  # a key of `diffnb.networks.dit.NETWORK_NAMES`
     batch_size: int = setting(16, 1, 512)  # images a step
     lr: float = setting(2e-3, 1e-5, 1e-1)  # highest learning rate
     minutes: float = setting(2.0, 0.01, 1440.0)  # how long
@@ -166,8 +166,8 @@ class TrainingChoices(Ranged):
             ValueError: if one does not fit.
         """
         super().check()
-        if self.network not in SIZES:
-            raise ValueError(f"network must be one of {', '.join(SIZES)}, got {self.network!r}")
+        if self.network not in NETWORK_NAMES:
+            raise ValueError(f"network must be one of {', '.join(NETWORK_NAMES)}, got {self.network!r}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import ipywidgets as widgets
 from .dashboard_parts import FORM, Work, as_png, field_widget, figure_of, link_to, said, spoken
 from .studio import Cancelled
 from .workshop import METRIC_CHOICES, PRESETS, TrainingProgress, Workshop
-from ..networks.unet import SIZES
+from ..networks.dit import NETWORK_NAMES
 from ..printing import new_figure
 
 # %% ../../nbs/12_apps/17_workshop_pages.ipynb #17g06
@@ -121,7 +121,7 @@ class TrainingPage(WorkshopPage):
         self.measure = widgets.Button(description=text("measure"))
         self.curve, self.samples, self.result = widgets.HTML(), widgets.HTML(), widgets.HTML()
         names = ("size", "classes", "flip", "batch_size", "lr", "minutes", "name")
-        data, network = self.field("data", self.set_options), self.field("network", [(name, name) for name in SIZES])
+        data, network = self.field("data", self.set_options), self.field("network", [(name, name) for name in NETWORK_NAMES])
         fields = [data, self.preset, *(self.field(name) for name in names[:3]), network, *(self.field(name) for name in names[3:])]
         self.form.children = [*fields, self.measure, self.controls]
         self.shown.children = [self.samples, self.curve, self.result]

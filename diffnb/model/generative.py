@@ -46,7 +46,7 @@ from diffnb.model.trained import (
     resolve_process,
     sample,
 )
-from ..networks.unet import SIZES
+from ..networks.dit import NETWORK_NAMES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
 from ..noise.sdes import SDE
@@ -68,8 +68,8 @@ class ModelSettings:
         device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
         verbose: bool = True,  # say what is found and chosen, and show progress bars
     ):
-        if isinstance(network, str) and network not in SIZES:
-            raise ValueError(f"unknown network {network!r}; known: {', '.join(SIZES)} (or give an nn.Module)")
+        if isinstance(network, str) and network not in NETWORK_NAMES:
+            raise ValueError(f"unknown network {network!r}; known: {', '.join(NETWORK_NAMES)} (or give an nn.Module)")
         PARAMETRIZATIONS.resolve(parametrization, Parametrization)
         self._sde, self.sampler = resolve_process(diffusion, noise_schedule), sampler
         self._network, self._parametrization = network, parametrization

@@ -29,7 +29,7 @@ from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
 from .conditions import Labels, attributes_of, samples_of, texts_of
 from ..networks.base import check_network, first_weights
-from ..networks.text import named_network
+from ..networks.dit import named_network
 from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule

@@ -2,6 +2,7 @@
 
 from .base import *
 from .diffusers_unet import *
+from .dit import *
 from .mlp import *
 from .text import *
 from .unet import *

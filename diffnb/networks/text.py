@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/06_networks/text.html.md"""
 
 # %% auto #0
 __all__ = ['LONGEST', 'split_words', 'WordVectors', 'word_vectors', 'Vocabulary', 'attend_to', 'TextEncoder', 'summary',
-           'CrossAttention', 'TextUNet', 'text_network', 'named_network']
+           'CrossAttention', 'TextUNet', 'vocabulary_of', 'text_network']
 
 # %% ../../nbs/06_networks/03_text.ipynb #55b412d9
 import difflib
@@ -111,6 +111,20 @@ class Vocabulary:
         """
         encoded = [self._encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
         return torch.tensor(encoded, dtype=torch.int64).view(-1, self.length)
+
+    def check(
+        self,
+        ids: Tensor,  # encoded texts
+        n: int,  # how many there should be
+    ):
+        """Check what a network is given as texts.
+
+        Raises:
+            ValueError: if it is not what `encode` returns for n texts.
+        """
+        if ids.ndim != 2 or len(ids) != n or not 0 < ids.shape[1] <= self.length or ids.dtype != torch.int64:
+            wanted, got = f"int64 ({n}, {self.length})", f"{ids.dtype} {tuple(ids.shape)}"
+            raise ValueError(f"text must be {wanted}, as network.vocabulary.encode returns it, but is {got}")
 
     def _encode(self, text):
         if not isinstance(text, str):
@@ -333,15 +347,10 @@ class TextUNet(UNet):
         if c != self.channels:
             raise ValueError(f"x has {c} channels, but this network takes {self.channels}; make the network with channels={c}")
         text = self.null("text").to(x.device).expand(n, -1) if text is None else text
-        self._check(text, n)
+        self.vocabulary.check(text, n)
         tokens, known = self.text(text)
         emb = embed(self, half_log_snr, label, n, x.dtype, attributes) + self.embed_text(summary(tokens, known))
         return self._run(x, self.act(emb), iter(self.cross), tokens, known)[..., :h, :w]
-
-    def _check(self, text, n):
-        if text.ndim != 2 or len(text) != n or not 0 < text.shape[1] <= self.vocabulary.length or text.dtype != torch.int64:
-            wanted, got = f"int64 ({n}, {self.vocabulary.length})", f"{text.dtype} {tuple(text.shape)}"
-            raise ValueError(f"text must be {wanted}, as network.vocabulary.encode returns it, but is {got}")
 
     def _run(self, x, emb, cross, tokens, known):
         """Run the U-Net with cross-attention to the words after each self-attention."""
@@ -371,6 +380,21 @@ class TextUNet(UNet):
 LONGEST = 255  # words of a caption
 
 
+def vocabulary_of(
+    captions: Sequence[Sequence[str]],  # those of each image
+) -> dict[str, Any]:  # "further" and "length", as networks take them
+    """Find what a network has to be made with to read captions.
+
+    Raises:
+        ValueError: if a caption is too long.
+    """
+    texts = {text for own in captions for text in own}
+    longest = max(texts, key=lambda text: len(split_words(text)))
+    if len(split_words(longest)) > LONGEST:
+        raise ValueError(f"a caption may have {LONGEST} words, got {len(split_words(longest))}: {longest[:60]!r}...; shorten it")
+    return dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
+
+
 def text_network(
     size: str,  # a key of `SIZES`
     shape: Sequence[int],  # of an image: (c, h, w)
@@ -384,26 +408,6 @@ def text_network(
     Raises:
         ValueError: if the size is unknown, or a caption is too long.
     """
-    texts = {text for own in captions for text in own}
-    longest = max(texts, key=lambda text: len(split_words(text)))
-    if len(split_words(longest)) > LONGEST:
-        raise ValueError(f"a caption may have {LONGEST} words, got {len(split_words(longest))}: {longest[:60]!r}...; shorten it")
-    words: dict[str, Any] = dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
+    words = vocabulary_of(captions)
     with first_weights(seed):
         return TextUNet(**network_settings(size, shape, num_classes), **words, attributes=attributes)
-
-
-def named_network(
-    size: str,  # a key of `SIZES`
-    images,  # what it is for: has `shape`, `num_classes`, `captions` and `scales`, as a set of images has them
-    seed: int = 0,  # of the first weights
-) -> nn.Module:  # takes what is known of the images: text, classes, attributes
-    """Make a network of a named size that takes all that a set knows of its images.
-
-    Raises:
-        ValueError: if the size is unknown, or a caption is too long.
-    """
-    if images.captions is not None:
-        return text_network(size, images.shape, images.captions, images.num_classes, seed, images.scales)
-    with first_weights(seed):
-        return UNet(**network_settings(size, images.shape, images.num_classes), attributes=images.scales)
