@@ -16,7 +16,8 @@ def images():
 
 
 def test_a_model_by_name_is_trained_guided_saved_and_loaded(images, tmp_path):
-    model = GenerativeModel(network="dit", verbose=False).train(images, steps=3, batch_size=4, valid_fraction=0)
+    model = GenerativeModel(network="dit", verbose=False)
+    model.train(images, steps=3, batch_size=4, valid_fraction=0)
     assert isinstance(model.trained.network, DiT) and model.takes_text and model.num_classes == 2
     asked = dict(prompt=["red heart", None], class_labels=["heart", "other"], guidance_scale=2.0, n_steps=3, seed=1)
     made = model.generate(**asked)
