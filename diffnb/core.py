@@ -484,7 +484,7 @@ def read_tensors(
 
 # %% ../nbs/00_core.ipynb #e1c0de02
 EXTRAS = {"accelerate": "distributed", "tensorboard": "tensorboard", "wandb": "wandb"}  # package: the extra that brings it
-EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx") | dict.fromkeys(("voila", "ipycanvas"), "dashboard")
+EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx") | dict.fromkeys(("voila", "ipycanvas"), "dashboard") | {"transformers": "text"}
 
 
 def import_extra(

@@ -13,6 +13,7 @@ import pytest
 from diffnb.apps import Painter, dashboard
 from diffnb.core import EXTRAS, import_extra
 from diffnb.model import GenerativeModel
+from diffnb.networks import FrozenText
 from diffnb.training import log_callbacks, together
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,7 @@ USES = {  # each use of an extra: package, how the error begins, what to call wi
     "wandb": ("wandb", "log_to='wandb' needs", lambda folder: log_callbacks("wandb", folder)),
     **{package: (package, "an .onnx file needs", lambda folder: exported(folder)) for package in ("onnx", "onnxscript", "onnxruntime")},
     "dashboard": ("voila", "the dashboard needs", lambda folder: dashboard(browser=False)),
+    "text encoders": ("transformers", "reading texts by an encoder of Hugging Face needs", lambda folder: FrozenText.load(folder)),
     "mask": ("ipycanvas", "painting a mask needs", lambda folder: Painter()),
 }
 

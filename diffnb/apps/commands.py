@@ -266,7 +266,9 @@ def _train(
         str | None, typer.Option(help="Lengths of averages to keep, such as 0.05,0.1: any other is made of them later.", show_default=False)
     ] = None,
     snapshot_every: Annotated[int | None, typer.Option(min=1, help="Steps between two of these: 1000.", show_default=False)] = None,
-    network: Annotated[str | None, typer.Option(help="Size of the U-Net, tiny, small, base or large; or dit, a transformer.", show_default=False)] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Size of the U-Net, tiny, small, base or large; or dit, a transformer.", show_default=False)
+    ] = None,
     diffusion: Annotated[str | None, typer.Option(help="Process: edm, ve, vp, sub-vp, flow-matching, discrete, ...", show_default=False)] = None,
     noise_schedule: Annotated[str | None, typer.Option(help="Schedule of vp or sub-vp: linear, cosine, exponential.", show_default=False)] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler: dpm-solver++2m, heun, ddim, euler-maruyama, ...", show_default=False)] = None,

@@ -3,6 +3,7 @@
 from .base import *
 from .diffusers_unet import *
 from .dit import *
+from .frozen_text import *
 from .mlp import *
 from .text import *
 from .unet import *

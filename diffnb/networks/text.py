@@ -316,6 +316,18 @@ class TextUNet(UNet):
         """
         return self.vocabulary.encode(texts)
 
+    def check_text(
+        self,
+        text: Tensor,  # encoded texts
+        n: int,  # how many there should be
+    ):
+        """Check what is given as text.
+
+        Raises:
+            ValueError: if it is not what `encode` returns for n texts.
+        """
+        self.vocabulary.check(text, n)
+
     def null(
         self,
         condition: str,  # one of `condition_names`
@@ -346,8 +358,8 @@ class TextUNet(UNet):
         n, c, h, w = x.shape
         if c != self.channels:
             raise ValueError(f"x has {c} channels, but this network takes {self.channels}; make the network with channels={c}")
-        text = self.null("text").to(x.device).expand(n, -1) if text is None else text
-        self.vocabulary.check(text, n)
+        text = (null := self.null("text").to(x.device)).expand(n, *null.shape) if text is None else text
+        self.check_text(text, n)
         tokens, known = self.text(text)
         emb = embed(self, half_log_snr, label, n, x.dtype, attributes) + self.embed_text(summary(tokens, known))
         return self._run(x, self.act(emb), iter(self.cross), tokens, known)[..., :h, :w]
