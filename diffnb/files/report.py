@@ -21,7 +21,7 @@ from .container import DIGESTED, Container, check_digest
 from .errors import BadManifest, ComponentSource, LimitExceeded, Limits, ModelFileError, UnsupportedVersion
 from .manifest import CODES, check_row, fail, read_document, read_programs, read_sources, settings_text, short
 from .operations import Program
-from ..printing import numbered, printable
+from ..printing import counted, numbered, printable
 from ..samplers.base import GRIDS
 
 # %% ../../nbs/10_files/03_report.ipynb #6ab8805f
@@ -194,6 +194,14 @@ class ModelReport:
         """Whether any component is code that would have to be allowed."""
         return any(component.reference.startswith("python:") for component in self.components)
 
+    @property
+    def told(self) -> list[str]:
+        """What the network can be told of an image beside its class: a text, and each attribute by its name."""
+        network = next((component for component in self.components if component.slot == "network"), None)
+        settings = (network and network.settings) or {}
+        told, rows = ["text"] * any(settings.get(key) is not None for key in ("further", "features")), settings.get("attributes")
+        return told + [f"the attribute {row[0]}" for row in (rows if isinstance(rows, list) else []) if isinstance(row, list) and row]
+
     def __str__(self):
         """Lay it out for a person; every character outside printable ASCII as its number."""
         kinds = ", ".join(self.dtypes)
@@ -202,8 +210,9 @@ class ModelReport:
             f"digest {self.digest}" + ("" if self.is_checked else ", as the file states; load compares it with the contents"),
             f"weights {' and '.join(self.weights)}: {self.tensors} tensors, {self.parameters:,} numbers, {kinds}",
             f"samples {' x '.join(map(str, self.shape))} in {list(self.value_range)}",
-            f"{len(self.labels)} classes {short(list(self.names or self.labels))}",
-            f"{len(self.records)} training records",
+            f"{len(self.labels)} class{'es' if len(self.labels) > 1 else ''} {short(list(self.names or self.labels))}" if self.labels else "no classes",
+            *([f"takes {printable(', '.join(self.told), None)}"] if self.told else []),
+            counted(len(self.records), "training record"),
             "",
             "components:",
             *[f"  {component}" for component in self.components],

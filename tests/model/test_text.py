@@ -6,6 +6,7 @@ import torch
 from diffnb import GenerativeModel
 from diffnb.core import NoiseSource, to_unit
 from diffnb.data import ImageSet, image_set
+from diffnb.files.report import inspect
 from diffnb.guidance import ClassifierFree
 from diffnb.networks import TextUNet
 
@@ -192,6 +193,19 @@ def test_attributes_are_drawn_as_asked_for(bright, tmp_path):
     model.save(tmp_path / "a.safetensors")
     again = GenerativeModel.load(tmp_path / "a.safetensors", "cpu", verbose=False)
     assert torch.equal(again.generate(32, 12, seed=0, attributes={"brightness": asked, "dark_left": True}), drawn)
+
+
+def test_a_report_says_what_a_model_takes(model, bright, tmp_path):
+    for one, told, words in ((model, ["text"], "takes text"), (bright[1], ["the attribute brightness"], "attributes brightness")):
+        one.save(tmp_path / "model.safetensors")
+        report = inspect(tmp_path / "model.safetensors")
+        assert report.told[: len(told)] == told and f"takes {', '.join(report.told)}" in str(report) and words in repr(one)
+
+
+def test_a_list_of_texts_says_how_many_images(model):
+    assert len(model.generate(prompt=["red", None, "blue"], n_steps=2, seed=0)) == 3
+    assert len(model.generate(prompt="red", n_steps=2, seed=0)) == 1
+    assert model.generate(prompt=["red", "blue"], n_steps=2, seed=0).equal(model.generate(2, prompt=["red", "blue"], n_steps=2, seed=0))
 
 
 @pytest.mark.parametrize(
