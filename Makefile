@@ -44,11 +44,11 @@ docs-check: dev
 # cells marked slow are run where DIFFNB_SLOW is set; figures of pages are among them
 notebooks: dev
 	@date "+== %T $@"
-	PATH="$(abspath $(BIN)):$$PATH" DIFFNB_QUICK=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print $(if $(DIFFNB_SLOW),--flags slow)
+	PATH="$(abspath $(BIN)):$$PATH" DIFFNB_QUICK=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing $(if $(DIFFNB_SLOW),--flags slow)
 
 pytest: dev
 	@date "+== %T $@"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=3
 
 # the dashboard in a real browser, all that a visitor may do; `make test` has a short part of it where Chromium is installed
 test-browser: dev
