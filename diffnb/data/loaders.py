@@ -120,7 +120,7 @@ def _read(data, request):
 # %% ../../nbs/07_data/02_loaders.ipynb #95efb400
 @reading
 def image_set(
-    data,  # name of a known set, folder, tar file of a folder, tensor, (images, labels), list of images, torch Dataset or DataLoader, fastai DataLoaders, or ImageSet
+    data,  # name of a known set, folder or tar file, tensor, (images, labels), list of images, torch Dataset, fastai DataLoaders, ImageSet ...
     *,
     size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to; None: as they are (photo sets: 64)
     classes: Sequence | None = None,  # labels to keep, by value or name; None: all

@@ -210,7 +210,9 @@ class ModelReport:
             f"digest {self.digest}" + ("" if self.is_checked else ", as the file states; load compares it with the contents"),
             f"weights {' and '.join(self.weights)}: {self.tensors} tensors, {self.parameters:,} numbers, {kinds}",
             f"samples {' x '.join(map(str, self.shape))} in {list(self.value_range)}",
-            f"{len(self.labels)} class{'es' if len(self.labels) > 1 else ''} {short(list(self.names or self.labels))}" if self.labels else "no classes",
+            f"{len(self.labels)} class{'es' if len(self.labels) > 1 else ''} {short(list(self.names or self.labels))}"
+            if self.labels
+            else "no classes",
             *([f"takes {printable(', '.join(self.told), None)}"] if self.told else []),
             counted(len(self.records), "training record"),
             "",

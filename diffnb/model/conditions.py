@@ -109,7 +109,7 @@ def texts_of(
         raise ValueError(f"{name} holds {len(several)} texts for {counted(n, 'sample')}; give one for all, or one each")
     if bad := [text for text in several if text is not None and not isinstance(text, str)]:
         raise TypeError(f"{name} must be a text, or a text for each sample, got {bad[0]!r:.60}")
-    if empty := [text for text in several if text is not None and not split_words(text)]:
+    if empty := [text for text in several if isinstance(text, str) and not split_words(text)]:
         raise ValueError(f"{name} has no word in {empty[0]!r:.60}; say what to draw, or leave it out")
     encoded = network.encode([text for text in several if text is not None])
     null, entries = null_of(network, "text").to(encoded), iter(encoded)
