@@ -130,7 +130,10 @@ def _generate(
     labels: Annotated[str | None, typer.Option(help="Classes by name or value, separated by commas; images take turns.", show_default=False)] = None,
     prompt: Annotated[str | None, typer.Option(help="What to draw, of a model that takes text.", show_default=False)] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from; needs --guidance-scale above 1.", show_default=False)] = None,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="How much class or prompt are exaggerated; 1: not at all.")] = 1.0,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Of a model of attributes, such as age=30; may be repeated.", show_default=False)
+    ] = None,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="How much class, prompt and attributes are exaggerated; 1: not at all.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same images; a fresh one if not given.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampler; its own default if not given.", show_default=False)] = None,
     sampler: Annotated[str | None, typer.Option(help="Name of a sampler; the model's own if not given.", show_default=False)] = None,
@@ -151,7 +154,9 @@ def _generate(
     In a large set classes take turns; the same command goes on with one that was cut short. To share the work:
     torchrun --no-python --nproc-per-node 2 -- diffnb generate MODEL --num 50000 --seed 0 --shards --out DIR.
     """
-    form = _form(columns, files=files, shards=shards, folders=folders)
+    from diffnb.model.conditions import read_attributes
+
+    form, told = _form(columns, files=files, shards=shards, folders=folders), read_attributes(attribute or ())
     if shard_size is not None and form not in ("shards", "folders"):
         raise ValueError("--shard-size goes with --shards or --folders; give one of them too")
     generative, names = load_model(model, device), comma_list(labels)
@@ -164,13 +169,14 @@ def _generate(
         raise ValueError(f"--labels holds {len(names)} classes, and --num {num} is fewer images than that; leave --num out for one of each")
     how = {"n_steps": steps, "guidance_scale": guidance_scale, "size": _size(size), "batch_size": batch_size, "precision": precision}
     if form in ("shards", "folders"):
-        if prompt or negative_prompt:
-            raise ValueError(f"--{form} makes sets of classes; --prompt goes with --grid or --files")
+        if prompt or negative_prompt or told:
+            raise ValueError(f"--{form} makes sets of classes; --prompt and --attribute go with --grid or --files")
         return _generate_set(generative, out, num, form, **how, seed=seed, class_labels=names, shard_size=shard_size)
     places = _places(out, files, num, overwrite)
     start = time.perf_counter()
     with made(places[0].parent):
         asked = {"class_labels": names and [names[i % len(names)] for i in range(num)], "prompt": prompt, "negative_prompt": negative_prompt}
+        asked["attributes"] = told or None
         images = generative.generate(num, seed=secrets.randbits(32) if seed is None else seed, **asked, **how)
         each = (time.perf_counter() - start) / num
         written = _write_images(images, places, files, columns or min(num, len(names) if names and len(names) > 1 else round(num**0.5)))
