@@ -7,6 +7,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .dashboard_pages import *
     from .dashboard_command import *
     from .dashboard_parts import *
+    from .demo_command import *
     from .distill_command import *
     from .draw_command import *
     from .export_command import *
