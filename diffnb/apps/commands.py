@@ -1,4 +1,4 @@
-"""`diffnb demo`, `draw`, `train`, `distill`, `generate`, `score`, `colorize`, `impute`, `upscale`, `denoise`, `edit`: the same model, without Python.
+"""`diffnb demo`, `draw`, `train`, `distill`, `generate`, `score`, `compare`, `colorize`, `impute`, `upscale`, `denoise`, `edit`: the same model, without Python.
 
 Docs: https://diffnb.github.io/diffnb/12_apps/commands.html.md"""
 
@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .compare_command import compare
 from .dashboard_command import dashboard
 from .distill_command import distill
 from .draw_command import draw
@@ -438,7 +439,7 @@ def _weights(
     tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
-for _command in (draw, *COMMANDS, distill, export, dashboard):
+for _command in (draw, *COMMANDS, distill, export, compare, dashboard):
     added(app, _command.__name__)(_command)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #37
