@@ -176,13 +176,15 @@ def _read_metric(value, key):
 def _read_classes(value, key):
     if isinstance(value, str) and value.casefold() == "all":
         return "all"
-    labels = list(value) if isinstance(value, (list, tuple, range)) else [value] if isinstance(value, str) else []
+    labels = list(value) if isinstance(value, (list, tuple, range)) else value.split(",") if isinstance(value, str) else []
     if not labels or not all(isinstance(one, (str, int)) and not isinstance(one, bool) and "," not in str(one) for one in labels):
         raise ValueError(f"{key} must be a list of subsets, each 'all' or a list of labels, such as ['all', [0, 1, 2]]; got {value!r}")
     return ",".join(map(str, labels))
 
 
 def _read_network(value, key):
+    if isinstance(value, str) and value.startswith("{"):  # as it has been read before
+        value = json.loads(value)
     if isinstance(value, Mapping):
         return json.dumps(value, sort_keys=True)
     if value not in SIZES:

@@ -341,7 +341,7 @@ def work(
             has_worked = False
             for own in waiting:
                 bar.n = plan.spent()  # what others have done, too
-                bar.refresh()
+                bar.update(0)
                 has_worked |= _did(plan, own, device, bar.update, failed)
             if not has_worked:
                 time.sleep(WAIT)
@@ -404,6 +404,9 @@ def run_comparison(
             failed = work(plan, device, progress=progress and place[0] == 0)
         while started is not None and not started.join(timeout=1):
             pass
+        for left in (plan.folder / "claims").glob("*"):  # of processes that were killed
+            with claimed(left):
+                pass
     finally:
         for process in started.processes if started is not None else ():
             if process.is_alive():

@@ -55,7 +55,6 @@ WRONG = [  # what is changed, and what the sentence must say
     ({"processes": "vee"}, "processes: unknown diffusion process 'vee'"),
     ({"processes": [1]}, "processes must be names, such as 'vp', got 1"),
     ({"schedules": "cosin"}, "schedules: unknown noise schedule 'cosin'"),
-    ({"samplers": "tuned"}, "samplers: 'tuned' cannot be had by its name alone"),
     ({"samplers": ["ddim", "best"]}, "samplers: unknown sampler 'best'"),
     ({"tasks": "painting"}, "tasks: unknown task 'painting'"),
     ({"classes": [0, 1]}, "classes must be a list of subsets, each 'all' or a list of labels"),
