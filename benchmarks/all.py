@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMANDS = {  # script: arguments of the whole run, and of the short one; None: it has no short one
+COMMANDS = {  # script: arguments of the whole run, and of the short one; None: it has no short one that leaves the stored results alone
     "comparison": ("--data {data} --out {out}", "--data {data} --out {out} --quick"),
     "speed": ("", None),
     "few_steps": ("", "--show"),
-    "likelihood": ("--data {data}", "--data {data} --images 8"),
-    "metrics": ("", "--repeats 1"),
+    "likelihood": ("--data {data}", None),
+    "metrics": ("", None),
     "training": ("--root {data}", "--threads 1 --repeats 1 --no-compile --out {out}/training.json"),
     "programs": ("", "--rounds 2 --out {out}/programs.json"),
 }

@@ -9,11 +9,13 @@ numbers of images. They share DIR, and the trainings that are in it. The run may
 """
 
 import argparse
+import io
 import json
 import platform
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from diffnb.apps import Comparison, WorkPlan, grouped, result_rows, rows_to_csv, run_comparison, sample_figure
 
@@ -28,7 +30,8 @@ def store(name, plan):
     if name == "comparison":
         for own in grouped(rows).values():
             figure = sample_figure(own, plan.folder / "cells")
-            figure.savefig(HERE / "results" / f"comparison_{own[0]['data']}_{own[0]['task']}.png", dpi=100)
+            figure.savefig(written := io.BytesIO(), format="png", dpi=80)
+            Image.open(written).convert("L").quantize(16).save(HERE / "results" / f"comparison_{own[0]['data']}_{own[0]['task']}.png", optimize=True)
     trained = [json.loads(path.read_text()) for path in plan.folder.glob("models/*/about.json")]
     facts = {"machine": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     facts |= {"cells": len(plan.cells), "finished": len(rows), "seconds_of_images": sum(row["seconds"] * row["n_generated"] for row in rows)}
