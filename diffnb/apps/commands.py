@@ -1,4 +1,4 @@
-"""`diffnb demo`, `draw`, `train`, `distill`, `generate`, `score`, `compare`, `colorize`, `impute`, `upscale`, `denoise`, `edit`: the same model, without Python.
+"""`diffnb demo`, `draw`, `train`, `distill`, `generate`, `score`, `colorize`, `impute`, `upscale`, `denoise`, `edit`: the same model, without Python.
 
 Docs: https://diffnb.github.io/diffnb/12_apps/commands.html.md"""
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -305,7 +305,7 @@ def _read_file(path):
         except ValueError as error:
             raise ValueError(f"{path} is no JSON: {error}") from None
         if not isinstance(found, dict):
-            raise ValueError(f"{path} must hold an object, such as {{\"data\": [\"mnist\"]}}, got {type(found).__name__}")
+            raise ValueError(f'{path} must hold an object, such as {{"data": ["mnist"]}}, got {type(found).__name__}')
         return found
     if sys.version_info < (3, 11):
         raise ValueError(f"{path}: TOML is read from Python 3.11 on; write the same keys and values into a JSON file")

@@ -101,7 +101,9 @@ def grouped(
     varied = {axis for axis in AXES if len({row[axis] for row in rows}) > 1}
     groups: dict[str, list[dict]] = {}
     for row in rows:
-        shown = [axis for axis in AXES if axis not in _WITHIN and row[axis] != NONE and (axis in varied or axis in ("data", "task", "steps", "images"))]
+        shown = [
+            axis for axis in AXES if axis not in _WITHIN and row[axis] != NONE and (axis in varied or axis in ("data", "task", "steps", "images"))
+        ]
         groups.setdefault(", ".join(words.get(axis, "{}").format(row[axis]) for axis in shown), []).append(row)
     return groups
 
@@ -280,7 +282,9 @@ def write_results(
     if pictures:
         score = score_names(rows)[-3] if len(score_names(rows)) > 2 else score_names(rows)[0]
         score = next((name for name in score_names(rows) if name not in ("rmse", "spread", "detail")), score)
-        written += [_draw(quality_figure(rows, score, key), folder / f"quality_{name}.png") for key, name in (("nfe", "evaluations"), ("seconds", "time"))]
+        written += [
+            _draw(quality_figure(rows, score, key), folder / f"quality_{name}.png") for key, name in (("nfe", "evaluations"), ("seconds", "time"))
+        ]
         written.append(_draw(time_figure(rows), folder / "times.png"))
         for number, own in enumerate(grouped(rows).values()):
             written.append(_draw(sample_figure(own, folder / "cells"), folder / f"samples_{number}_{own[0]['task']}.png"))

@@ -235,7 +235,14 @@ def _machine(device):
     """What times depend on."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     threads = torch.get_num_threads()
-    return {"device": str(device), "threads": threads, "load": load, "machine": platform.machine(), "torch": torch.__version__, "diffnb": diffnb.__version__}
+    return {
+        "device": str(device),
+        "threads": threads,
+        "load": load,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "diffnb": diffnb.__version__,
+    }
 
 # %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb0013
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from commands import Fork  # noqa: E402
 
-from diffnb.apps import Comparison, WorkPlan, claimed, compare_runs, result_rows, run_comparison, rows_to_csv, work, write_results  # noqa: E402
+from diffnb.apps import Comparison, WorkPlan, claimed, compare_runs, result_rows, rows_to_csv, run_comparison, work, write_results  # noqa: E402
 from diffnb.data import image_set  # noqa: E402
 from diffnb.metrics import KernelDistance  # noqa: E402
 from diffnb.model import GenerativeModel  # noqa: E402
