@@ -204,6 +204,8 @@ def quality_figure(
             axes.axhline(statistics.fmean(floors), color="grey", linestyle=":", linewidth=1)
         axes.set(title=heading, xlabel="evaluations an image" if against == "nfe" else "seconds an image", ylabel=score, xscale="log")
         axes.title.set_fontsize(9)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], color=f"C{i % 10}", marker="o", linestyle="", label=label) for i, label in enumerate(labels)]
