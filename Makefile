@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 DEMO_OUT ?= diffnb-demo
 DEMO_ARGS ?= # such as --train-seconds 10 --rows 2, for a short one
 DIST ?= dist
+DIFFNB_DATA ?= data
 unexport PYTHONDONTWRITEBYTECODE # with it every interpreter compiles all of PyTorch that it imports again: seconds each time
 
-.PHONY: demo test install dev check docs-check notebooks pages pytest test-browser coverage readme dist clean
+.PHONY: demo test install dev check docs-check notebooks pages pytest test-browser coverage bench bench-quick readme dist clean
 
 demo: install
 	$(BIN)/diffnb demo --out $(DEMO_OUT) $(DEMO_ARGS)
@@ -62,6 +63,14 @@ coverage: dev
 PAGES ?= $(error name the pages to run: make pages PAGES="nbs/01_noise/01_sdes.ipynb")
 pages: dev
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python .ci/execute.py $(PAGES)
+
+# what the benchmark pages show, measured again: hours; the data sets are in the folder that DIFFNB_DATA names
+bench: dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/all.py --data $(DIFFNB_DATA)
+
+# a part of each, in minutes
+bench-quick: dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/all.py --data $(DIFFNB_DATA) --quick
 
 readme: dev
 	$(BIN)/python .ci/readme.py

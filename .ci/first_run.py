@@ -93,6 +93,7 @@ def commands(seconds, weights):
             Case("made made --extractor inception-2015 --cache features", "Get them by `diffnb weights`", 2),
             *([Case("made made --metrics fid --cache features", "kid: extractor inception-2015", weights=weights)] if weights else []),
         ],
+        "compare": [Case("comparison.json --out compared --quick", "1 of 1 cell finished")],
         "colorize": [Case("colour --steps 2 --method ddnm --out colorized", "2 of 2 pictures")],
         "impute": [Case("colour --mask mask.png --steps 2 --method ddnm --out imputed", "2 of 2 pictures")],
         "upscale": [Case("colour --factor 2 --resize --steps 2 --method ddnm --out upscaled", "2 of 2 pictures")],
@@ -224,11 +225,13 @@ def run_command(name, case):
 
 
 def prepare(find):
-    """Write what commands read: a model with code in it, and a mask."""
+    """Write what commands read: a model with code in it, a comparison, and a mask."""
     Path("own.py").write_text(GUARDED.format(module=find("NoiseSchedule").__module__), encoding="utf-8")
     sys.path.insert(0, os.getcwd())
     schedule = importlib.import_module("own").Guarded()
     diffnb.GenerativeModel.pretrained("fashion_mnist", verbose=False).under("vp", schedule).save("guarded.safetensors")
+    facts = {"data": "packaged", "limit": 400, "processes": "ve", "samplers": "ddim", "metrics": "kernel"}
+    Path("comparison.json").write_text(json.dumps(facts), encoding="utf-8")
     find("write_png")(torch.arange(32).ge(16).byte().mul(255).expand(32, 32)[..., None], "mask.png")
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .compare_command import compare
 from .dashboard_command import dashboard
 from .demo_command import demo
 from .distill_command import distill
@@ -444,7 +445,7 @@ def _weights(
     tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
-for _command in (demo, draw, *COMMANDS, distill, export, dashboard):
+for _command in (demo, draw, *COMMANDS, distill, export, compare, dashboard):
     added(app, _command.__name__)(_command)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #37

@@ -290,6 +290,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
     ),
     "dashboard": ("dashboard", "dashboard models --port 9000 --no-browser", "dashboard --language es"),
     "score": ("score photos run/model.safetensors", "score packaged samples --metrics frechet,prdc --json scores.json"),
+    "compare": (
+        "compare comparison.toml --out results --dry-run",
+        "compare comparison.toml --out results --workers 4",
+        "compare comparison.toml --out results --only sampler=ddim,heun --only seed=0",
+        "compare comparison.toml --out results --print-jobs",
+    ),
     "weights": ("weights", "weights folder"),
     "colorize": ("colorize grey.png --resize --out coloured", "colorize grey.png --resize --hints strokes.png --variants 4"),
     "impute": ("impute photo.png --resize --mask mask.png --out filled", "impute photo.png --resize --model run"),

@@ -34,6 +34,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "upscale": "upscale grey.png --model fashion_mnist --factor 2 --resize --steps 1 --method ddnm --out out",
     "denoise": "denoise photos --model fashion_mnist --noise 0.1 --steps 1 --method ddnm --out out",
     "edit": "edit grey.png --model fashion_mnist --steps 2 --out out",
+    "compare": "compare comparison.json --out out",
     "inspect": "inspect fashion_mnist",
     "trust list": "trust list",
     "demo": "demo --train-seconds 1 --rows 1 --out out",
@@ -51,6 +52,10 @@ def place(tmp_path, monkeypatch):
             Image.effect_noise((28, 28), 20 + 9 * i).save(f"{folder}/{i}.png")
     Image.new("L", (28, 28), 99).save("grey.png")
     Image.new("LA", (28, 28), (99, 0)).save("hole.png")
+    network = {"widths": [4], "blocks": 1, "attention_levels": [], "groups": 2, "unshuffle": 4}
+    facts = {"data": "packaged", "limit": 60, "networks": [network], "processes": "ve", "samplers": "ddim", "metrics": "kernel", "seeds": 1}
+    with open("comparison.json", "w", encoding="utf-8") as file:
+        json.dump(facts | {"steps": 1, "images": 8, "train_steps": 1, "batch_size": 8}, file)
     small = UNet(1, widths=(4,), blocks=1, attention_levels=(), groups=2)
     GenerativeModel.of(Trained(small, EDM(), Karras(), (1, 8, 8)), device="cpu", verbose=False).save("small.safetensors")
     return tmp_path
@@ -153,6 +158,12 @@ UNKNOWN = [
     "denoise grey.png --noise much --out out",
     "edit grey.png --from-labels hat --model fashion_mnist --out out",
     "edit --model fashion_mnist --out out",
+    "compare nowhere.toml --out out",
+    "compare grey.png --out out",
+    "compare comparison.json --only colour=red --out out",
+    "compare comparison.json --only sampler --out out",
+    "compare comparison.json --cell best --out out",
+    "compare comparison.json --dry-run --print-jobs --out out",
     "inspect nowhere",
     "inspect photos",
     "trust add nowhere",
