@@ -3,5 +3,6 @@
 from .base import *
 from .diffusers_unet import *
 from .mlp import *
+from .second_image import *
 from .text import *
 from .unet import *

@@ -273,9 +273,11 @@ class TextUNet(UNet):
         zero_init: bool = True,  # start residual branches and head at zero: the output is exactly 0 before training
         num_classes: int = 0,  # classes, which may be given beside the text; 0: none
         attributes: Sequence[tuple[str, float, float]] = (),  # (name, centre, spread) of each number that may be known of an image
+        image_channels: int = 0,  # of a second image that the network is given; 0: none
+        image_factor: int = 1,  # how many times smaller than the first the second image is
     ):
         layers: dict[str, Any] = dict(groups=groups, head_width=head_width, dropout=dropout, activation=activation, zero_init=zero_init)
-        layers["attributes"] = attributes
+        layers |= dict(attributes=attributes, image_channels=image_channels, image_factor=image_factor)
         super().__init__(channels, widths, blocks, attention_levels, num_classes, unshuffle, embedding_width, **layers)
         self.config |= dict(further=list(further), length=length, text_width=text_width, text_depth=text_depth)
         for name, least in (("text_width", 1), ("text_depth", 0)):
@@ -303,8 +305,8 @@ class TextUNet(UNet):
     def null(
         self,
         condition: str,  # one of `condition_names`
-    ) -> Tensor:  # int64 (length,) of a text, () of a label, (k,) of attributes
-        """Say what stands for no condition: the empty text, the label -1, and attributes of which none is known.
+    ) -> Tensor:  # int64 (length,) of a text, () of a label, (k,) of attributes, (image_channels, 1, 1) of an image
+        """Say what stands for no condition: the empty text, the label -1, attributes of which none is known, an image of which no pixel is.
 
         Raises:
             ValueError: if the network has no such condition.
@@ -320,6 +322,7 @@ class TextUNet(UNet):
         text: Tensor | None = None,  # encoded texts, int64 (n, length); None: the empty text for all
         label: Tensor | None = None,  # classes, int64 (n,), -1 for none; None: none for all
         attributes: Tensor | None = None,  # (n, k) in the order of `attributes`, NaN where not known; None: none is known
+        image: Tensor | None = None,  # second images (n, image_channels, h / image_factor, w / image_factor), NaN where not known; None: none
     ) -> Tensor:  # what the parametrization asks for, shape of x
         """Run the network.
 
@@ -334,7 +337,7 @@ class TextUNet(UNet):
         self._check(text, n)
         tokens, known = self.text(text)
         emb = embed(self, half_log_snr, label, n, x.dtype, attributes) + self.embed_text(summary(tokens, known))
-        return self._run(x, self.act(emb), iter(self.cross), tokens, known)[..., :h, :w]
+        return self._run(self.with_image(x, image), self.act(emb), iter(self.cross), tokens, known)[..., :h, :w]
 
     def _check(self, text, n):
         if text.ndim != 2 or len(text) != n or not 0 < text.shape[1] <= self.vocabulary.length or text.dtype != torch.int64:
