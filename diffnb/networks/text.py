@@ -379,6 +379,8 @@ def text_network(
     num_classes: int = 0,  # classes, which may be given beside the text; 0: none
     seed: int = 0,  # of the first weights
     attributes: Sequence[tuple[str, float, float]] = (),  # (name, centre, spread) of each number that may be known of an image
+    image_channels: int = 0,  # of a second image that the network is given; 0: none
+    image_factor: int = 1,  # how many times smaller than the first the second image is
 ) -> TextUNet:  # which knows every word of the captions
     """Make a network of a named size for a set of images with captions.
 
@@ -391,20 +393,21 @@ def text_network(
         raise ValueError(f"a caption may have {LONGEST} words, got {len(split_words(longest))}: {longest[:60]!r}...; shorten it")
     words: dict[str, Any] = dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
     with first_weights(seed):
-        return TextUNet(**network_settings(size, shape, num_classes), **words, attributes=attributes)
+        further = {"attributes": attributes, "image_channels": image_channels, "image_factor": image_factor}
+        return TextUNet(**network_settings(size, shape, num_classes), **words, **further)
 
 
 def named_network(
     size: str,  # a key of `SIZES`
-    images,  # what it is for: has `shape`, `num_classes`, `captions` and `scales`, as a set of images has them
+    images,  # what it is for: has `shape`, `num_classes`, `captions`, `scales` and `second_settings`, as a set of images has them
     seed: int = 0,  # of the first weights
-) -> nn.Module:  # takes what is known of the images: text, classes, attributes
+) -> nn.Module:  # takes what is known of the images: text, classes, attributes, second images
     """Make a network of a named size that takes all that a set knows of its images.
 
     Raises:
         ValueError: if the size is unknown, or a caption is too long.
     """
     if images.captions is not None:
-        return text_network(size, images.shape, images.captions, images.num_classes, seed, images.scales)
+        return text_network(size, images.shape, images.captions, images.num_classes, seed, images.scales, **images.second_settings)
     with first_weights(seed):
-        return UNet(**network_settings(size, images.shape, images.num_classes), attributes=images.scales)
+        return UNet(**network_settings(size, images.shape, images.num_classes), attributes=images.scales, **images.second_settings)
