@@ -327,6 +327,8 @@ def second_images(
         ValueError: if shape, channels or values are not those of such images, or the size is another and `resize` is off.
         TypeError: if it is no image at all.
     """
+    if channels not in (1, 2, 3, 4) and not hasattr(image, "__array__"):
+        raise ValueError(f"{name} must be a tensor or an array, since this model takes {channels} channels, got {type(image).__name__}")
     if channels not in (1, 2, 3, 4):
         found = as_tensor(image, name).float()
         found = found[None] if found.ndim == 3 else found
