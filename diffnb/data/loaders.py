@@ -14,7 +14,6 @@ import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ..arguments import reading
 from ..core import best_device, check_counts, to_model
 from .captions import EncodedCaptions
-from .image_sets import ImageSet, from_arrays, height_and_width, resize_images
+from .image_sets import ImageSet, from_arrays, height_and_width
 from .readers import DATA_SETS, Request, data_root, from_datasets, from_folder, from_loader, is_array
 
 # %% ../../nbs/07_data/02_loaders.ipynb #ddc37134

@@ -10,7 +10,6 @@ __all__ = ['DEGRADATIONS', 'Degradation', 'Grey', 'Small', 'Blurred', 'Holes', '
 # %% ../../nbs/07_data/06_pairs.ipynb #pairs003
 import io
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any

@@ -331,7 +331,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling,
         lr: float = 1e-3,  # highest learning rate
         *,
         steps: int | None = None,  # steps after which to stop; None: no limit
-        condition=None,  # "image": the second images of pairs; a folder or degradation, which makes pairs: see `diffnb.data.paired`; None: as there is
+        condition=None,  # "image": the second images of pairs; or what makes pairs, see `diffnb.data.paired`; None: what there is
         rate: str | Callable = "cosine",  # how the learning rate falls: "cosine", "linear", "inverse-sqrt", "constant", or a `diffnb.training.Rate`
         total_epochs: int | None = None,  # epochs of all calls together, earlier ones too, that the rate falls over; None: those of this call
         classes: Sequence | None = None,  # labels to keep, by value or name; None: all
