@@ -226,7 +226,7 @@ def _train(
         bool | None,
         typer.Option("--labels/--no-labels", help="Whether the network is told the classes; it is, where there are any.", show_default=False),
     ] = None,
-    condition: Annotated[str | None, typer.Option(help="Second images: grey, small:2, ..., or a folder of the same names.", show_default=False)] = None,
+    condition: Annotated[str | None, typer.Option(help="Second images: grey, small:2, ..., or a folder of them.", show_default=False)] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; not for digits or writing.", show_default=False)
     ] = None,

@@ -20,9 +20,7 @@ def translate(
     model: Annotated[
         str, typer.Argument(help="A model that was trained on pairs: a file, or the folder of a training.", metavar="MODEL", show_default=False)
     ],
-    files: Annotated[
-        list[Path], typer.Argument(help="Pictures (PNG, JPG, WebP), or folders of them.", metavar="PICTURE...", show_default=False)
-    ],
+    files: Annotated[list[Path], typer.Argument(help="Pictures (PNG, JPG, WebP), or folders of them.", metavar="PICTURE...", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the answers, made if it is not there; or a file, for one picture.")] = Path(
         "diffnb-out"
     ),

@@ -206,7 +206,7 @@ def test_bad_input_is_told_in_a_sentence(models, photos):
         (lambda: plain.train(photos, condition=photos.images[:3]), "40 images but 3 second images"),
         (lambda: grey.train(photos), "takes a second image, and the data has none"),
         (lambda: grey.train(photos, condition="jpeg"), "takes second images of 1 x 8 x 8, these are 3 x 8 x 8"),
-        (lambda: untrained(paired(photos, "grey", verbose=False), UNet(3, widths=(16,), blocks=1, attention_levels=(), num_classes=10)), "takes none"),
+        (lambda: untrained(paired(photos, "grey", verbose=False), MLP(192, num_classes=10)), "MLP takes none"),
     ]
     for call, says in table:
         fails(call, says)
