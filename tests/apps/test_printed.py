@@ -34,6 +34,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "upscale": "upscale grey.png --model fashion_mnist --factor 2 --resize --steps 1 --method ddnm --out out",
     "denoise": "denoise photos --model fashion_mnist --noise 0.1 --steps 1 --method ddnm --out out",
     "edit": "edit grey.png --model fashion_mnist --steps 2 --out out",
+    "translate": "translate pairs.safetensors grey.png --steps 1 --out out",
     "inspect": "inspect fashion_mnist",
     "trust list": "trust list",
     "demo": "demo --train-seconds 1 --rows 1 --out out",
@@ -53,6 +54,8 @@ def place(tmp_path, monkeypatch):
     Image.new("LA", (28, 28), (99, 0)).save("hole.png")
     small = UNet(1, widths=(4,), blocks=1, attention_levels=(), groups=2)
     GenerativeModel.of(Trained(small, EDM(), Karras(), (1, 8, 8)), device="cpu", verbose=False).save("small.safetensors")
+    pairs = UNet(1, widths=(4,), blocks=1, attention_levels=(), groups=2, image_channels=1)
+    GenerativeModel.of(Trained(pairs, EDM(), Karras(), (1, 28, 28)), device="cpu", verbose=False).save("pairs.safetensors")
     return tmp_path
 
 
@@ -153,6 +156,12 @@ UNKNOWN = [
     "denoise grey.png --noise much --out out",
     "edit grey.png --from-labels hat --model fashion_mnist --out out",
     "edit --model fashion_mnist --out out",
+    "translate fashion_mnist grey.png --out out",
+    "translate nowhere grey.png --out out",
+    "translate pairs.safetensors nowhere.png --out out",
+    "train photos --condition best --size 8 --out out",
+    "train photos --condition grey --size 8 --out out",
+    "train photos --condition image --size 8 --out out",
     "inspect nowhere",
     "inspect photos",
     "trust add nowhere",
