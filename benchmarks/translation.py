@@ -1,4 +1,4 @@
-"""Where does training on pairs pay? Pictures of clothes spoiled in several ways, answered by a small network of pairs and by the methods without training.
+"""Where does training on pairs pay? Spoiled pictures of clothes, answered by a small network of pairs and by the methods without training.
 
 For each spoiling a network of 0.3 million parameters learns from 9,900 of the packaged pictures for --steps steps. Pictures that were kept aside are
 answered by it, and, where the spoiling is a linear operator, by the packaged model of 4 million parameters, which was trained on other pictures of

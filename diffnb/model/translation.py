@@ -45,12 +45,14 @@ def training_images(
 
     if condition is not None and not (isinstance(condition, str) and condition == "image"):
         return paired(dataset, condition, size=size, classes=classes, split=split, root=root, limit=limit, verbose=verbose)
-    images = image_set(dataset, size=size, classes=classes, split=split, root=root, limit=limit, verbose=verbose)
+    images = image_set(dataset, size=size, classes=classes, split=split, root=root, limit=limit, verbose=False, progress=verbose)
     if condition is not None and images.second is None:
         raise ValueError(
             "condition='image' needs pairs, and the data has no second images: diffnb.data.paired makes pairs, or give condition= a folder of the "
             "same names, or a degradation such as 'grey' or 'small:2'"
         )
+    if verbose:
+        print(images)
     return images
 
 # %% ../../nbs/11_model/11_translation.ipynb #transl008
