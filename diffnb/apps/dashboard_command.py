@@ -35,7 +35,7 @@ def dashboard_notebook(
 ) -> dict:  # a notebook
     """Write the notebook behind the page."""
     where = None if folder is None else str(folder.resolve())
-    code = f"from diffnb.apps import Dashboard, Studio\n\nDashboard(Studio({where!r}), {language!r})"
+    code = f"from diffnb.apps import Dashboard, Studio\n\npage = Dashboard(Studio({where!r}), {language!r})\npage.pulse.start()\npage"
     cell = {"cell_type": "code", "id": "dashboard", "metadata": {}, "source": code, "execution_count": None, "outputs": []}
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return {"cells": [cell], "metadata": spec, "nbformat": 4, "nbformat_minor": 5}

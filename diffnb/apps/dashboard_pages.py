@@ -17,7 +17,7 @@ from dataclasses import replace
 import ipywidgets as widgets
 import torch
 
-from .dashboard_parts import FORM, PREVIEW_EVERY, STYLE, Painter, Upload, Work, as_png, field_widget, figure_of, link_to, said, spoken
+from .dashboard_parts import FORM, PREVIEW_EVERY, STYLE, Painter, Pulse, Upload, Work, as_png, field_widget, figure_of, link_to, said, spoken
 from .studio import TASKS, Made, Studio
 from .translations import LANGUAGES, TRANSLATIONS
 from .workshop import Workshop
@@ -53,7 +53,7 @@ class TaskPage(Work):
         super().__init__(text, studio.cancel, in_thread)
         self.task, self.studio, self._shown = task, studio, 0.0
         what = TASKS[task]
-        names = [*what.settings, "steps", "seed", *(["label", "guidance"] if studio.labels else [])]
+        names = [*what.settings, *studio.conditions(task), "steps", "seed"]
         self.settings = {name: setting_widget(name, studio, text(name), self.say_fault) for name in names}
         self.upload = None if what.takes == "nothing" else Upload(text("upload_picture"), self._picture_came, self.say_fault)
         self.mask = Upload(text("upload_mask"), lambda: None, self.say_fault) if what.takes == "mask" else None
@@ -84,7 +84,7 @@ class TaskPage(Work):
     def _picture_came(self):
         if self.painter is not None:
             self.painter.show(self.upload.picture)
-            self.paint.layout.display = "flex"
+            self.paint.layout.display, self.upload.view.layout.display = "flex", "none"  # the canvas shows the picture
 
     def rested(self):
         """Say how long a run will take."""
@@ -197,8 +197,7 @@ class ModelPage:
         """List the models that are searched for."""
         found = self.studio.found(self.search.value, self.epochs.value, **{fact: one.value for fact, one in self.filters.items()})
         self.list.options = [(self._mark(self.studio.models[name]) + name, name) for name in found]
-        if self.studio.name in found:
-            self.list.value = self.studio.name
+        self.list.value = self.studio.name if self.studio.name in found else next(iter(found), None)
         self.tell()
 
     def _mark(self, one):
@@ -258,7 +257,8 @@ class Dashboard:
         self.languages = widgets.Dropdown(options=[(name, key) for key, name in LANGUAGES.items()], value=language, layout={"width": "120px"})
         self.chooser, self.body, self.title = widgets.ToggleButtons(), widgets.VBox(), widgets.HTML()
         head = widgets.HBox([self.title, self.languages], layout={"justify_content": "space-between", "align_items": "center"})
-        self.box = widgets.VBox([widgets.HTML(STYLE), head, self.chooser, self.body])
+        self.pulse = Pulse(self.text)  # started where a program is served that may end while its page stays
+        self.box = widgets.VBox([widgets.HTML(STYLE), head, self.chooser, self.body, self.pulse.box])
         self.box.add_class("diffnb-dash")
         self._name_pages()
         self.languages.observe(self._speak, "value")

@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/12_apps/dashboard_parts.html.md"""
 
 # %% auto #0
 __all__ = ['PREVIEW_EVERY', 'STYLE', 'FORM', 'as_png', 'figure_of', 'said', 'link_to', 'time_left', 'spoken', 'field_widget',
-           'Upload', 'Painter', 'Work']
+           'Upload', 'Painter', 'Work', 'Pulse']
 
 # %% ../../nbs/12_apps/14_dashboard_parts.ipynb #14p03
 import base64
@@ -67,6 +67,9 @@ body[data-jp-theme-light="false"] .diffnb-dash { --accent: #8ab8e6; --on-accent:
 .diffnb-dash .diffnb-columns { flex-flow: row wrap; align-items: flex-start; gap: 24px; }
 .diffnb-dash .diffnb-columns > :first-child { flex: 0 1 348px; }
 .diffnb-dash .diffnb-columns > * { flex: 1 1 348px; min-width: 0; }
+.diffnb-dash .diffnb-silent { visibility: hidden; animation: diffnb-silence 0s 20s forwards; position: fixed; z-index: 9; bottom: 16px; }
+.diffnb-dash .diffnb-silent { padding: 16px; border: 1px solid; border-radius: 4px; background: var(--jp-layout-color1, #fff); }
+@keyframes diffnb-silence { to { visibility: visible; } }
 .diffnb-dash :is(button, input, select, a, .noUi-handle):focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 </style>"""
 
@@ -326,3 +329,36 @@ class Work:
 
     def rested(self):
         """Called when it has ended, however it did."""
+
+# %% ../../nbs/12_apps/14_dashboard_parts.ipynb #14p23
+class Pulse:
+    """A sentence that a browser shows when the program behind the page has been silent for a while."""
+
+    every = 4.0  # seconds between two signs of life; the style shows the sentence after 20 without
+
+    def __init__(
+        self,
+        text: Callable[[str], str],  # from a key of `TRANSLATIONS` to the text
+    ):
+        self.text, self.box, self.beats, self._ended = text, widgets.HTML(), 0, threading.Event()
+
+    def beat(self):
+        """Give a sign of life."""
+        self.beats += 1
+        self.box.value = f'<p class="fault diffnb-silent" role="alert" data-beat="{self.beats}">{html.escape(self.text("silent"))}</p>'
+
+    def start(self):
+        """Give one every few seconds, beside whatever else goes on, until `end`."""
+
+        def go_on():
+            while not self._ended.wait(self.every):
+                self.beat()
+
+        self.beat()
+        threading.Thread(target=go_on, daemon=True).start()
+
+    def end(self):
+        """Give no more, and leave nothing on the page."""
+        self._ended.set()
+        self.box.value = ""
+

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from .image_commands import Device, load_model
-from .shell import made, tell
+from .shell import check_absent, made, tell
 from ..printing import counted
 
 # %% ../../nbs/12_apps/18_draw_command.ipynb #drawc06
@@ -53,12 +53,14 @@ def draw(
     """Draw what a text says, in one picture with a row for each text."""
     import torch
 
-    from diffnb.apps.visualization import save_images
+    from diffnb.apps.visualization import image_files, save_images
 
+    texts = [f"{one}, {style} style" if style else one for one in prompt]
+    place = Path(picture_name(texts)) if out is None else out
+    check_absent(image_files(place, num * len(texts)), overwrite)
     artist = load_model(model, device)
     seed = secrets.randbits(32) if seed is None else seed
-    texts = [f"{one}, {style} style" if style else one for one in prompt]
-    place, start = Path(picture_name(texts)) if out is None else out, time.perf_counter()
+    start = time.perf_counter()
     settings = {"n_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
     with made(place.parent):
         images = torch.cat([artist.generate(num, seed=seed, prompt=text, **settings) for text in texts])

@@ -71,11 +71,11 @@ def listed(
     name: str,  # what the list shows
     path: Path,  # a model file
 ) -> Listed:
-    """Read what a model file says of itself."""
+    """Read what a model file says of itself; a visitor reads the name, and not where the file lies."""
     try:
-        report = inspect(path)
+        report = dataclasses.replace(inspect(path), path=name)
     except (OSError, ValueError) as error:
-        return Listed(name, path, None, str(error))
+        return Listed(name, path, None, str(error).replace(str(path), name))
     fault = "some of its components are code, which a dashboard does not run; confirm and load it in Python" if report.runs_code else None
     return Listed(name, path, report, fault)
 
@@ -136,13 +136,15 @@ class Settings(Ranged):
     steps: int | None = setting(None, 1, 2000)  # None: those of the model, or of the method
     seed: int | None = setting(0, 0, 2**53)  # None: a fresh one
     label: str | None = None  # name or value of a class; None: no class
+    prompt: str = ""  # what to draw; empty: anything
+    negative: str = ""  # what to lead away from where guidance is above 1; empty: nothing
     guidance: float = setting(1.0, 0.0, 10.0)  # guidance scale
     strength: float = setting(0.5, 0.05, 1.0)  # of an edit
     noise: float = setting(0.1, 0.01, 1.0)  # standard deviation of the noise of a picture, white being 1
     blur: float = setting(1.0, 0.3, 5.0)  # width of its blur in pixels
 
 # %% ../../nbs/12_apps/10_studio.ipynb #10s10
-Common = Mapping[str, Any]  # seed, class_labels, guidance_scale, progress_callback and n_steps
+Common = Mapping[str, Any]  # seed, class_labels, prompt, negative_prompt, guidance_scale, progress_callback and n_steps
 
 
 @dataclass(frozen=True)
@@ -382,6 +384,15 @@ class Studio:
             raise ValueError(f"{name}: {self.models[name].fault}")
         return GenerativeModel.load(self.models[name].path, self.device, verbose=False)
 
+    def conditions(
+        self,
+        task: str = "generate",  # a key of `TASKS`
+    ) -> tuple[str, ...]:  # fields of `Settings`
+        """Name the settings that say what the images of the chosen model show."""
+        takes_text = self.model is not None and self.model.takes_text
+        text = ("prompt", "negative")[: 2 if task == "generate" else 1] if takes_text else ()
+        return (*(("label",) if self.labels else ()), *text, *(("guidance",) if self.labels or text else ()))
+
     @property
     def labels(self) -> list[str]:
         """The classes of the model, by name."""
@@ -425,7 +436,7 @@ class Studio:
 
     def _at_once(self, task):
         """Images of a step, each counted as often as the network looks at it."""
-        return getattr(self.settings, TASKS[task].count) * (1 if self.settings.guidance == 1 else 2)
+        return getattr(self.settings, TASKS[task].count) * (2 if self.conditions(task) and self.settings.guidance != 1 else 1)
 
     def cancel(self):
         """End the run that is under way at its next step."""
@@ -458,10 +469,10 @@ class Studio:
             if self._cancel.is_set():
                 raise Cancelled(f"{task} was cancelled after {step} of {n_steps} steps")
 
-        common = {"n_steps": settings.steps, "seed": seed, "guidance_scale": settings.guidance, "progress_callback": observe}
+        common = {"n_steps": settings.steps, "seed": seed, "progress_callback": observe, **self.condition(task)}
         verbose, self.model.verbose = self.model.verbose, False
         try:
-            images = TASKS[task].call(self.model, picture, mask, settings, common | {"class_labels": self._label()})
+            images = TASKS[task].call(self.model, picture, mask, settings, common)
         finally:
             self.model.verbose = verbose
         seconds = time.perf_counter() - start
@@ -469,9 +480,19 @@ class Studio:
         self.made = Made(task, images, seed, seconds, self.name, settings, tuple(beliefs), _shown(picture))
         return self.made
 
-    def _label(self):
-        """The class as the model takes it."""
-        return None if self.settings.label is None else self.model.labels[self.labels.index(self.settings.label)]
+    def condition(
+        self,
+        task: str = "generate",  # a key of `TASKS`
+    ) -> dict[str, Any]:  # by the names that the methods of a model use
+        """Say what the chosen model is told of the images; settings that it does not take are left out."""
+        settings = self.settings
+        told = {
+            "label": ("class_labels", None if settings.label is None else self.model.labels[self.labels.index(settings.label)]),
+            "prompt": ("prompt", settings.prompt.strip() or None),
+            "negative": ("negative_prompt", settings.negative.strip() or None),
+            "guidance": ("guidance_scale", settings.guidance),
+        }
+        return dict(told[name] for name in self.conditions(task))
 
 
 def _shown(picture):

@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/12_apps/visualization.html.md"""
 
 # %% auto #0
 __all__ = ['display_images', 'Evolution', 'follow', 'display_evolution', 'create_evolution_widget', 'frames_of', 'animate',
-           'save_film', 'save_images', 'read_settings_of', 'plot_processes', 'plot_paths', 'plot_flow']
+           'save_film', 'image_files', 'save_images', 'read_settings_of', 'plot_processes', 'plot_paths', 'plot_flow']
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis03
 import json
@@ -199,6 +199,14 @@ def save_film(
     write_gif([frame.expand(-1, -1, 3) for frame in frames_of(evolution)], path, seconds, scale=1)
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis25
+def image_files(
+    path: str | os.PathLike,  # a file for one picture of all; a folder for a file each
+    n: int,  # number of images
+) -> list[Path]:
+    """Name the files that `save_images` writes."""
+    return [Path(path)] if Path(path).suffix else [Path(path) / f"{k:05d}.png" for k in range(n)]
+
+
 def save_images(
     images: Tensor,  # (n, c, h, w) in [0, 1], of one channel or three
     path: str | os.PathLike,  # a file ending in .png, .jpg or .webp for one picture of all; a folder for a PNG file each
@@ -214,9 +222,8 @@ def save_images(
     """
     check_counts(columns=columns, scale=scale)
     side_by_side(images[:1])
-    path = Path(path)
+    path, files = Path(path), image_files(path, len(images))
     is_one = bool(path.suffix)
-    files = [path] if is_one else [path / f"{k:05d}.png" for k in range(len(images))]
     check_absent(files, overwrite)
     if not is_one:
         path.mkdir(parents=True, exist_ok=True)

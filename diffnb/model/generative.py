@@ -26,7 +26,7 @@ from ..files.errors import Limits
 from ..files.model_file import Contents, save
 from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
-from .conditions import Labels
+from .conditions import Labels, samples_of
 from .distilling import Distilling
 from .editing import Editing
 from .exporting import Exporting
@@ -51,6 +51,7 @@ from ..networks.unet import SIZES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
 from ..noise.sdes import SDE
+from ..printing import printable
 from ..samplers.base import SAMPLERS, Sampler
 
 # %% ../../nbs/11_model/03_generative.ipynb #4e7f15eb
@@ -175,6 +176,11 @@ class ModelFacts(ModelSettings):
         return len(self.labels)
 
     @property
+    def takes_text(self) -> bool:
+        """Whether it can be told what to draw in words: whether `generate` takes a `prompt`."""
+        return bool(self._trained and self._trained.takes_text)
+
+    @property
     def labels(self) -> list:
         """The classes by value: what `class_labels` takes."""
         return list(self._trained.labels.values) if self._trained else []
@@ -242,6 +248,8 @@ class ModelFacts(ModelSettings):
         network = self._trained.network
         size = f"{type(network).__name__} with {sum(p.numel() for p in network.parameters()):,} parameters"
         classes = f", classes {self._trained.labels}" if self._trained.labels else ""
+        classes += ", takes text" if self._trained.takes_text else ""
+        classes += f", attributes {printable(', '.join(names))}" if (names := self._trained.attribute_names) else ""
         shape = " x ".join(map(str, self.shape))
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
@@ -269,7 +277,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling,
 
     def generate(
         self,
-        num_samples: int = 1,  # number of images
+        num_samples: int | None = None,  # number of images; None: as many as there are labels or texts, else 1
         n_steps: int | None = None,  # steps of the sampler; None: `model.n_steps`
         seed: int | None = None,  # the same seed gives the same images; None: a fresh one, noted in `last_seed`
         class_labels: Any = None,  # one label or name, or one for each image; None: no class
@@ -294,6 +302,8 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling,
             ValueError: if an argument does not fit the model; says what would.
         """
         trained = self.trained
+        if num_samples is None:
+            num_samples = samples_of(class_labels, prompt, negative_prompt, guidance_scale, attributes)
         check_counts(num_samples=num_samples, batch_size=1 if batch_size is None else batch_size, callback_frequency=callback_frequency)
         shape, condition = trained.shape_of(size), trained.condition(class_labels, num_samples, guidance_scale, prompt, negative_prompt, attributes)
         if "guidance_scale" in condition:

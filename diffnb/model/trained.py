@@ -28,7 +28,7 @@ from ..data.image_sets import height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser, null_of
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
-from .conditions import Labels, attributes_of, texts_of
+from .conditions import Labels, attributes_of, samples_of, texts_of
 from ..networks.base import check_network, first_weights
 from ..networks.text import named_network
 from ..networks.unet import build_network
@@ -180,9 +180,8 @@ class Trained:
         if attributes is not None and not isinstance(attributes, Mapping):
             raise ValueError(f"attributes must be a mapping from names ({', '.join(self.attribute_names)}) to values, got {attributes!r:.60}")
         self.check_scale(guidance_scale)
-        n = n if class_labels is not None or n is not None else len(prompt) if isinstance(prompt, (list, tuple)) else 1
+        n = samples_of(class_labels, prompt, negative_prompt, guidance_scale, attributes) if n is None else n
         condition = {"label": self.labels.indices(class_labels, n)} if self.labels else {}
-        n = len(condition["label"]) if n is None else n
         if self.takes_text:
             condition["text"] = texts_of(self.network, prompt, n, "prompt")
         if self.attribute_names:

@@ -34,8 +34,9 @@ _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaf
 def split_words(
     text: str,  # in any language
 ) -> list[str]:  # in lower case, without accents and apostrophes; each Chinese character by itself
-    """Cut a text into words."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
+    """Cut a text into words; a pictorial symbol, such as an emoji, is read by the name that Unicode gives it."""
+    spelled = "".join(f" {unicodedata.name(c, '')} " if unicodedata.category(c) == "So" else c for c in text)
+    plain = unicodedata.normalize("NFKD", spelled.casefold())
     return _WORD.findall("".join(c for c in plain if not unicodedata.combining(c) and c not in "'’"))
 
 # %% ../../nbs/06_networks/03_text.ipynb #82be8651
@@ -92,10 +93,11 @@ class Vocabulary:
         word: str,  # any word
         n: int = 3,  # how many at most
     ) -> list[str]:  # the most similar first
-        """Find the known words with the most similar spelling."""
-        near = difflib.get_close_matches(word, self.words, 12, cutoff=0.7)
+        """Find the known words with the most similar spelling, first those of the same letters in another order."""
+        letters, near = sorted(word), difflib.get_close_matches(word, self.words, 12, cutoff=0.7)
         alike = {one: round(difflib.SequenceMatcher(None, word, one).ratio(), 2) for one in near}
-        return sorted(near, key=lambda one: (-alike[one], self.number[one]))[:n]  # of those that are about equally similar the commonest
+        order = sorted(near, key=lambda one: (sorted(one) != letters, -alike[one], self.number[one]))
+        return order[:n]  # of those that are about equally similar the commonest
 
     def encode(
         self,

@@ -201,6 +201,58 @@ def test_a_page_fits_a_screen_and_can_be_read(page, width, scheme):
 
 
 @pytest.mark.slow
+def test_a_visitor_colorizes_and_draws(page, tmp_path):
+    use(page, "cifar10")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)).save(tmp_path / "grey.webp")
+    page.get_by_role("button", name="Colorize").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a picture").click()
+    chooser.value.set_files(tmp_path / "grey.webp")
+    page.wait_for_selector("img[alt='grey.webp']")
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector("text=all as ZIP")
+    coloured = Image.open(io.BytesIO(saved(page, page.locator("figure figcaption a").first)))
+    luminance = np.asarray(coloured) @ [0.299, 0.587, 0.114] - np.asarray(Image.open(tmp_path / "grey.webp").convert("L"))
+    assert coloured.size == (32, 32) and coloured.mode == "RGB" and abs(luminance).mean() < 12
+    page.get_by_role("button", name="Models").click()
+    use(page, "emoji")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_label("what to draw").fill("a blue sqare")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector("text=unknown words in the text: 'sqare' (known: square")
+    page.get_by_label("what to draw").fill("a blue square")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector("text=all as ZIP")
+    drawn = Image.open(io.BytesIO(saved(page, page.locator("figure figcaption a").first)))
+    assert '"prompt": "a blue square"' in drawn.text["diffnb"]
+
+
+@pytest.mark.slow
+def test_a_page_whose_program_has_ended_says_so(address):
+    import psutil
+
+    with sync_api.sync_playwright() as play:
+        page = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        page.set_default_timeout(PATIENCE)
+        before = set(psutil.Process().children(recursive=True))
+        page.goto(address)
+        page.wait_for_selector(".diffnb-dash")
+        said = page.get_by_text("does not answer")
+        page.wait_for_timeout(25_000)
+        assert said.count() == 1 and not said.is_visible()
+        kernels = set(psutil.Process().children(recursive=True)) - before
+        for one in kernels:
+            if "ipykernel_launcher" in one.cmdline():
+                one.kill()
+        said.wait_for(state="visible")
+        page.reload()
+        page.wait_for_selector(".diffnb-dash")
+        use(page, "fashion_mnist_fast")
+
+
+@pytest.mark.slow
 def test_two_visitors_do_not_disturb_each_other(address):
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
