@@ -17,7 +17,21 @@ from dataclasses import replace
 import ipywidgets as widgets
 import torch
 
-from .dashboard_parts import FORM, PREVIEW_EVERY, STYLE, Painter, Pulse, Upload, Work, as_png, field_widget, figure_of, link_to, said, spoken
+from diffnb.apps.dashboard_parts import (
+    FORM,
+    PREVIEW_EVERY,
+    STYLE,
+    Painter,
+    Pulse,
+    Upload,
+    Work,
+    as_png,
+    field_widget,
+    figure_of,
+    link_to,
+    said,
+    spoken,
+)
 from .studio import TASKS, Made, Studio
 from .translations import LANGUAGES, TRANSLATIONS
 from .workshop import Workshop

@@ -361,4 +361,3 @@ class Pulse:
         """Give no more, and leave nothing on the page."""
         self._ended.set()
         self.box.value = ""
-

@@ -115,7 +115,7 @@ def recipe_images(
         ValueError: if the set has not what the recipe asks for.
     """
     data, split, valid = _place(recipe, root, verbose)
-    asked = {"size": recipe.size, "classes": recipe.classes, "root": root, "verbose": verbose}
+    asked: dict[str, Any] = {"size": recipe.size, "classes": recipe.classes, "root": root, "verbose": verbose}
     images = _labelled(training_images(data, recipe.condition, split=split, limit=recipe.limit, **asked), recipe)
     if isinstance(valid, str):
         kept = _labelled(training_images(data, recipe.condition, split=valid, limit=recipe.valid_limit, **asked), recipe)

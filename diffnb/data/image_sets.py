@@ -11,6 +11,7 @@ __all__ = ['check_images', 'class_indices', 'ImageSet', 'height_and_width', 'res
 # %% ../../nbs/07_data/00_image_sets.ipynb #dc260ebb
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -188,7 +189,7 @@ class ImageSet:
         return [(name, *_scale_of(values[~values.isnan()])) for name, values in (self.attributes or {}).items()]
 
     @property
-    def second_settings(self) -> dict[str, int]:
+    def second_settings(self) -> dict[str, Any]:
         """What a network has to know of second images: their channels, and how many times smaller they are; empty where there are none."""
         return {} if self.second is None else {"image_channels": self.second.shape[1], "image_factor": self.shape[1] // self.second.shape[2]}
 

@@ -45,7 +45,8 @@ class Degradation:
     @property
     def told(self) -> str:
         """Its name with its number, as `degradation` reads it."""
-        return ":".join([DEGRADATIONS.name_of(self) or type(self).__name__, *(f"{getattr(self, f.name):g}" for f in fields(self))])
+        numbers = [f"{value:g}" for value in vars(self).values()]
+        return ":".join([DEGRADATIONS.name_of(self) or type(self).__name__, *numbers])
 
 
 def _between(value, name, low, high, at_most=True):
@@ -290,11 +291,11 @@ def paired(
     is_folder = [isinstance(one, (str, os.PathLike)) and Path(one).expanduser().is_dir() for one in (images, second)]
     if isinstance(second, str) and how is None and not is_folder[1]:
         known = ", ".join(DEGRADATIONS[name]().told for name in DEGRADATIONS.names())
-        raise ValueError(f"second={second!r} is neither a folder nor a degradation; known: {known}")
+        raise ValueError(f"{second!r} is neither a folder nor a degradation; known: {known}")
     if all(is_folder) and how is None:
         if classes is not None or split != "train":
             raise ValueError("classes= and split= choose from one set; of two folders all pairs are taken")
-        found = _from_folders(*(Path(one).expanduser() for one in (images, second)), size, limit)
+        found = _from_folders(Path(images).expanduser(), Path(second).expanduser(), size, limit)
     else:
         found = image_set(images, size=size, classes=classes, split=split, root=root, limit=limit, verbose=False)
         found = _beside(found, second) if how is None else _spoiled(found, how, told, seed)

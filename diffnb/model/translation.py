@@ -131,26 +131,31 @@ class Translating:
             RuntimeError: if the model has not been trained.
             ValueError: if it was not trained with second images, or an argument does not fit.
         """
-        trained, second = self.trained, question(self.trained, image, resize)
-        seeds = {"variants": variants, "seed": seed, "batch_size": batch_size, "callback_frequency": callback_frequency}
-        how, n = How(n_steps, **seeds), len(second)
-        self.last_seed = secrets.randbits(32) if seed is None else seed
-        if seed is None and self.verbose:
-            print(f"seed {self.last_seed}")
-        asked = trained.condition(class_labels, n, guidance_scale, prompt, image=to_model(second))
-        condition = {name: entry.repeat_interleave(variants, 0) for name, entry in asked.items()}
-        is_one = "guidance_scale" not in condition
-        answers = sample(
-            self._sampler,
-            self.denoiser(guidance_scale=guidance_scale) if is_one else ClassifierFree(self.denoiser()),
-            trained.shape,
-            NoiseSource(*how.identities(n, self.last_seed), self.device),
-            n_steps=self.n_steps if n_steps is None else n_steps,
-            grid=self._grid,
-            batch_size=batch_size or default_batch_size(trained.shape, self.device),
-            condition=condition,
-            callback=progress_callback,
-            callback_frequency=callback_frequency,
-            progress=self.verbose,
-        )
-        return with_known(answers, second.repeat_interleave(variants, 0), trained.pairing)
+        how = How(n_steps, seed, variants=variants, batch_size=batch_size, progress_callback=progress_callback, callback_frequency=callback_frequency)
+        return _answers(self, image, resize, how, class_labels, guidance_scale, prompt)
+
+
+def _answers(model, image, resize, how, class_labels, guidance_scale, prompt):
+    """Answers to pictures, and what is known of them put in."""
+    trained, second = model.trained, question(model.trained, image, resize)
+    n, variants = len(second), how.variants
+    model.last_seed = secrets.randbits(32) if how.seed is None else how.seed
+    if how.seed is None and model.verbose:
+        print(f"seed {model.last_seed}")
+    asked = trained.condition(class_labels, n, guidance_scale, prompt, image=to_model(second))
+    condition = {name: entry.repeat_interleave(variants, 0) for name, entry in asked.items()}
+    is_one = "guidance_scale" not in condition
+    answers = sample(
+        model.sampler,
+        model.denoiser(guidance_scale=guidance_scale) if is_one else ClassifierFree(model.denoiser()),
+        trained.shape,
+        NoiseSource(*how.identities(n, model.last_seed), model.device),
+        n_steps=model.n_steps if how.n_steps is None else how.n_steps,
+        grid=model.grid,
+        batch_size=how.batch_size or default_batch_size(trained.shape, model.device),
+        condition=condition,
+        callback=how.progress_callback,
+        callback_frequency=how.callback_frequency,
+        progress=model.verbose,
+    )
+    return with_known(answers, second.repeat_interleave(variants, 0), trained.pairing)

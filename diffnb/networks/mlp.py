@@ -10,6 +10,7 @@ __all__ = ['MLP']
 # %% ../../nbs/06_networks/02_mlp.ipynb #net00017
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class MLP(nn.Module):
         image_shape: Sequence[int] = (),  # of a second sample that the network is given, such as (2,) or (1, 4, 4); (): none
     ):
         super().__init__()
-        self.config = dict(dim=dim, width=width, depth=depth, num_classes=num_classes)
+        self.config: dict[str, Any] = dict(dim=dim, width=width, depth=depth, num_classes=num_classes)
         for name, least in (("dim", 1), ("width", 2), ("depth", 1), ("num_classes", 0)):
             if not (isinstance(self.config[name], int) and self.config[name] >= least):
                 raise ValueError(f"{name} must be an integer >= {least}, got {self.config[name]!r}")

@@ -395,7 +395,7 @@ def text_network(
         raise ValueError(f"a caption may have {LONGEST} words, got {len(split_words(longest))}: {longest[:60]!r}...; shorten it")
     words: dict[str, Any] = dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
     with first_weights(seed):
-        further = {"attributes": attributes, "image_channels": image_channels, "image_factor": image_factor}
+        further: dict[str, Any] = {"attributes": attributes, "image_channels": image_channels, "image_factor": image_factor}
         return TextUNet(**network_settings(size, shape, num_classes), **words, **further)
 
 
