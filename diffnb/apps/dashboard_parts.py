@@ -332,32 +332,36 @@ class Work:
 
 # %% ../../nbs/12_apps/14_dashboard_parts.ipynb #14p23
 class Pulse:
-    """A sentence that a browser shows when the program behind the page has been silent for a while."""
+    """A sentence that a browser shows when the program behind the page has not answered for a while."""
 
-    every = 4.0  # seconds between two signs of life; the style shows the sentence after 20 without
+    every = 4.0  # seconds between two questions; the style shows the sentence after 20 without an answer
 
     def __init__(
         self,
         text: Callable[[str], str],  # from a key of `TRANSLATIONS` to the text
     ):
-        self.text, self.box, self.beats, self._ended = text, widgets.HTML(), 0, threading.Event()
+        self.text, self.sentence, self._heard = text, widgets.HTML(), threading.Event()
+        self.count = widgets.Play(min=0, max=10**7, interval=int(1000 * self.every), layout={"display": "none"})  # runs in the browser
+        self.count.observe(self._asked, "value")
+        self.box = widgets.VBox([self.sentence, self.count])
 
-    def beat(self):
-        """Give a sign of life."""
-        self.beats += 1
-        self.box.value = f'<p class="fault diffnb-silent" role="alert" data-beat="{self.beats}">{html.escape(self.text("silent"))}</p>'
+    def _asked(self, change):
+        self._heard.set()
+        self.answer()
+
+    def answer(self):
+        """Write the sentence anew."""
+        self.sentence.value = f'<p class="fault diffnb-silent" role="alert" data-count="{self.count.value}">{html.escape(self.text("silent"))}</p>'
 
     def start(self):
-        """Give one every few seconds, beside whatever else goes on, until `end`."""
+        """Let the browser begin to count as soon as it shows the page, which the program is not told."""
 
-        def go_on():
-            while not self._ended.wait(self.every):
-                self.beat()
+        def call():
+            for _ in range(60):
+                if self._heard.wait(self.every):
+                    return
+                self.count.playing = False
+                self.count.playing = True
 
-        self.beat()
-        threading.Thread(target=go_on, daemon=True).start()
-
-    def end(self):
-        """Give no more, and leave nothing on the page."""
-        self._ended.set()
-        self.box.value = ""
+        self.answer()
+        threading.Thread(target=call, daemon=True).start()
