@@ -77,8 +77,13 @@ def commands(seconds, weights):
         "draw": [Case("heart --style noto --num 2 --steps 2 --seed 1", "heart-noto-style.png: 2 pictures")],
         "train": [
             Case("packaged --limit 64 --epochs 1 --network tiny --metric none --out run", "go on by: diffnb train --resume run"),
+            Case(
+                "cifar10_samples --size 16 --condition grey --steps 2 --network tiny --metric none --out translator",
+                "diffnb train --resume translator",
+            ),
             Case("packaged --limit 64 --epochs 1 --network tiny --log-to wandb --out logged", 'pip install "diffnb[wandb]"', 2),
         ],
+        "translate": [Case("translator colour --resize --steps 2 --out translated", "2 of 2 pictures")],
         "distill": [Case("fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out student.safetensors", "student.safetensors")],
         "export": [
             Case("run/model.safetensors model.pt2 --weights float16", "a denoiser"),

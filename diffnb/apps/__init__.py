@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .runs import *
     from .shell import *
     from .studio import *
+    from .translate_command import *
     from .translations import *
     from .tutorial_figures import *
     from .visualization import *

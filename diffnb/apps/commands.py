@@ -26,6 +26,7 @@ from .draw_command import draw
 from .export_command import export
 from .image_commands import COMMANDS, Device, comma_list, load_model, model_file
 from .shell import OneLineErrors, added, check_absent, grid, is_picture_name, made, tell, warn, write_png
+from .translate_command import translate
 from ..printing import printable, typed
 
 # %% ../../nbs/12_apps/03_commands.ipynb #6
@@ -230,6 +231,7 @@ def _train(
         bool | None,
         typer.Option("--labels/--no-labels", help="Whether the network is told the classes; it is, where there are any.", show_default=False),
     ] = None,
+    condition: Annotated[str | None, typer.Option(help="Second images: grey, small:2, ..., or a folder of them.", show_default=False)] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; not for digits or writing.", show_default=False)
     ] = None,
@@ -320,6 +322,7 @@ def _train(
         classes=tuple(comma_list(classes) or ()) or None,
         limit=limit,
         labels=labels,
+        condition=condition,
         flip=flip,
         valid=valid,
         epochs=epochs,
@@ -445,7 +448,7 @@ def _weights(
     tell(f"{path}: ready" + ("" if folder is None else f"; name the folder in the environment: export DIFFNB_WEIGHTS={path.parent}"), file=str(path))
 
 # %% ../../nbs/12_apps/03_commands.ipynb #35
-for _command in (demo, draw, *COMMANDS, distill, export, compare, dashboard):
+for _command in (demo, draw, *COMMANDS, translate, distill, export, compare, dashboard):
     added(app, _command.__name__)(_command)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #37

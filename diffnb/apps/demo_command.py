@@ -18,7 +18,6 @@ from .image_commands import Device
 from .shell import check_absent, grid, made, tell, write_png
 from ..printing import printable, typed
 
-
 # %% ../../nbs/12_apps/24_demo_command.ipynb #40
 def _timed_grid(model, path, seed, rows):
     """Write images of each class, a class a column, and say how long it took."""

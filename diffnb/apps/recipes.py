@@ -19,10 +19,11 @@ from torch import nn
 
 from ..core import Registry, check_counts
 from ..data.image_sets import ImageSet
-from ..data.loaders import image_loaders, image_set, put_aside
+from ..data.loaders import image_loaders, put_aside
 from ..data.readers import data_root
 from ..metrics.scores import METRICS
 from ..model.trained import resolve_process
+from ..model.translation import training_images
 from ..networks.base import first_weights
 from ..networks.dit import NETWORK_NAMES, named_network
 from ..networks.unet import UNet, build_network
@@ -52,6 +53,7 @@ class Recipe:
     classes: tuple | None = None  # labels to keep, by value or name; None: all
     limit: int | None = None  # use at most so many images
     labels: bool = True  # tell the network the classes, where there are any
+    condition: str | None = None  # second images: "image" of pairs, a folder of the same names, or a degradation; None: those that there are
     flip: bool = False  # mirror images at random
     network: str | Mapping[str, Any] = "small"  # one of `diffnb.networks.NETWORK_NAMES`: "dit" or a size of the U-Net; or arguments of `UNet`
     process: str | SDE = "edm"  # the noising process
@@ -113,10 +115,10 @@ def recipe_images(
         ValueError: if the set has not what the recipe asks for.
     """
     data, split, valid = _place(recipe, root, verbose)
-    asked = {"size": recipe.size, "classes": recipe.classes, "root": root, "verbose": verbose}
-    images = _labelled(image_set(data, split=split, limit=recipe.limit, **asked), recipe)
+    asked: dict[str, Any] = {"size": recipe.size, "classes": recipe.classes, "root": root, "verbose": verbose}
+    images = _labelled(training_images(data, recipe.condition, split=split, limit=recipe.limit, **asked), recipe)
     if isinstance(valid, str):
-        kept = _labelled(image_set(data, split=valid, limit=recipe.valid_limit, **asked), recipe)
+        kept = _labelled(training_images(data, recipe.condition, split=valid, limit=recipe.valid_limit, **asked), recipe)
     else:
         images, kept = put_aside(images, valid, recipe.split_seed)
         kept = kept if recipe.valid_limit is None else kept.select(torch.arange(min(recipe.valid_limit, len(kept))))
@@ -162,7 +164,7 @@ def recipe_network(
     if isinstance(recipe.network, str):
         return named_network(recipe.network, images, seed)
     with first_weights(seed):
-        network = UNet(channels=images.shape[0], num_classes=images.num_classes, **recipe.network)
+        network = UNet(channels=images.shape[0], num_classes=images.num_classes, **images.second_settings, **recipe.network)
     return build_network(network, images.shape, images.num_classes)
 
 # %% ../../nbs/12_apps/00_recipes.ipynb #6fc84771

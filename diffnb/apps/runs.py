@@ -269,6 +269,8 @@ def _tell_origin(out, found, root, log_to):
     data = f"the set {recipe.data!r} under {root}, fetched if it is not there" if recipe.data in DATA_SETS else f"the folder {place.absolute()}"
     if recipe.data in DATA_SETS or not place.resolve().is_relative_to(out.resolve()):
         warn(f"diffnb: {out / SETTINGS} names the images to train on: {data}")
+    if recipe.condition is not None:
+        warn(f"diffnb: {out / SETTINGS} names their second images: {printable(recipe.condition)}")
     if recipe.log_to is not None and log_to is None:
         asked = f"diffnb: {out / SETTINGS} asks to log to {recipe.log_to}, which is not done because a folder asks; "
         warn(asked + f"log_to={recipe.log_to!r} (--log-to {recipe.log_to}) does it")
@@ -401,7 +403,8 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     images, valid = recipe_images(recipe, root, verbose=progress and is_first)
     labels = Labels.of(images)
     network = recipe_network(recipe, images).to(device)
-    trained = Trained(network, recipe_process(recipe), recipe_parametrization(recipe, images), tuple(images.shape), labels)
+    facts = ({"pairing": images.pairing},) if images.second is not None else ()  # which files on the way have, too
+    trained = Trained(network, recipe_process(recipe), recipe_parametrization(recipe, images), tuple(images.shape), labels, facts)
     sampler = SAMPLERS.resolve(recipe.sampler, Sampler)
     loaders = recipe_loaders(recipe, images, valid, device, getattr(network, "encode", None))
     epochs = planned_epochs(loaders, recipe.epochs, recipe.steps, recipe.training.accumulate)

@@ -279,6 +279,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
     "train": (
         "train photos --size 32 --out run --time-limit 600",
         "train --recipe fashion_mnist --out run",
+        "train photos --size 32 --condition grey --out run",
         "train --resume run --epochs 200",
     ),
     "distill": ("distill run photos --out student.safetensors", "distill fashion_mnist packaged --time-limit 600 --out student.safetensors"),
@@ -300,6 +301,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
     "colorize": ("colorize grey.png --resize --out coloured", "colorize grey.png --resize --hints strokes.png --variants 4"),
     "impute": ("impute photo.png --resize --mask mask.png --out filled", "impute photo.png --resize --model run"),
     "upscale": ("upscale small.png --factor 4 --out large",),
+    "translate": ("translate run grey.png --variants 4 --out coloured", "translate run sketches --resize --out drawings"),
     "denoise": ("denoise grainy.png --noise 0.1 --resize --out clean",),
     "edit": ("edit photo.png --resize --labels cat --strength 0.6", "edit photos --model run --resize --out changed"),
     "inspect": ("inspect fashion_mnist", "inspect run", "inspect file.safetensors --json"),

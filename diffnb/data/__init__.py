@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .captions import *
     from .image_sets import *
     from .loaders import *
+    from .pairs import *
     from .picture_files import *
     from .pictures import *
     from .readers import *

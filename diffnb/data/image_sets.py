@@ -11,6 +11,7 @@ __all__ = ['check_images', 'class_indices', 'ImageSet', 'height_and_width', 'res
 # %% ../../nbs/07_data/00_image_sets.ipynb #dc260ebb
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,18 @@ def _read_attributes(attributes, n):
     return read
 
 
+def _check_second(second, images):
+    if second is None:
+        return
+    check_images(second)
+    if len(second) != len(images):
+        raise ValueError(f"{len(images)} images but {len(second)} second images; give one for each image")
+    (h, w), own = images.shape[-2:], second.shape[-2:]
+    if h % own[0] or w % own[1] or h // own[0] != w // own[1]:
+        sizes = f"{own[0]} x {own[1]} beside images of {h} x {w}"
+        raise ValueError(f"second images must be as large as the images, or a whole number of times smaller, got {sizes}; resize either")
+
+
 def _check_labels(labels, n, values, names):
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError("labels must be an int64 tensor (n,); image_set((images, labels)) converts other forms")
@@ -117,7 +130,8 @@ class ImageSet:
     """Images in memory, with the labels that came with them.
 
     A label is kept as an index 0 ... k - 1; `values[index]` is the label as its owner writes it, `names[index]` its name. Captions are one text
-    or more for each image. Attributes are numbers, or truth values, by name: one for each image, NaN where it is not known.
+    or more for each image. Attributes are numbers, or truth values, by name: one for each image, NaN where it is not known. Second images are what a
+    network is to make the images from: `diffnb.data.paired` finds or makes them.
     """
 
     images: Tensor  # uint8 (n, c, h, w)
@@ -127,11 +141,14 @@ class ImageSet:
     source: str = ""  # where the images come from
     captions: Sequence[Sequence[str]] | None = None  # n times one text or more, the first being the plainest; None: no captions
     attributes: Mapping[str, Tensor] | None = None  # n numbers or truth values by name, NaN where not known; None: no attributes
+    second: Tensor | None = None  # uint8 (n, c', h / k, w / k) with a whole number k: the second image of each; None: none
+    pairing: str = ""  # what a second image is of its image, such as "grey" or "small:4"; "": not told
 
     def __post_init__(self):
         """Check the parts, and fill in the values."""
         check_images(self.images)
         _check_captions(self.captions, len(self.images))
+        _check_second(self.second, self.images)
         object.__setattr__(self, "attributes", _read_attributes(self.attributes, len(self.images)))
         if self.labels is None:
             if self.values is not None or self.names is not None:
@@ -153,7 +170,8 @@ class ImageSet:
         classes = f", {self.num_classes} classes" if self.num_classes > 1 else ", 1 class" if self.num_classes else ""
         captions = "" if self.captions is None else f", {sum(map(len, self.captions)):,} captions"
         attributes = "" if self.attributes is None else f", {counted(len(self.attributes), 'attribute')}"
-        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}{captions}{attributes}"
+        second = "" if self.second is None else f", second images {' x '.join(map(str, self.second.shape[1:]))}"
+        return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}{captions}{attributes}{second}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -169,6 +187,11 @@ class ImageSet:
     def scales(self) -> list[tuple[str, float, float]]:
         """Name, centre and spread of each attribute: 0.5 and 0.5 of truth values, else mean and standard deviation."""
         return [(name, *_scale_of(values[~values.isnan()])) for name, values in (self.attributes or {}).items()]
+
+    @property
+    def second_settings(self) -> dict[str, Any]:
+        """What a network has to know of second images: their channels, and how many times smaller they are; empty where there are none."""
+        return {} if self.second is None else {"image_channels": self.second.shape[1], "image_factor": self.shape[1] // self.second.shape[2]}
 
     @property
     def rms(self) -> float:
@@ -192,7 +215,23 @@ class ImageSet:
         rows = () if self.captions is None else torch.arange(len(self))[indices].tolist()
         captions = None if self.captions is None else [self.captions[row] for row in rows]
         attributes = None if self.attributes is None else {name: values[indices] for name, values in self.attributes.items()}
-        return replace(self, images=self.images[indices], labels=labels, captions=captions, attributes=attributes)
+        second = None if self.second is None else self.second[indices]
+        return replace(self, images=self.images[indices], labels=labels, captions=captions, attributes=attributes, second=second)
+
+    def resized(
+        self,
+        size: int | tuple[int, int],  # side, or (height, width)
+    ) -> "ImageSet":  # cropped to the shape of the target and resized; second images with them, as many times smaller as they are
+        """Bring the images to another size.
+
+        Raises:
+            ValueError: if the size is none, or second images that many times smaller would not have whole sides.
+        """
+        sides, k = height_and_width(size), self.second_settings.get("image_factor", 1)
+        if any(side % k for side in sides):
+            raise ValueError(f"size must be a multiple of {k} for images whose second images are {k} times smaller, got {size!r}")
+        second = None if self.second is None else resize_images(self.second, (sides[0] // k, sides[1] // k))
+        return replace(self, images=resize_images(self.images, sides), second=second)
 
     def only(
         self,

@@ -16,7 +16,6 @@ import tempfile
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ..arguments import reading
 from ..core import best_device, check_counts, to_model
 from .captions import EncodedCaptions
-from .image_sets import ImageSet, from_arrays, height_and_width, resize_images
+from .image_sets import ImageSet, from_arrays, height_and_width
 from .readers import DATA_SETS, Request, data_root, from_datasets, from_folder, from_loader, is_array
 
 # %% ../../nbs/07_data/02_loaders.ipynb #tar2
@@ -144,7 +143,7 @@ def image_set(
     found = found if classes is None else found.only(classes)
     found = found if limit is None else found.select(request.rows(len(found)))
     if size is not None and found.shape[1:] != height_and_width(size):
-        found = replace(found, images=resize_images(found.images, size))
+        found = found.resized(size)
     if verbose:
         print(found)
     return found
@@ -154,8 +153,8 @@ def image_set(
 class ImageLoader:
     """Batches of an `ImageSet`, gathered whole: (images in [-1, 1], labels, indices), on the device.
 
-    With captions and what encodes them, or with attributes, a batch has a mapping with "label", "text" and "attributes" in the place of its labels;
-    where batches are shuffled, one of the captions of an image is drawn, else it is the first.
+    With captions and what encodes them, with attributes or with second images, a batch has a mapping with "label", "text", "attributes" and "image"
+    in the place of its labels; where batches are shuffled, one of the captions of an image is drawn, else it is the first.
 
     It has what fastai's `DataLoaders` and `Learner` ask of a loader. Order and flips of epoch e depend on the seed and e only.
     """
@@ -180,6 +179,11 @@ class ImageLoader:
         """Count the batches of an epoch."""
         full, rest = divmod(self.n, self.bs)
         return full + int(rest > 0 and not self.drop_last)
+
+    @property
+    def facts(self) -> dict:
+        """What the record of a training says of the images: what second images are of them."""
+        return {} if self.dataset.second is None else {"pairing": self.dataset.pairing}
 
     @property
     def n(self) -> int:
@@ -264,6 +268,9 @@ class ImageLoader:
         further = {} if self.texts is None else {"text": self.texts(index, chosen)}
         if self.dataset.attributes is not None:
             further["attributes"] = torch.stack([values[index] for values in self.dataset.attributes.values()], 1)
+        if self.dataset.second is not None:
+            second = to_model(self.dataset.second[index].float() / 255)
+            further["image"] = second if mirrored is None else torch.where(mirrored[:, None, None, None], second.flip(-1), second)
         condition = {"label": label} | {name: entry.to(self.device) for name, entry in further.items()} if further else label
         return x, condition, index.to(self.device)
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..core import Registry
-from .captions import read_captions, read_emoji
+from .captions import read_captions, read_emoji, read_emoji_pairs
 from .image_sets import ImageSet, channels_second, class_indices, from_arrays, read_picture, resize_images, to_bytes
 from .picture_files import open_picture, told, walk_pictures
 from ..printing import printable, progress_bar, warn_caller
@@ -396,6 +396,11 @@ def _packaged(request):
 @DATA_SETS.register("emoji")
 def _emoji(request):
     return read_emoji(_splits(request.split, {"train": False, "test": True}, "emoji"))
+
+
+@DATA_SETS.register("emoji_pairs")
+def _emoji_pairs(request):
+    return read_emoji_pairs(_splits(request.split, {"train": False, "test": True}, "emoji_pairs"))
 
 
 @DATA_SETS.register("cifar10_samples")

@@ -19,12 +19,17 @@ from ..core import expand
 from ..denoise.denoisers import BaseDenoiser
 
 # %% ../../nbs/04_guidance/00_guidance.ipynb #6
+def _fits(shape, wanted):
+    """Whether entries have the shape of what stands for none, whose rows and columns may be 1 for any number."""
+    return len(shape) == len(wanted) and shape[:2] == wanted[:2] and all(own == side or side == 1 for own, side in zip(shape[2:], wanted[2:]))
+
+
 def _none_of(denoiser: BaseDenoiser, name: str, entry: Tensor, n: int) -> Tensor:
     """What stands for none of a condition, in the shape of the entries that are given."""
     null = denoiser.null(name)
     if null is None:
         raise ValueError(f"guidance by {name!r} needs something that stands for none of it, and this model has learned nothing of the kind")
-    if not isinstance(entry, Tensor) or entry.shape != (n, *null.shape) or entry.is_floating_point() != null.is_floating_point():
+    if not isinstance(entry, Tensor) or not _fits(entry.shape, (n, *null.shape)) or entry.is_floating_point() != null.is_floating_point():
         each = "numbers" if null.is_floating_point() else "whole numbers"
         each = f"{math.prod(null.shape)} {each}" if null.ndim else f"one {each.removesuffix('s')}"
         got = f"{entry.dtype} of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else repr(entry)

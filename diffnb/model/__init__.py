@@ -15,5 +15,6 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .restoration import *
     from .shards import *
     from .trained import *
+    from .translation import *
 
 __getattr__, __dir__, __all__ = lazily(__name__)

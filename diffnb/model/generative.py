@@ -46,6 +46,7 @@ from diffnb.model.trained import (
     resolve_process,
     sample,
 )
+from .translation import Translating, training_images
 from ..networks.dit import NETWORK_NAMES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
@@ -254,7 +255,7 @@ class ModelFacts(ModelSettings):
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
 @reading
-class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffusers, Exporting):
+class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling, FromDiffusers, Exporting):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(
@@ -340,6 +341,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         lr: float = 1e-3,  # highest learning rate
         *,
         steps: int | None = None,  # steps after which to stop; None: no limit
+        condition=None,  # "image": the second images of pairs; or what makes pairs, see `diffnb.data.paired`; None: what there is
         rate: str | Callable = "cosine",  # how the learning rate falls: "cosine", "linear", "inverse-sqrt", "constant", or a `diffnb.training.Rate`
         total_epochs: int | None = None,  # epochs of all calls together, earlier ones too, that the rate falls over; None: those of this call
         classes: Sequence | None = None,  # labels to keep, by value or name; None: all
@@ -368,7 +370,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
             NonFiniteLoss: if the loss stops being finite; the model stays what it was.
             KeyboardInterrupt: if training is interrupted.
         """
-        from diffnb.data.loaders import image_loaders, image_set
+        from diffnb.data.loaders import image_loaders
 
         if self.distilled is not None:
             raise ValueError(
@@ -377,7 +379,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints=, the folder of the training that is to go on")
         whole_number(seed, "seed", 0, 2**63 - 1)
-        images = image_set(dataset, size=size, classes=classes, verbose=self.verbose)
+        images = training_images(dataset, condition, size=size, classes=classes, verbose=self.verbose)
         if self._trained is None:
             trained = begin(self._network, self._sde, self._parametrization, images, seed)
         else:

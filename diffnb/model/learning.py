@@ -52,7 +52,8 @@ def teach(
         falls = "this call alone; total_epochs= lays one fall over several" if total_epochs is None else f"{total_epochs} epochs in all"
         announce(f"training goes on after {seen[0]:,} steps; the learning rate falls over {falls}")
     # what is written on the way says of itself what it is, before there is a record
-    told = trained if diffusion is None else replace(trained, records=(*trained.records, diffusion.facts()))
+    facts = getattr(loaders.train, "facts", {}) | ({} if diffusion is None else diffusion.facts())
+    told = replace(trained, records=(*trained.records, facts)) if facts else trained
     kept = [] if checkpoints is None else checkpoint_callbacks(checkpoints, resume, told, model.sampler)
     name = "train" if diffusion is None else "distill"
 

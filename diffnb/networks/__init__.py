@@ -5,5 +5,6 @@ from .diffusers_unet import *
 from .dit import *
 from .frozen_text import *
 from .mlp import *
+from .second_image import *
 from .text import *
 from .unet import *

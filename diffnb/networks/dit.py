@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..arguments import reading_settings
 from .base import NETWORKS, AttributeEmbedding, HalfLogSNREmbedding, embed, first_weights, zero_start
+from .second_image import beside, no_image
 from .text import TextEncoder, Vocabulary, attend_to, summary, text_network, vocabulary_of
 from .unet import SIZES, UNet, attend, network_settings, pad_to_multiple
 
@@ -80,6 +81,9 @@ class TransformerBlock(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/06_networks/06_dit.ipynb #dit16
+_LEAST = dict(channels=1, patch=1, width=4, depth=1, head_width=1, num_classes=0, text_depth=0, image_channels=0, image_factor=1)
+
+
 @NETWORKS.register("dit")
 @reading_settings
 class DiT(nn.Module):
@@ -102,24 +106,27 @@ class DiT(nn.Module):
         length: int = 24,  # numbers in an encoded text: the beginning, and at most length - 1 words
         text_depth: int = 2,  # layers of the text encoder
         zero_init: bool = True,  # start blocks as the identity and the head at zero: the output is exactly 0 before training
+        image_channels: int = 0,  # of a second image that the network is given; 0: none
+        image_factor: int = 1,  # how many times smaller than the first the second image is
     ):
         super().__init__()
         self.config: dict[str, Any] = dict(channels=channels, patch=patch, width=width, depth=depth, head_width=head_width, num_classes=num_classes)
         self.config |= dict(attributes=[list(scale) for scale in attributes], further=None if further is None else list(further))
-        self.config |= dict(length=length, text_depth=text_depth, zero_init=zero_init)
-        for name, least in (("channels", 1), ("patch", 1), ("width", 4), ("depth", 1), ("head_width", 1), ("num_classes", 0), ("text_depth", 0)):
+        self.config |= dict(length=length, text_depth=text_depth, zero_init=zero_init, image_channels=image_channels, image_factor=image_factor)
+        for name, least in _LEAST.items():
             if isinstance(self.config[name], bool) or not isinstance(self.config[name], int) or self.config[name] < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {self.config[name]!r}")
         if width % 4:
             raise ValueError(f"width must be a multiple of 4 (sines and cosines of rows and columns), got {width}")
         self.channels, self.num_classes = channels, num_classes
-        self.condition_names = ("text",) * (further is not None) + ("label",) * bool(num_classes) + ("attributes",) * bool(attributes)
+        taken = {"text": further is not None, "label": num_classes, "attributes": attributes, "image": image_channels}
+        self.condition_names = tuple(name for name, takes in taken.items() if takes)
         self.embed_noise = nn.Sequential(HalfLogSNREmbedding(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_label = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.embed_attributes = AttributeEmbedding(attributes, width) if attributes else None
         self.vocabulary = None if further is None else Vocabulary(further, length)
         self.text = None if further is None else TextEncoder(len(further), length, width, text_depth, head_width, zero_init)
-        self.stem = nn.Linear(channels * patch**2, width)
+        self.stem = nn.Linear((channels + bool(image_channels) * (image_channels + 1)) * patch**2, width)  # with a flag: see `beside`
         self.blocks = nn.ModuleList(TransformerBlock(width, head_width, zero_init) for _ in range(depth))
         self.norm, self.modulation = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6), nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, channels * patch**2)
@@ -143,8 +150,8 @@ class DiT(nn.Module):
     def null(
         self,
         condition: str,  # one of `condition_names`
-    ) -> Tensor:  # int64 (length,) of a text, () of a label, (k,) of attributes
-        """Say what stands for no condition: the empty text, the label -1, and attributes of which none is known.
+    ) -> Tensor:  # int64 (length,) of a text, () of a label, (k,) of attributes, (image_channels, 1, 1) of a second image
+        """Say what stands for no condition: the empty text, the label -1, attributes of which none is known, an image of which no pixel is.
 
         Raises:
             ValueError: if the network has no such condition.
@@ -153,6 +160,8 @@ class DiT(nn.Module):
             raise ValueError(f"condition must be one of {', '.join(self.condition_names) or 'none'}, got {condition!r}")
         if condition == "attributes":
             return self.embed_attributes.null()
+        if condition == "image":
+            return no_image((self.config["image_channels"], 1, 1))
         return torch.tensor(-1) if condition == "label" else self.encode("")[0]
 
     def forward(
@@ -162,6 +171,7 @@ class DiT(nn.Module):
         text: Tensor | None = None,  # encoded texts, int64 (n, length); None: the empty text for all
         label: Tensor | None = None,  # classes, int64 (n,), -1 for none; None: none for all
         attributes: Tensor | None = None,  # (n, k) in the order of `attributes`, NaN where not known; None: none is known
+        image: Tensor | None = None,  # second images (n, image_channels, h / image_factor, w / image_factor), NaN where not known; None: none
     ) -> Tensor:  # what the parametrization asks for, shape of x
         """Run the network.
 
@@ -171,7 +181,10 @@ class DiT(nn.Module):
         n, c, h, w = x.shape
         if c != self.channels:
             raise ValueError(f"x has {c} channels, but this network takes {self.channels}; make the network with channels={c}")
+        if image is not None and not self.config["image_channels"]:
+            raise ValueError("image was given, but this network takes no second image; make the network with image_channels=")
         emb = embed(self, half_log_snr, label, n, x.dtype, attributes)
+        x = beside(x, image, self.config["image_channels"], self.config["image_factor"]) if self.config["image_channels"] else x
         folded = F.pixel_unshuffle(pad_to_multiple(x, self.config["patch"]), self.config["patch"])
         rows, columns = folded.shape[-2:]
         tokens, known = self.stem(folded.flatten(2).transpose(1, 2)) + patch_positions(rows, columns, self.config["width"]).to(x), None
@@ -208,9 +221,9 @@ def dit_settings(
 
 def named_network(
     name: str,  # one of `NETWORK_NAMES`
-    images,  # what it is for: has `shape`, `num_classes`, `captions` and `scales`, as a set of images has them
+    images,  # what it is for: has `shape`, `num_classes`, `captions`, `scales` and `second_settings`, as a set of images has them
     seed: int = 0,  # of the first weights
-) -> nn.Module:  # takes what is known of the images: text, classes, attributes
+) -> nn.Module:  # takes what is known of the images: text, classes, attributes, second images
     """Make a network of a name that takes all that a set knows of its images.
 
     Raises:
@@ -221,8 +234,9 @@ def named_network(
     if name == "dit":
         words = {} if images.captions is None else vocabulary_of(images.captions)
         with first_weights(seed):
-            return DiT(**dit_settings(images.shape), num_classes=images.num_classes, attributes=images.scales, **words)
+            told = {"num_classes": images.num_classes, "attributes": images.scales, **images.second_settings, **words}
+            return DiT(**dit_settings(images.shape), **told)
     if images.captions is not None:
-        return text_network(name, images.shape, images.captions, images.num_classes, seed, images.scales)
+        return text_network(name, images.shape, images.captions, images.num_classes, seed, images.scales, **images.second_settings)
     with first_weights(seed):
-        return UNet(**network_settings(name, images.shape, images.num_classes), attributes=images.scales)
+        return UNet(**network_settings(name, images.shape, images.num_classes), attributes=images.scales, **images.second_settings)

@@ -8,11 +8,17 @@ Docs: https://diffnb.github.io/diffnb/06_networks/mlp.html.md"""
 __all__ = ['MLP']
 
 # %% ../../nbs/06_networks/02_mlp.ipynb #net00017
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arguments import reading_settings
 from .base import NETWORKS, HalfLogSNREmbedding, embed, zero_start
+from .second_image import no_image, with_flag
 
 # %% ../../nbs/06_networks/02_mlp.ipynb #80ba87ee
 @reading_settings
@@ -26,19 +32,25 @@ class MLP(nn.Module):
         width: int = 128,  # hidden width, even
         depth: int = 3,  # hidden layers
         num_classes: int = 0,  # classes; 0: unconditional
+        image_shape: Sequence[int] = (),  # of a second sample that the network is given, such as (2,) or (1, 4, 4); (): none
     ):
         super().__init__()
-        self.config = dict(dim=dim, width=width, depth=depth, num_classes=num_classes)
+        self.config: dict[str, Any] = dict(dim=dim, width=width, depth=depth, num_classes=num_classes)
         for name, least in (("dim", 1), ("width", 2), ("depth", 1), ("num_classes", 0)):
             if not (isinstance(self.config[name], int) and self.config[name] >= least):
                 raise ValueError(f"{name} must be an integer >= {least}, got {self.config[name]!r}")
+        if not all(isinstance(side, int) and side > 0 for side in image_shape):
+            raise ValueError(f"image_shape must be positive integers, the shape of a second sample, got {tuple(image_shape)!r}")
+        if image_shape:  # files of networks without stay what they were
+            self.config["image_shape"] = list(image_shape)
         if width % 2:
             raise ValueError(f"width must be even (a cosine and a sine for each frequency), got {width}")
         self.channels, self.num_classes = dim, num_classes
-        self.condition_names = ("label",) if num_classes else ()
+        self.condition_names = ("label",) * bool(num_classes) + ("image",) * bool(image_shape)
         self.embed_noise = nn.Sequential(HalfLogSNREmbedding(width), nn.Linear(width, width))
         self.embed_label = nn.Embedding(num_classes + 1, width) if num_classes else None
-        self.stem = nn.Linear(dim, width)
+        second = math.prod(image_shape) * (image_shape[0] + 1) // image_shape[0] if image_shape else 0  # with a flag: see `with_flag`
+        self.stem = nn.Linear(dim + second, width)
         self.modulation = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.head = zero_start(nn.Linear(width, dim))
@@ -48,18 +60,37 @@ class MLP(nn.Module):
         x: Tensor,  # scaled noisy samples (n, ...)
         half_log_snr: Tensor,  # noise level, (n,) or ()
         label: Tensor | None = None,  # classes, int64 (n,), -1 for none; None: none for all
+        image: Tensor | None = None,  # second samples (n, *image_shape), NaN where not known; None: none for all
     ) -> Tensor:  # what the parametrization asks for, shape of x
         """Run the network.
 
         Raises:
-            ValueError: if a sample has not `dim` elements, or a label is given to a network without classes.
+            ValueError: if a sample has not `dim` elements, or a label or a second sample is given to a network that takes none.
         """
         flat = x.flatten(1)
         if flat.shape[1] != self.channels:
             raise ValueError(f"samples of x have {flat.shape[1]} elements, but this network takes {self.channels}; make it with dim={flat.shape[1]}")
         emb = F.silu(embed(self, half_log_snr, label, len(x), x.dtype))
-        h = self.stem(flat)
+        h = self.stem(self._with_image(flat, image))
         for layer, modulation in zip(self.layers, self.modulation):
             scale, shift = modulation(emb).chunk(2, 1)
             h = h + layer(F.silu(h * (1 + scale) + shift))
         return self.head(F.silu(h)).view_as(x)
+
+    def _with_image(self, flat, image):
+        """The elements of the samples, and of the second ones with what is known of them."""
+        shape = tuple(self.config.get("image_shape", ()))
+        if image is not None and image.shape != (len(flat), *shape):
+            takes = f"image must have shape {(len(flat), *shape)}" if shape else "this network takes no second sample; make it with image_shape="
+            raise ValueError(f"{takes}, got {tuple(image.shape)}")
+        if not shape:
+            return flat
+        image = no_image((len(flat), *shape)).to(flat) if image is None else image.to(flat)
+        return torch.cat([flat, with_flag(image).flatten(1)], 1)
+
+    def null(
+        self,
+        condition: str,  # one of `condition_names`
+    ) -> Tensor:  # () of a label, `image_shape` of a second sample
+        """Say what stands for no condition: the label -1, and a second sample of which nothing is known."""
+        return no_image(self.config["image_shape"]) if condition == "image" else torch.tensor(-1)

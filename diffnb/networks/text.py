@@ -289,9 +289,11 @@ class TextUNet(UNet):
         zero_init: bool = True,  # start residual branches and head at zero: the output is exactly 0 before training
         num_classes: int = 0,  # classes, which may be given beside the text; 0: none
         attributes: Sequence[tuple[str, float, float]] = (),  # (name, centre, spread) of each number that may be known of an image
+        image_channels: int = 0,  # of a second image that the network is given; 0: none
+        image_factor: int = 1,  # how many times smaller than the first the second image is
     ):
         layers: dict[str, Any] = dict(groups=groups, head_width=head_width, dropout=dropout, activation=activation, zero_init=zero_init)
-        layers["attributes"] = attributes
+        layers |= dict(attributes=attributes, image_channels=image_channels, image_factor=image_factor)
         super().__init__(channels, widths, blocks, attention_levels, num_classes, unshuffle, embedding_width, **layers)
         self.config |= dict(further=list(further), length=length, text_width=text_width, text_depth=text_depth)
         for name, least in (("text_width", 1), ("text_depth", 0)):
@@ -331,8 +333,8 @@ class TextUNet(UNet):
     def null(
         self,
         condition: str,  # one of `condition_names`
-    ) -> Tensor:  # int64 (length,) of a text, () of a label, (k,) of attributes
-        """Say what stands for no condition: the empty text, the label -1, and attributes of which none is known.
+    ) -> Tensor:  # int64 (length,) of a text, () of a label, (k,) of attributes, (image_channels, 1, 1) of an image
+        """Say what stands for no condition: the empty text, the label -1, attributes of which none is known, an image of which no pixel is.
 
         Raises:
             ValueError: if the network has no such condition.
@@ -348,6 +350,7 @@ class TextUNet(UNet):
         text: Tensor | None = None,  # encoded texts, int64 (n, length); None: the empty text for all
         label: Tensor | None = None,  # classes, int64 (n,), -1 for none; None: none for all
         attributes: Tensor | None = None,  # (n, k) in the order of `attributes`, NaN where not known; None: none is known
+        image: Tensor | None = None,  # second images (n, image_channels, h / image_factor, w / image_factor), NaN where not known; None: none
     ) -> Tensor:  # what the parametrization asks for, shape of x
         """Run the network.
 
@@ -362,7 +365,7 @@ class TextUNet(UNet):
         self.check_text(text, n)
         tokens, known = self.text(text)
         emb = embed(self, half_log_snr, label, n, x.dtype, attributes) + self.embed_text(summary(tokens, known))
-        return self._run(x, self.act(emb), iter(self.cross), tokens, known)[..., :h, :w]
+        return self._run(self.with_image(x, image), self.act(emb), iter(self.cross), tokens, known)[..., :h, :w]
 
     def _run(self, x, emb, cross, tokens, known):
         """Run the U-Net with cross-attention to the words after each self-attention."""
@@ -414,12 +417,14 @@ def text_network(
     num_classes: int = 0,  # classes, which may be given beside the text; 0: none
     seed: int = 0,  # of the first weights
     attributes: Sequence[tuple[str, float, float]] = (),  # (name, centre, spread) of each number that may be known of an image
+    image_channels: int = 0,  # of a second image that the network is given; 0: none
+    image_factor: int = 1,  # how many times smaller than the first the second image is
 ) -> TextUNet:  # which knows every word of the captions
     """Make a network of a named size for a set of images with captions.
 
     Raises:
         ValueError: if the size is unknown, or a caption is too long.
     """
-    words = vocabulary_of(captions)
+    further = vocabulary_of(captions) | {"attributes": attributes, "image_channels": image_channels, "image_factor": image_factor}
     with first_weights(seed):
-        return TextUNet(**network_settings(size, shape, num_classes), **words, attributes=attributes)
+        return TextUNet(**network_settings(size, shape, num_classes), **further)

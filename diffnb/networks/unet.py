@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import NETWORKS, AttributeEmbedding, HalfLogSNREmbedding, check_network, embed, first_weights, zero_start
+from .second_image import beside, no_image
 
 # %% ../../nbs/06_networks/01_unet.ipynb #d49c8a8b
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
@@ -248,6 +249,10 @@ def _check_unet(config):
         raise ValueError(f"attention_levels names level {bad[0]}, but {levels} widths make levels 0 to {levels - 1}")
     if not (isinstance(config["num_classes"], int) and config["num_classes"] >= 0):
         raise ValueError(f"num_classes must be an integer >= 0, got {config['num_classes']!r}")
+    if not isinstance(config.get("image_channels", 0), int) or config.get("image_channels", 0) < 0:
+        raise ValueError(f"image_channels must be an integer >= 0, got {config['image_channels']!r}")
+    if not isinstance(config.get("image_factor", 1), int) or config.get("image_factor", 1) < 1:
+        raise ValueError(f"image_factor must be a positive integer, got {config['image_factor']!r}")
     if config["embedding_width"] % 2:
         raise ValueError(f"embedding_width must be even (a cosine and a sine for each frequency), got {config['embedding_width']}")
     if config["activation"] not in ACTIVATIONS:
@@ -279,6 +284,8 @@ class UNet(nn.Module):
         activation: str = "silu",  # a key of `ACTIVATIONS`
         zero_init: bool = True,  # start residual branches and head at zero: the output is exactly 0 before training
         attributes: Sequence[tuple[str, float, float]] = (),  # (name, centre, spread) of each number that may be known of an image
+        image_channels: int = 0,  # of a second image that the network is given; 0: none
+        image_factor: int = 1,  # how many times smaller than the first the second image is
     ):
         super().__init__()
         widths = list(widths)
@@ -288,9 +295,11 @@ class UNet(nn.Module):
         self.config |= dict(dropout=dropout, activation=activation, zero_init=zero_init)
         if attributes:  # files of networks without stay what they were
             self.config["attributes"] = [list(scale) for scale in attributes]
+        if image_channels:
+            self.config |= dict(image_channels=image_channels, image_factor=image_factor)
         _check_unet(self.config)
         self.channels, self.num_classes, self.unshuffle = channels, num_classes, unshuffle
-        self.condition_names = ("label",) * bool(num_classes) + ("attributes",) * bool(attributes)
+        self.condition_names = ("label",) * bool(num_classes) + ("attributes",) * bool(attributes) + ("image",) * bool(image_channels)
         self.multiple = unshuffle * 2 ** (len(widths) - 1)  # what h and w are padded to a multiple of
         self.act = ACTIVATIONS[activation]
         layers, c_image = _Layers(c_emb, groups, head_width, activation, dropout, zero_init), channels * unshuffle**2
@@ -298,7 +307,8 @@ class UNet(nn.Module):
         self.embed_noise = nn.Sequential(HalfLogSNREmbedding(c_emb), nn.Linear(c_emb, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         self.embed_label = nn.Embedding(num_classes + 1, c_emb) if num_classes else None
         self.embed_attributes = AttributeEmbedding(attributes, c_emb) if attributes else None
-        self.stem = nn.Conv2d(c_image, widths[0], 3, padding=1)
+        c_second = (image_channels + 1) * unshuffle**2 if image_channels else 0  # with a flag: see `beside`
+        self.stem = nn.Conv2d(c_image + c_second, widths[0], 3, padding=1)
         self.down, skips = _down_stages(layers, widths, blocks, attention_levels)
         self.middle = nn.ModuleList([layers.block(widths[-1], widths[-1]), layers.attention(widths[-1]), layers.block(widths[-1], widths[-1])])
         self.up = _up_stages(layers, widths, blocks, attention_levels, skips)
@@ -313,6 +323,7 @@ class UNet(nn.Module):
         half_log_snr: Tensor,  # noise level, (n,) or ()
         label: Tensor | None = None,  # classes, int64 (n,), -1 for none; None: none for all
         attributes: Tensor | None = None,  # (n, k) in the order of `attributes`, NaN where not known; None: none is known
+        image: Tensor | None = None,  # second images (n, image_channels, h / image_factor, w / image_factor), NaN where not known; None: none
     ) -> Tensor:  # what the parametrization asks for, shape of x
         """Run the network.
 
@@ -323,7 +334,7 @@ class UNet(nn.Module):
         if c != self.channels:
             raise ValueError(f"x has {c} channels, but this network takes {self.channels}; make the network with channels={c}")
         emb = self.act(embed(self, half_log_snr, label, n, x.dtype, attributes))
-        x = self.stem(F.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.unshuffle))
+        x = self.stem(F.pixel_unshuffle(pad_to_multiple(self.with_image(x, image), self.multiple), self.unshuffle))
         skips = [x]
         for stage in self.down:
             x = stage.down(x, emb, skips)
@@ -333,11 +344,28 @@ class UNet(nn.Module):
             x = stage.up(x, emb, skips)
         return F.pixel_shuffle(self.head(self.act(self.norm(x))), self.unshuffle)[..., :h, :w]
 
+    def with_image(
+        self,
+        x: Tensor,  # noisy images (n, channels, h, w)
+        image: Tensor | None,  # second images, as `forward` takes them
+    ) -> Tensor:  # (n, channels, h, w), or (n, channels + image_channels + 1, h, w) of a network that takes second images
+        """Lay second images beside noisy ones, where the network takes them.
+
+        Raises:
+            ValueError: if they do not fit, or the network takes none.
+        """
+        channels = self.config.get("image_channels", 0)
+        if image is not None and not channels:
+            raise ValueError("image was given, but this network takes no second image; make the network with image_channels=")
+        return beside(x, image, channels, self.config["image_factor"]) if channels else x
+
     def null(
         self,
         condition: str,  # one of `condition_names`
-    ) -> Tensor:  # () of a label, (k,) of attributes
-        """Say what stands for no condition: the label -1, and attributes of which none is known."""
+    ) -> Tensor:  # () of a label, (k,) of attributes, (image_channels, 1, 1) of a second image of any size
+        """Say what stands for no condition: the label -1, attributes of which none is known, an image of which no pixel is."""
+        if condition == "image":
+            return no_image((self.config["image_channels"], 1, 1))
         return self.embed_attributes.null() if condition == "attributes" else torch.tensor(-1)
 
     def attention_pixels(

@@ -509,6 +509,7 @@ def _record(learn, schedule):
         "ema": repr(learn.ema.profile),
         "precision": str(learn.forward.autocast_dtype or torch.float32).removeprefix("torch."),
         "seed": settings.seed,
+        **getattr(learn.dls.train, "facts", {}),
         **learn.diffusion.facts(),
     }
 

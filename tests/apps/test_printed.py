@@ -35,6 +35,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "denoise": "denoise photos --model fashion_mnist --noise 0.1 --steps 1 --method ddnm --out out",
     "edit": "edit grey.png --model fashion_mnist --steps 2 --out out",
     "compare": "compare comparison.json --out out",
+    "translate": "translate pairs.safetensors grey.png --steps 1 --out out",
     "inspect": "inspect fashion_mnist",
     "trust list": "trust list",
     "demo": "demo --train-seconds 1 --rows 1 --out out",
@@ -58,6 +59,8 @@ def place(tmp_path, monkeypatch):
         json.dump(facts | {"steps": 1, "images": 8, "train_steps": 1, "batch_size": 8}, file)
     small = UNet(1, widths=(4,), blocks=1, attention_levels=(), groups=2)
     GenerativeModel.of(Trained(small, EDM(), Karras(), (1, 8, 8)), device="cpu", verbose=False).save("small.safetensors")
+    pairs = UNet(1, widths=(4,), blocks=1, attention_levels=(), groups=2, image_channels=1)
+    GenerativeModel.of(Trained(pairs, EDM(), Karras(), (1, 28, 28)), device="cpu", verbose=False).save("pairs.safetensors")
     return tmp_path
 
 
@@ -164,6 +167,12 @@ UNKNOWN = [
     "compare comparison.json --only sampler --out out",
     "compare comparison.json --cell best --out out",
     "compare comparison.json --dry-run --print-jobs --out out",
+    "translate fashion_mnist grey.png --out out",
+    "translate nowhere grey.png --out out",
+    "translate pairs.safetensors nowhere.png --out out",
+    "train photos --condition best --size 8 --out out",
+    "train photos --condition grey --size 8 --out out",
+    "train photos --condition image --size 8 --out out",
     "inspect nowhere",
     "inspect photos",
     "trust add nowhere",

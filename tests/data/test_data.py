@@ -14,7 +14,7 @@ import diffnb.data.loaders
 from diffnb.data import DATA_SETS, ImageLoader, ImageSet, image_loaders, image_set, resize_images
 
 ROOT = Path(os.environ.get("DIFFNB_DATA", "nowhere"))
-PACKAGED = ("packaged", "cifar10_samples", "emoji")  # sets that come with the package
+PACKAGED = ("packaged", "cifar10_samples", "emoji", "emoji_pairs")  # sets that come with the package
 
 
 def needs(path):
