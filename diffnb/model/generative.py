@@ -30,6 +30,7 @@ from .conditions import Labels
 from .distilling import Distilling
 from .editing import Editing
 from .exporting import Exporting
+from .latents import InLatents, encoded
 from .learning import teach
 from .pipelines import FromDiffusers
 from .restoration import Restoration
@@ -46,6 +47,7 @@ from diffnb.model.trained import (
     resolve_process,
     sample,
 )
+from ..networks.codecs import CODECS, Codec
 from ..networks.unet import SIZES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
@@ -66,6 +68,7 @@ class ModelSettings:
         parametrization: str | type[Parametrization] | Parametrization = "karras",  # what the network predicts
         device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
         verbose: bool = True,  # say what is found and chosen, and show progress bars
+        codec: str | type[Codec] | Codec = "identity",  # between images and what the network sees: an object, or a name or class that needs no fitting
     ):
         if isinstance(network, str) and network not in SIZES:
             raise ValueError(f"unknown network {network!r}; known: {', '.join(SIZES)} (or give an nn.Module)")
@@ -73,6 +76,7 @@ class ModelSettings:
         self._sde, self.sampler = resolve_process(diffusion, noise_schedule), sampler
         self._network, self._parametrization = network, parametrization
         self._device, self.verbose = choose_device(device), verbose
+        self._codec = copy.deepcopy(CODECS.resolve(codec, Codec)).to(self._device).eval().requires_grad_(False)
         self._trained: Trained | None = None
         self._again: dict | None = None  # what the next training goes on from, as long as the model is in memory
         self.last_seed: int | None = None  # seed of the images made last
@@ -230,6 +234,7 @@ class ModelFacts(ModelSettings):
     ):  # this model
         """Move the network to a device."""
         self._device = choose_device(device)
+        self.codec.to(self._device)
         if self._trained:
             self._trained.network.to(self._device)
         return self
@@ -246,7 +251,7 @@ class ModelFacts(ModelSettings):
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
 @reading
-class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffusers, Exporting):
+class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Distilling, FromDiffusers, Exporting):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(
@@ -281,7 +286,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         callback_frequency: int = 1,  # call it every so many steps, and after the last
         precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
         first: int = 0,  # index of the first image under its seed: continues a set
-        guidance: Callable | Hook | None = None,  # log p(y | x_t, t), called with x in [-1, 1] and t, or a hook after each step
+        guidance: Callable | Hook | None = None,  # log p(y | x_t, t), called with noisy x (latents, with a codec) and t, or a hook after each step
         prompt: str | Sequence[str | None] | None = None,  # what to draw, of a model that takes text: one for all, or one for each image
         negative_prompt: str | Sequence[str | None] | None = None,  # what to lead away from, where guidance_scale is above 1
         attributes: Mapping[str, Any] | None = None,  # values by name, of a model that was trained with attributes: one for all, or one for each
@@ -318,6 +323,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
             callback=progress_callback,
             callback_frequency=callback_frequency,
             progress=self.verbose,
+            codec=trained.codec,
         )
 
     @torch.inference_mode(False)
@@ -369,9 +375,10 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
         whole_number(seed, "seed", 0, 2**63 - 1)
         images = image_set(dataset, size=size, classes=classes, verbose=self.verbose)
         if self._trained is None:
+            images = encoded(images, self._codec, flip)
             trained = begin(self._network, self._sde, self._parametrization, images, seed)
         else:
-            trained, images = self._trained, aligned(images, self._trained)
+            trained, images = self._trained, encoded(aligned(images, self._trained), self._trained.codec, flip)
         if trained.sde != self._sde:
             raise ValueError(f"this model samples with {self._sde!r}, but learned under {trained.sde!r}; train the model that under() was called on")
         # a copy is trained, so that a run that fails leaves the model as it was
@@ -415,13 +422,14 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Distilling, FromDiffuser
             made = {"n_steps": n_steps, "seed": seed, "class_labels": class_labels, "guidance_scale": guidance_scale}
             generated, n = sampled(self, 1000 if n is None else n, **made), None
         if isinstance(metrics, Sequence) and not isinstance(metrics, str):  # a likelihood is of a model, which the name alone does not tell
-            metrics = [BitsPerDim(self.denoiser()) if one in METRICS and METRICS[one] is BitsPerDim else one for one in metrics]
+            metrics = [BitsPerDim(self.denoiser(), codec=self.trained.codec) if one in METRICS and METRICS[one] is BitsPerDim else one for one in metrics]
         settings = {"extractor": extractor, "floor": floor, "split": split, "size": size, "cache": cache}
         return score(real, generated, metrics, n=n, seed=seed, progress=self.verbose, **settings)
 
     def _install(self, trained):
         """Make what was trained or loaded the model's own."""
         trained.network.to(self._device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        trained.codec.to(self._device).eval().requires_grad_(False)
         self._trained = trained
 
     def contents(self) -> Contents:  # network, components, labels, records

@@ -14,7 +14,7 @@ import importlib.resources
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -22,13 +22,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import diffnb
-from ..core import NoiseSource, best_device, to_unit
+from ..core import NoiseSource, best_device, to_model, to_unit
 from ..data.image_sets import height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
 from .conditions import Labels, attributes_of, texts_of
+from .latents import chunk_of
 from ..networks.base import check_network, first_weights
+from ..networks.codecs import Codec, Identity
 from ..networks.text import named_network
 from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
@@ -95,6 +97,37 @@ class Trained:
     guidance: tuple[BaseDenoiser, ...] = ()  # guidance of one's own that belongs to the model
     metrics: tuple = ()  # metrics of one's own that belong to the model
     calibration: Mapping[str, Tensor] | None = None  # what restoration draws with: see `diffnb.model.restoration`; None: not measured
+    codec: Codec = field(default_factory=Identity)  # between images and what the network sees
+
+    def __post_init__(self):
+        """Check that codec and network belong together."""
+        if isinstance(self.codec, Identity):
+            return
+        made, name = self.latent_shape[0], type(self.codec).__name__
+        if (takes := getattr(self.network, "channels", made)) != made:
+            raise ValueError(f"this {name} makes latents of {made} channels, and the network takes {takes}: they belong to different models")
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of what the network sees of an image: its latent, or the image itself where there is no codec."""
+        return self.codec.shape(self.shape)
+
+    @torch.no_grad()
+    def to_latents(
+        self,
+        images: Tensor,  # (n, c, h, w), in [0, 1]
+    ) -> Tensor:  # (n, *latent_shape), on the device of the codec
+        """Encode images, a chunk at a time."""
+        device = self.codec.mean.device
+        return torch.cat([self.codec.encode(to_model(part.to(device))) for part in images.split(chunk_of(self.shape))])
+
+    @torch.no_grad()
+    def to_pictures(
+        self,
+        x: Tensor,  # (n, k, h, w), as samplers make them
+    ) -> Tensor:  # (n, c, h, w), in [0, 1]
+        """Decode what has been sampled, a chunk at a time."""
+        return torch.cat([to_unit(self.codec.decode(part)) for part in x.split(chunk_of(self.shape))])
 
     @property
     def distilled(self) -> dict | None:
@@ -203,7 +236,7 @@ class Trained:
             return self.shape
         shape = (self.shape[0], *height_and_width(size))
         if shape != self.shape:
-            check_network(self.network, shape, len(self.labels))
+            check_network(self.network, self.codec.shape(shape), len(self.labels))
         ratio = max(max(a / b, b / a) for a, b in zip(shape[1:], self.shape[1:]))
         if ratio > FAR_SIZE:
             asked, known = (" x ".join(map(str, sides[1:])) for sides in (shape, self.shape))
@@ -224,7 +257,7 @@ def begin(
     network: str | nn.Module,  # name of a size, or a network, of which a copy is used
     sde: SDE,  # the process to train under
     parametrization: str | type | Parametrization,  # name, class or instance; without an instance, sigma_data is measured
-    images,  # the ImageSet to train on
+    images,  # the ImageSet to train on, or a `LatentSet`
     seed: int,  # of the initial weights
 ) -> Trained:  # with random weights
     """Make the network for a set of images.
@@ -242,7 +275,8 @@ def begin(
     with first_weights(seed):
         network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed)).float()
     labels = Labels.of(images) if "label" in getattr(network, "condition_names", ()) else Labels()
-    return Trained(network, sde, parametrization, tuple(images.shape), labels)
+    shape, codec = tuple(images.images.shape[1:]), getattr(images, "codec", Identity())  # of the pictures, also where the network sees their latents
+    return Trained(network, sde, parametrization, shape, labels, codec=codec)
 
 # %% ../../nbs/11_model/00_trained.ipynb #79ce9fda
 def aligned(
@@ -286,7 +320,7 @@ def default_batch_size(
 def sample(
     sampler: Sampler,  # how to sample
     denoiser: BaseDenoiser,  # what knows the data
-    shape: Sequence[int],  # of one sample
+    shape: Sequence[int],  # of one image
     noise: NoiseSource,  # random numbers, one entry a sample
     *,
     n_steps: int,  # number of steps
@@ -296,22 +330,23 @@ def sample(
     callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
     callback_frequency: int = 1,  # call it every so many steps, and after the last
     progress: bool = False,  # show a progress bar
+    codec: Codec = Identity(),  # where what is sampled becomes images
 ) -> Tensor:  # (n, *shape) float32 in [0, 1], on the CPU
     """Sample in chunks of bounded memory."""
-    plan = list(chunks(len(noise), batch_size))
+    plan, latent_shape = list(chunks(len(noise), batch_size)), codec.shape(shape)
     parts = []
     with progress_bar(len(plan) * n_steps, "step", "sampling", progress) as bar:
 
         def observe(step, total, x0):
             bar.update()
             if callback is not None and (step % callback_frequency == 0 or step == total):
-                callback(step, total, to_unit(x0).float())
+                callback(step, total, to_unit(codec.decode(x0)).float())
 
         for first, n in plan:
             own = slice(first, first + n)
             result = sampler(
                 denoiser,
-                shape=(n, *shape),
+                shape=(n, *latent_shape),
                 n_steps=n_steps,
                 grid=grid,
                 seeds=NoiseSource(noise.seeds[own], noise.indices[own], noise.device),
@@ -319,7 +354,8 @@ def sample(
                 callback=observe,
                 device=noise.device,
             )
-            parts.append(to_unit(result.x).float().cpu())
+            with torch.no_grad():
+                parts.append(to_unit(codec.decode(result.x)).float().cpu())
     return torch.cat(parts)
 
 # %% ../../nbs/11_model/00_trained.ipynb #0d73f128
@@ -378,6 +414,7 @@ def contents_of(
         guidance=tuple(trained.guidance),
         metrics=tuple(trained.metrics),
         calibration=trained.calibration,
+        codec=trained.codec,
     )
 
 # %% ../../nbs/11_model/00_trained.ipynb #231e6598
@@ -405,6 +442,7 @@ def from_file(
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
     own: dict[str, Any] = {"raw": found.raw, "guidance": found.guidance, "metrics": found.metrics, "calibration": found.calibration}
+    own["codec"] = found.codec
     trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version, **own)
     usual = SAMPLERS["euler-maruyama" if trained.distilled is None else "consistency"]
     return trained, found.sampling_sde, found.sampler or usual(), grid, found.n_steps

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import as_tensor, reading_settings, whole_number
+from ..arguments import as_tensor, whole_number
 from ..core import Registry, to_model
 
 # %% ../../nbs/06_networks/05_codecs.ipynb #cod06
