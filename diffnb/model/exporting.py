@@ -29,6 +29,7 @@ from ..arguments import reading, whole_number
 from ..core import NoiseSource, import_extra, to_unit, write_atomically
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from .pipelines import write_pipeline
+from .trained import check_pixels
 from ..noise.parametrizations import Parametrization
 from ..noise.sdes import SDE, VE
 from ..samplers.base import SAMPLERS, Sampler, State
@@ -428,6 +429,7 @@ def graph_of(
     denoiser = getattr(asked, "function", asked)
     if further := sorted(set(getattr(denoiser.network, "condition_names", ())) - {"label"}):
         raise ValueError(f"this network is conditioned on {', '.join(further)}, and an exported one takes a class at most; it cannot be exported")
+    check_pixels(trained, "an exported file")
     shape, network = trained.shape_of(size), copy.deepcopy(denoiser.network).cpu().float().eval()
     graph = DenoisingGraph(Denoiser(network, denoiser.sde, denoiser.parametrization), weights == "float16")
     if n_steps is None:

@@ -26,7 +26,6 @@ from ..files.errors import Limits
 from ..files.model_file import Contents, save
 from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
-from .conditions import Labels
 from .distilling import Distilling
 from .editing import Editing
 from .exporting import Exporting
@@ -68,7 +67,7 @@ class ModelSettings:
         parametrization: str | type[Parametrization] | Parametrization = "karras",  # what the network predicts
         device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
         verbose: bool = True,  # say what is found and chosen, and show progress bars
-        codec: str | type[Codec] | Codec = "identity",  # between images and what the network sees: an object, or a name or class that needs no fitting
+        codec: str | type[Codec] | Codec = "identity",  # between images and what the network sees: an object, a name or a class
     ):
         if isinstance(network, str) and network not in SIZES:
             raise ValueError(f"unknown network {network!r}; known: {', '.join(SIZES)} (or give an nn.Module)")
@@ -217,15 +216,7 @@ class ModelFacts(ModelSettings):
         names: Sequence[str] | Mapping[Any, str],  # a name for each of `labels`, in their order or by value
     ):  # this model
         """Name the classes."""
-        trained = self.trained
-        if isinstance(names, Mapping):
-            index = {trained.labels.index(value): name for value, name in names.items()}
-            if missing := [value for i, value in enumerate(trained.labels.values) if i not in index]:
-                raise ValueError(f"names must have a name for every label; there is none for {', '.join(map(repr, missing))}")
-            names = [index[i] for i in range(len(index))]
-        if isinstance(names, str):
-            raise ValueError(f"names must be a list of names, or a dict from labels to names, got the text {names!r}")
-        self._trained = replace(trained, labels=Labels(trained.labels.values, tuple(str(name) for name in names)))
+        self._trained = replace(self.trained, labels=self.trained.labels.named(names))
         return self
 
     def to(
@@ -415,16 +406,13 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Distilling, F
         """
         from diffnb.metrics.evaluation import score
         from diffnb.metrics.gathering import sampled
-        from diffnb.metrics.scores import METRICS, BitsPerDim
 
         if generated is None:
             self.trained
             made = {"n_steps": n_steps, "seed": seed, "class_labels": class_labels, "guidance_scale": guidance_scale}
             generated, n = sampled(self, 1000 if n is None else n, **made), None
-        if isinstance(metrics, Sequence) and not isinstance(metrics, str):  # a likelihood is of a model, which the name alone does not tell
-            metrics = [BitsPerDim(self.denoiser(), codec=self.trained.codec) if one in METRICS and METRICS[one] is BitsPerDim else one for one in metrics]
         settings = {"extractor": extractor, "floor": floor, "split": split, "size": size, "cache": cache}
-        return score(real, generated, metrics, n=n, seed=seed, progress=self.verbose, **settings)
+        return score(real, generated, self._own_likelihood(metrics), n=n, seed=seed, progress=self.verbose, **settings)
 
     def _install(self, trained):
         """Make what was trained or loaded the model's own."""

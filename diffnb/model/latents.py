@@ -199,3 +199,11 @@ class InLatents:
             seeds = NoiseSource(noise.seeds[some], noise.indices[some], self.device)
             parts.append(log_prob(self.denoiser(), x[some].to(self.device), seeds=seeds, condition=given, **settings).log_prob.cpu())
         return torch.cat(parts)
+
+    def _own_likelihood(self, metrics):
+        """The same metrics, where the likelihood, whose name alone does not tell of which model, is that of this one."""
+        from diffnb.metrics.scores import METRICS, BitsPerDim
+
+        if not isinstance(metrics, Sequence) or isinstance(metrics, str):
+            return metrics
+        return [BitsPerDim(self.denoiser(), codec=self.codec) if one in METRICS and METRICS[one] is BitsPerDim else one for one in metrics]
