@@ -34,11 +34,6 @@ class LatentSet(ImageSet):
     mirrored: Tensor | None = None  # the latents of the mirrored images; None: images are never mirrored
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape (k, h, w) of a latent."""
-        return tuple(self.latents.shape[1:])
-
-    @property
     def rms(self) -> float:
         """Root mean square of the latents: what a parametrization calls `sigma_data`."""
         return (sum(part.double().square().sum() for part in self.latents.split(1024)) / self.latents.numel()).sqrt().item()

@@ -282,16 +282,17 @@ def begin(
     """
     from diffnb.training.learner import data_scale
 
+    codec = getattr(images, "codec", Identity())
+    shape = codec.shape(images.shape)
     if isinstance(network, str):
-        network = named_network(network, images, seed)
+        network = named_network(network, images, seed, shape)
     if not isinstance(parametrization, Parametrization):
         cls = PARAMETRIZATIONS[parametrization] if isinstance(parametrization, str) else parametrization
         parametrization = cls(sigma_data=data_scale(images))
     with first_weights(seed):
-        network = copy.deepcopy(build_network(network, images.shape, images.num_classes, seed)).float()
+        network = copy.deepcopy(build_network(network, shape, images.num_classes, seed)).float()
     labels = Labels.of(images) if "label" in getattr(network, "condition_names", ()) else Labels()
-    shape, codec = tuple(images.images.shape[1:]), getattr(images, "codec", Identity())  # of the pictures, also where the network sees their latents
-    return Trained(network, sde, parametrization, shape, labels, codec=codec)
+    return Trained(network, sde, parametrization, tuple(images.shape), labels, codec=codec)
 
 # %% ../../nbs/11_model/00_trained.ipynb #79ce9fda
 def aligned(

@@ -395,6 +395,7 @@ def named_network(
     size: str,  # a key of `SIZES`
     images,  # what it is for: has `shape`, `num_classes`, `captions` and `scales`, as a set of images has them
     seed: int = 0,  # of the first weights
+    shape: Sequence[int] | None = None,  # of what the network sees of an image; None: that of the images
 ) -> nn.Module:  # takes what is known of the images: text, classes, attributes
     """Make a network of a named size that takes all that a set knows of its images.
 
@@ -402,6 +403,6 @@ def named_network(
         ValueError: if the size is unknown, or a caption is too long.
     """
     if images.captions is not None:
-        return text_network(size, images.shape, images.captions, images.num_classes, seed, images.scales)
+        return text_network(size, shape or images.shape, images.captions, images.num_classes, seed, images.scales)
     with first_weights(seed):
-        return UNet(**network_settings(size, images.shape, images.num_classes), attributes=images.scales)
+        return UNet(**network_settings(size, shape or images.shape, images.num_classes), attributes=images.scales)
