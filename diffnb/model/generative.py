@@ -46,7 +46,7 @@ from diffnb.model.trained import (
     resolve_process,
     sample,
 )
-from ..networks.codecs import CODECS, Codec
+from ..networks.codecs import CODECS, Codec, Identity
 from ..networks.unet import SIZES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
@@ -237,7 +237,7 @@ class ModelFacts(ModelSettings):
         network = self._trained.network
         size = f"{type(network).__name__} with {sum(p.numel() for p in network.parameters()):,} parameters"
         classes = f", classes {self._trained.labels}" if self._trained.labels else ""
-        shape = " x ".join(map(str, self.shape))
+        shape = " x ".join(map(str, self.shape)) + ("" if isinstance(self._trained.codec, Identity) else f" through {self._trained.codec!r}")
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d

@@ -43,6 +43,10 @@ class Codec(nn.Module):
         self.register_buffer("mean", torch.zeros(channels or 1, dtype=torch.float32))
         self.register_buffer("scale", torch.ones(channels or 1, dtype=torch.float32))
 
+    def extra_repr(self) -> str:
+        """Say what it was made with."""
+        return ", ".join(f"{name}={value!r}" for name, value in getattr(self, "config", {}).items())
+
     def analyse(
         self,
         x: Tensor,  # images (n, c, h, w), in [-1, 1]
@@ -290,13 +294,9 @@ class PatchPCA(Codec):
         if channels > d:
             raise ValueError(f"channels must be at most {d}, the numbers in a patch of {patch} x {patch} pixels, got {channels}")
         self.config = {"channels": channels, "patch": patch, "image_channels": image_channels}
+        self.exact = channels == d
         self.register_buffer("centre", torch.zeros(d, dtype=torch.float32))
         self.register_buffer("basis", torch.eye(channels, d, dtype=torch.float32))
-
-    @property
-    def exact(self) -> bool:
-        """Whether all channels are kept."""
-        return self.channels == len(self.centre)
 
     @classmethod
     def fit(

@@ -177,7 +177,7 @@ BROKEN = {
     "settings of another codec": (lambda m, t: m["codec"]["settings"].update(image_channels=1), ModelFileError, "PatchPCA|shape|channels"),
     "settings that are too large": (lambda m, t: m["codec"]["settings"].update(patch=10**9), ModelFileError, "larger than anything in the file"),
     "settings that make it huge": (lambda m, t: m["codec"]["settings"].update(patch=65_000, channels=65_000), WeightsMismatch, "shape"),
-    "no numbers": (lambda m, t: t.pop("codec.basis"), WeightsMismatch, "codec|PatchPCA"),
+    "no numbers": (lambda m, t: t.pop("codec.basis"), WeightsMismatch, "weights of patch-pca are missing: basis"),
     "more numbers": (lambda m, t: t.update({"codec.more": torch.ones(1)}), WeightsMismatch, "have no place"),
     "no weights of a codec": (lambda m, t: m.update(weights=["model"]), BadManifest, "then 'codec'"),
     "weights without a codec": (lambda m, t: m.pop("codec"), BadManifest, "weights"),
