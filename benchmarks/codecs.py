@@ -3,10 +3,10 @@
     python benchmarks/codecs.py [--sets emoji FOLDER] [--sizes 64 128] [--codecs NAME ...]
     python benchmarks/codecs.py --show      the table of what has been measured
 
-A tenth of each set is held out, and the codec is fitted to the rest. Emoji come with the package; a folder of pictures is any set of one's own,
-and its rows have the name of the folder. The PSNR of an image is -10 log10 of the mean squared error of its round trip, in units where images lie in [0, 1],
-with what comes back clamped to [0, 1]; the table has its mean over the images held out, and that of the pooled error. "numbers kept" is the size of a
-latent as a share of the size of an image. Rows are written to results/codecs.json as soon as they are measured.
+A tenth of each set is held out, and the codec is fitted to the rest. Emoji come with the package; a folder of pictures is any set of one's own, and
+its rows have the name of the folder. The PSNR of an image is -10 log10 of the mean squared error of its round trip, in units where images lie in [0,
+1], with what comes back clamped to [0, 1]; the table has its mean over the images held out, and that of the pooled error. "numbers kept" is the size
+of a latent as a share of the size of an image. Rows are written to results/codecs.json as soon as they are measured.
 """
 
 import argparse

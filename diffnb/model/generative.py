@@ -225,9 +225,10 @@ class ModelFacts(ModelSettings):
     ):  # this model
         """Move the network to a device."""
         self._device = choose_device(device)
-        self.codec.to(self._device)
+        self._codec.to(self._device)
         if self._trained:
             self._trained.network.to(self._device)
+            self._trained.codec.to(self._device)
         return self
 
     def __repr__(self):

@@ -282,7 +282,7 @@ def begin(
     """
     from diffnb.training.learner import data_scale
 
-    codec: Codec = getattr(images, "codec", Identity())
+    codec: Any = getattr(images, "codec", Identity())
     shape = codec.shape(images.shape)
     if isinstance(network, str):
         network = named_network(network, images, seed, shape)
