@@ -29,7 +29,7 @@ from ..guidance.inverse import Hook, Hooked
 from .distilling import Distilling
 from .editing import Editing
 from .exporting import Exporting
-from .latents import InLatents, encoded
+from .latents import InLatents, chosen_codec, encoded
 from .learning import teach
 from .pipelines import FromDiffusers
 from .restoration import Restoration
@@ -46,7 +46,7 @@ from diffnb.model.trained import (
     resolve_process,
     sample,
 )
-from ..networks.codecs import CODECS, Codec, Identity
+from ..networks.codecs import Codec, Identity
 from ..networks.unet import SIZES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
@@ -75,7 +75,7 @@ class ModelSettings:
         self._sde, self.sampler = resolve_process(diffusion, noise_schedule), sampler
         self._network, self._parametrization = network, parametrization
         self._device, self.verbose = choose_device(device), verbose
-        self._codec = copy.deepcopy(CODECS.resolve(codec, Codec)).to(self._device).eval().requires_grad_(False)
+        self._codec = chosen_codec(codec).to(self._device).eval().requires_grad_(False)
         self._trained: Trained | None = None
         self._again: dict | None = None  # what the next training goes on from, as long as the model is in memory
         self.last_seed: int | None = None  # seed of the images made last

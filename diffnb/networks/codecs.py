@@ -47,6 +47,11 @@ class Codec(nn.Module):
         """Say what it was made with."""
         return ", ".join(f"{name}={value!r}" for name, value in getattr(self, "config", {}).items())
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is nothing to fit, or it has been."""
+        return True
+
     def analyse(
         self,
         x: Tensor,  # images (n, c, h, w), in [-1, 1]
@@ -297,6 +302,11 @@ class PatchPCA(Codec):
         self.exact = channels == d
         self.register_buffer("centre", torch.zeros(d, dtype=torch.float32))
         self.register_buffer("basis", torch.eye(channels, d, dtype=torch.float32))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its components are those of images: those of a new object are single pixels."""
+        return not torch.equal(self.basis, torch.eye(*self.basis.shape).to(self.basis))
 
     @classmethod
     def fit(

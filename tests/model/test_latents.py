@@ -4,16 +4,17 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from diffnb import GenerativeModel
 from diffnb.apps import follow
 from diffnb.core import to_model, to_unit
 from diffnb.data import image_set
 from diffnb.denoise import Gaussian
-from diffnb.files import BadManifest, ModelFileError, UnknownComponent, WeightsMismatch, inspect
+from diffnb.files import BadManifest, ModelFileError, UnknownComponent, WeightsMismatch, inspect, write_container
 from diffnb.guidance import Grayscale, Mask
 from diffnb.likelihood import bits_per_dim
-from diffnb.model import METHODS, Trained, digest_of_model
+from diffnb.model import METHODS, Trained, digest_of_model, encoded
 from diffnb.networks import Codec, Identity, PatchPCA, UNet, Wavelet
 from diffnb.noise import EDM, Karras
 from diffnb.training import MetricCallback, SampleCallback
@@ -104,8 +105,6 @@ def test_training_goes_on_and_resumes(emoji, tmp_path):
 
 def test_a_mirrored_image_has_a_latent_of_its_own(emoji):
     # one image and its mirror image: what a batch holds is the latent of one of the two
-    from diffnb.model.latents import encoded
-
     codec = Wavelet.fit(emoji, 1)
     found, x = encoded(emoji, codec, flip=True), 2 * emoji.unit(slice(0, 8)) - 1
     mirrored = torch.arange(8) % 2 == 0
@@ -154,10 +153,6 @@ def test_another_codec_is_another_model(emoji):
 
 def rewritten(path, change):
     """Write a model file anew with another manifest or other tensors."""
-    from safetensors import safe_open
-
-    from diffnb.files import write_container
-
     with safe_open(path, "pt") as file:
         texts, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     texts.pop("diffnb.digest")
@@ -310,12 +305,14 @@ WRONG = {
         "makes latents of 5 channels, and the network takes 6: they belong to different models",
     ),
     "an unknown codec": (lambda m: GenerativeModel(codec="jpeg"), "unknown codec 'jpeg'"),
+    "a codec that was not fitted": (lambda m: GenerativeModel(codec="pca"), "has not been fitted to images; PatchPCA.fit"),
+    "an object that was not fitted": (lambda m: GenerativeModel(codec=PatchPCA(6, 2)), "has not been fitted to images; PatchPCA.fit"),
     "a size that the codec does not take": (lambda m: m.generate(1, size=17), "multiples of 2, got 17 x 17; 16 x 16 would do"),
     "latents of another model": (lambda m: m.decode(torch.zeros(1, 12, 8, 8)), "not of this PatchPCA, whose latents have 6 channels"),
     "images for latents": (lambda m: m.decode(torch.zeros(1, 3, 16, 16)), "whose latents have 6 channels"),
     "a density where there is none": (lambda m: m.log_prob(torch.rand(1, 3, 16, 16)), "loses something"),
     "bits where there are none": (lambda m: m.score(torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16), ["bpd"]), "loses something"),
-    "an exported file": (lambda m: m.export("m.onnx"), "works on latents of a PatchPCA; model.save"),
+    "an exported file": (lambda m: m.export("m.pt2"), "works on latents of a PatchPCA; model.save"),
     "further training on other images": (lambda m: m.train(torch.rand(8, 3, 32, 32), steps=1), "trained on images of shape"),
     "a codec of one's own in a file": (lambda m: exact_model(Bent(), (3, 4, 4)).save("m.safetensors"), "is of your own"),
 }
