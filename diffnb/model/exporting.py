@@ -425,11 +425,11 @@ def graph_of(
         raise ValueError(f"weights must be 'float32' or 'float16', got {weights!r}")
     if n_steps is not None:
         whole_number(n_steps, "n_steps", 1)
+    check_pixels(trained, "an exported file")
     asked = trained.denoiser()
     denoiser = getattr(asked, "function", asked)
     if further := sorted(set(getattr(denoiser.network, "condition_names", ())) - {"label"}):
         raise ValueError(f"this network is conditioned on {', '.join(further)}, and an exported one takes a class at most; it cannot be exported")
-    check_pixels(trained, "an exported file")
     shape, network = trained.shape_of(size), copy.deepcopy(denoiser.network).cpu().float().eval()
     graph = DenoisingGraph(Denoiser(network, denoiser.sde, denoiser.parametrization), weights == "float16")
     if n_steps is None:
