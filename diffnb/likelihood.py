@@ -11,7 +11,7 @@ __all__ = ['DEQUANTIZATIONS', 'LogProb', 'log_prob', 'Dequantized', 'dequantize'
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -142,6 +142,7 @@ def log_prob(
     scale: float = 0.5,  # about the standard deviation of the data, for the choice of the coordinate
     condition: Mapping[str, Tensor] | None = None,  # what the model is conditioned on, one entry a sample
     probe: str = "rademacher",  # distribution of the random directions: "rademacher" (signs) or "gaussian"
+    codec: Any = None,  # an exact `diffnb.networks.Codec` whose latents the denoiser knows; None: it knows x itself
 ) -> LogProb:
     """Integrate the log-density of samples along the probability flow.
 
@@ -151,7 +152,8 @@ def log_prob(
     denoiser is differentiated by backward passes, so autocast and any kernel with a gradient will do.
 
     Raises:
-        ValueError: if a number is out of range, `terminal` returns another shape than (n,), or the denoiser cannot be differentiated.
+        ValueError: if a number is out of range, `terminal` returns another shape than (n,), the denoiser cannot be differentiated, or the
+            codec loses something.
         NonFiniteError: if values stop being finite; says in which step.
 
     References:
@@ -159,6 +161,8 @@ def log_prob(
         differential equations", theorem 1; Grathwohl et al. (2019), "FFJORD", eq. 8 (Hutchinson's estimate).
     """
     _check(x, n_steps, probes, scale)
+    volume = 0.0 if codec is None else codec.log_det(x.shape[1:])
+    x = x if codec is None else codec.encode(x)
     n, d = len(x), x[0].numel()
     noise = noise_source(seeds, n, x.device)
     exact = d <= 64 if exact is None else exact
@@ -169,7 +173,7 @@ def log_prob(
     at_end = (terminal or flow.sde.prior_log_prob)(latent)
     if at_end.shape != (n,):
         raise ValueError(f"terminal must return one log-density a sample, shape ({n},), got {tuple(at_end.shape)}")
-    return LogProb(at_end.double() + divergence + d * math.log(flow.high / flow.low), latent, 6 * n_steps, noise.seeds)
+    return LogProb(at_end.double() + divergence + d * math.log(flow.high / flow.low) + volume, latent, 6 * n_steps, noise.seeds)
 
 
 def _check(x, n_steps, probes, scale):
@@ -272,6 +276,7 @@ def bits_per_dim(
     device: str | torch.device | None = None,  # where; None: where the images are
     dequantization: str = "uniform",  # noise in the cells: "uniform" or "truncated-normal", with the noise level of t_min
     draws: int = 1,  # of that noise for each image; more tighten the bound, at their price
+    codec: Any = None,  # an exact `diffnb.networks.Codec` whose latents the denoiser knows; None: it knows images themselves
 ) -> Bits:
     """Bound the bits per dimension that a model needs for 8-bit images, by dequantization.
 
@@ -291,7 +296,7 @@ def bits_per_dim(
     device = images.device if device is None else device
     noise = NoiseSource.of(seed, len(images), device=device)
     ends = denoiser.sde.levels(torch.tensor([denoiser.sde.t_min], dtype=torch.float64))
-    settings = dict(exact=exact, probes=probes, n_steps=n_steps, terminal=terminal, scale=scale)
+    settings = dict(exact=exact, probes=probes, n_steps=n_steps, terminal=terminal, scale=scale, codec=codec)
     values = []
     for first in range(0, len(images), batch_size):
         part = slice(first, first + batch_size)

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from .shell import check_absent, grid, write_picture
 from .tutorial_figures import picture_slider, quiet, side_by_side
-from ..core import NoiseSource, check_counts, to_unit, write_atomically
+from ..core import NoiseSource, check_counts, write_atomically
 from ..denoise.denoisers import BaseDenoiser
 from ..noise.sdes import SDE
 from ..printing import new_figure
-from ..training.reports import visible, write_gif
+from ..training.reports import write_gif
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis06
 def display_images(
@@ -87,20 +87,21 @@ def follow(
         ValueError: if an argument does not fit the model.
     """
     check_counts(num_samples=num_samples)
-    denoiser, estimates = model.denoiser(guidance_scale=guidance_scale), []
+    trained, denoiser, estimates = model.trained, model.denoiser(guidance_scale=guidance_scale), []
     run = model.sampler(
         denoiser,
-        shape=(num_samples, *model.shape),
+        shape=(num_samples, *trained.latent_shape),
         n_steps=model.n_steps if n_steps is None else n_steps,
         grid=model.grid,
         seeds=NoiseSource.of(seed, num_samples, 0, model.device),
         condition=model.trained.condition(class_labels, num_samples, guidance_scale),
-        callback=lambda step, total, x0: estimates.append(to_unit(x0)),
+        callback=lambda step, total, x0: estimates.append(trained.to_pictures(x0)),
         keep_states=True,
         device=model.device,
     )
-    sde, result, times = denoiser.sde, to_unit(run.x), run.grid[: len(estimates)]
-    states = torch.stack([*(visible(x, sde, t) for x, t in zip(run.states, times)), result]).cpu()
+    sde, result, times = denoiser.sde, trained.to_pictures(run.x), run.grid[: len(estimates)]
+    scales = torch.hypot(sde.alpha(times), sde.sigma(times)).tolist()  # by which noisy images keep the size of clean ones
+    states = torch.stack([*(trained.to_pictures(x / scale) for x, scale in zip(run.states, scales)), result]).cpu()
     ratios = torch.exp(-sde.half_log_snr(times)).tolist()
     return Evolution([*ratios, 0.0], states, torch.stack([*estimates, result]).cpu())
 

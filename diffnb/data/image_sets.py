@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import as_tensor, whole_number
-from ..core import to_model
+from ..core import to_model, to_unit
 from .picture_files import upright
 from ..printing import counted, printable
 
@@ -205,6 +205,23 @@ class ImageSet:
     ) -> Tensor:  # (c, h, w) for an integer, else (m, c, h, w); in [0, 1]
         """Take images as floats."""
         return self.images[index].float() / 255
+
+    def batch(
+        self,
+        rows: Tensor,  # int64 (m,)
+        mirrored: Tensor | None = None,  # bool (m,), which of them to mirror; None: none
+        device: str | torch.device = "cpu",  # where to make the batch
+    ) -> Tensor:  # (m, *shape), in [-1, 1]
+        """Take images as a network sees them."""
+        x = to_model(self.images[rows].to(device, non_blocking=True).float() / 255)
+        return x if mirrored is None else torch.where(mirrored.to(device)[:, None, None, None], x.flip(-1), x)
+
+    def pictures(
+        self,
+        x: Tensor,  # (m, *shape), as a network makes them
+    ) -> Tensor:  # (m, c, h, w), in [0, 1]
+        """Turn what a network makes into images as a person sees them."""
+        return to_unit(x)
 
     def select(
         self,

@@ -39,6 +39,7 @@ from .operations import Program
 from .programs import ProgramComponent, component_of
 from .sources import BASES, kind_of, settings_of, source_of
 from ..networks.base import NETWORKS
+from ..networks.codecs import CODECS
 from ..noise.parametrizations import PARAMETRIZATIONS
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
@@ -46,7 +47,7 @@ from ..printing import warn_caller
 from ..samplers.base import SAMPLERS
 
 # %% ../../nbs/10_files/02_manifest.ipynb #939e2fac
-KINDS = {"schedule": SCHEDULES, "process": SDES, "parametrization": PARAMETRIZATIONS, "sampler": SAMPLERS, "network": NETWORKS}
+KINDS = {"schedule": SCHEDULES, "process": SDES, "parametrization": PARAMETRIZATIONS, "sampler": SAMPLERS, "network": NETWORKS, "codec": CODECS}
 
 
 @dataclass
@@ -235,6 +236,8 @@ class Context:
         if isinstance(value, dict):
             if value.get("kind") == "network" != of:
                 fail(where, "is a network, and networks stand in the settings of networks only: its size and its weights are checked there")
+            if value.get("kind") == "codec":
+                fail(where, "is a codec, which stands in no settings")
             return self.revive(value, None, where)
         return tuple(self._setting(v, of, where) for v in value) if isinstance(value, list) else value
 
@@ -317,7 +320,7 @@ def check_row(
     """
     if not isinstance(row, dict) or set(row) != {"kind", "component", "settings"}:
         fail(where, f"must describe a component by kind, component and settings; found {short(row)}")
-    if not isinstance(row["kind"], str) or row["kind"] not in BASES or kind not in (None, row["kind"]):
+    if not isinstance(row["kind"], str) or row["kind"] not in {*BASES, *KINDS} or kind not in (None, row["kind"]):
         fail(where, f"must be of kind {kind or ', '.join(BASES)}; found {short(row['kind'])}")
     reference, settings = row["component"], row["settings"]
     if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):

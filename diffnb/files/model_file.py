@@ -11,7 +11,7 @@ __all__ = ['Contents', 'save', 'load']
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from .manifest import CODES, Context, Parts, builtin, check_row, fail, short
 from .report import VERSION, check_manifest, count_components, read_manifest
 from .trust import MODES, TrustStore
 from ..metrics.scores import Metric
+from ..networks.codecs import CODECS, Codec, Identity
 from ..noise.parametrizations import Parametrization
 from ..noise.sdes import SDE
 from ..samplers.base import Sampler
@@ -52,7 +53,8 @@ class Contents:
     calibration: Mapping[str, Tensor] | None = None  # lambdas, rotation, scale, spectrum of a `SpectralCovariance`; None: not measured
     guidance: tuple[BaseDenoiser, ...] = ()  # guidance of one's own that belongs to the model
     metrics: tuple[Metric, ...] = ()  # metrics of one's own that belong to the model
-    value_range: tuple[float, float] = (-1.0, 1.0)  # values that the network works with
+    value_range: tuple[float, float] = (-1.0, 1.0)  # of the values of images, as the network or the codec takes them
+    codec: Codec = field(default_factory=Identity)  # between images and what the network sees
 
     def contents(self):
         """Itself: what `save` asks of any model."""
@@ -100,29 +102,31 @@ def _compare(expected, table, name, prefix):
             raise WeightsMismatch(f"{key} of {name} is of type {tensor.dtype}, in the file of {entry.dtype}")
 
 
-class _NetworkMaker:
-    """Builds the network of a manifest: for its shapes, and then for good."""
+class _Maker:
+    """Builds the network or the codec of a manifest: for its shapes, and then for good."""
 
-    def __init__(self, row, context):
-        reference, settings = check_row(row, "network", "network")
+    def __init__(self, row, context, kind="network"):
+        reference, settings = check_row(row, kind, kind)
         sort, _, name = reference.partition(":")
-        self.row, self.context, self.own = row, context, sort != "builtin"
+        self.row, self.context, self.own, self.kind = row, context, sort != "builtin", kind
         if sort == "program":
-            fail("network", "is a program; networks are builtin, or classes of your own")
+            fail(kind, "is a program; networks are builtin, or classes of your own")
+        if sort != "builtin" and kind == "codec":
+            fail(kind, "is code; a codec is one of diffnb's own")
         if sort == "python":
             source = context.sources.get(name) or fail("network", f"refers to the source {short(name)}, which the file does not hold")
             if source.name not in context.components:
                 context.allow(source, settings, "network")
             self.name = source.name
         else:
-            builtin("network", name, "network")
+            builtin(kind, name, kind)
             self.name = name
 
     def make(self):
-        return self.context.revive(self.row, "network", "network")
+        return self.context.revive(self.row, self.kind, self.kind)
 
-    def check(self, table, weights, data):
-        """Compare with the table what the network would be, and with its images and classes what it can make."""
+    def check(self, table, prefixes):
+        """Compare with the table what would be built, and return it without its numbers."""
         seen = max([65_536, *[n for entry in table.values() if entry.end > entry.begin for n in entry.shape]])
         if _largest(self.row["settings"]) > min(seen, 2**24):
             raise LimitExceeded(f"the settings of {self.name} hold the number {_largest(self.row['settings']):,}, larger than anything in the file")
@@ -137,12 +141,9 @@ class _NetworkMaker:
             with torch.random.fork_rng(devices=[]):  # a class of the user's own that cannot be built without memory
                 network = self.make()
         expected = network.state_dict()
-        for prefix in weights:
-            if prefix != "calibration":
-                _compare(expected, {k: v for k, v in table.items() if k.startswith(prefix + ".")}, self.name, prefix + ".")
-        if stray := [k for k in table if k.split(".")[0] not in weights]:
-            raise WeightsMismatch(f"tensors that belong to no set of weights: {', '.join(stray[:3])}")
-        check_image(network, data["shape"], data["labels"], self.context.limits)
+        for prefix in prefixes:
+            _compare(expected, {k: v for k, v in table.items() if k.startswith(prefix + ".")}, self.name, prefix + ".")
+        return network
 
     def build(self, state, device):
         """Build it, and give it its weights: all of them, and no others."""
@@ -150,6 +151,24 @@ class _NetworkMaker:
             network = self.make()
         network.load_state_dict(state, strict=True)
         return network.eval().requires_grad_(False).to(device)
+
+
+def _makers(manifest, context, table):
+    """What builds the network and the codec of a manifest, and the shape of what the network sees, all compared with the table."""
+    weights, data = manifest["weights"], manifest["data"]
+    makers, shape = {"network": _Maker(manifest["network"], context)}, tuple(data["shape"])
+    network = makers["network"].check(table, [name for name in weights if name in ("model", "raw")])
+    if stray := [k for k in table if k.split(".")[0] not in weights]:
+        raise WeightsMismatch(f"tensors that belong to no set of weights: {', '.join(stray[:3])}")
+    if "codec" in manifest:
+        makers["codec"] = _Maker(manifest["codec"], context, "codec")
+        codec = makers["codec"].check(table, ["codec"])
+        try:
+            shape = codec.shape(shape)
+        except ValueError as error:
+            fail("codec", f"does not take the images of data.shape: {short(str(error))[1:-1]}")
+    check_image(network, shape, data["labels"], context.limits)
+    return makers, shape
 
 # %% ../../nbs/10_files/05_model_file.ipynb #60417b2d
 def _cast(tensors, dtype):
@@ -190,9 +209,12 @@ def save(
             raise ValueError(
                 f"the {what} of this model would have {len(size.encode()):,} bytes, more than the {Limits.manifest_bytes:,} that a reader accepts"
             )
-    tensors = _tensors(contents)
-    _check_loadable(contents, manifest, parts, tensors)
-    tensors = tensors if dtype is None else _cast(tensors, dtype)
+    tensors, of_codec = _tensors(contents), _codec_tensors(contents.codec)
+    _check_loadable(contents, manifest, parts, tensors | of_codec)
+    # what a codec has learned is rounded as the network is; what was measured, such as its scales, is not
+    learned = {f"codec.{name}" for name, _ in contents.codec.named_parameters()}
+    tensors, measured = tensors | {n: t for n, t in of_codec.items() if n in learned}, {n: t for n, t in of_codec.items() if n not in learned}
+    tensors = measured | (tensors if dtype is None else _cast(tensors, dtype))
     tensors |= {f"calibration.{name}": value for name, value in (contents.calibration or {}).items()}
     if bad := [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]:
         raise ValueError(f"{bad[0]} holds values that are infinite or not a number, which no reader accepts")
@@ -225,14 +247,27 @@ def _tensors(contents):
     return tensors
 
 
+def _codec_tensors(codec):
+    """The numbers of a codec; none of the identity, which is not written down."""
+    return {} if isinstance(codec, Identity) else {f"codec.{name}": value for name, value in codec.state_dict().items()}
+
+
+def _codec_row(codec, parts):
+    """The description of a codec, as a part of a manifest; empty for the identity."""
+    if isinstance(codec, Identity):
+        return {}
+    if CODECS.name_of(codec) is None or not type(codec).__module__.startswith("diffnb."):
+        known = ", ".join(CODECS.names())
+        raise ValueError(f"the codec {type(codec).__name__} is of your own, and a model file holds codecs of diffnb only: {known}")
+    return {"codec": parts.describe(codec, "codec")}
+
+
 def _check_loadable(contents, manifest, parts, tensors):
     """Check what a reader of the file will check, the weights against those of a fresh network of the same settings above all."""
     cls, table = type(contents.network), {name: Entry(value.dtype, tuple(value.shape), 0, 1) for name, value in tensors.items()}
     try:
         check_manifest(parse_json(canonical_json(manifest), Limits.json_depth))
-        _NetworkMaker(manifest["network"], Context(components={cls.__name__: cls}, sources=parts.sources)).check(
-            table, manifest["weights"], manifest["data"]
-        )
+        _makers(manifest, Context(components={cls.__name__: cls}, sources=parts.sources), table)
         check_run(contents.sampling_sde or contents.sde, contents.sampler, contents.grid, contents.n_steps)
     except WeightsMismatch as error:
         raise ValueError(
@@ -247,6 +282,7 @@ def _manifest(contents, parts):
     """The description of a model, as plain data."""
     sampler = None if contents.sampler is None else parts.describe(contents.sampler, "sampler")
     grid = contents.grid if contents.grid is None or isinstance(contents.grid, str) else [float(t) for t in contents.grid]
+    codec = _codec_row(contents.codec, parts)
     return {
         "version": contents.version,
         "network": parts.describe(contents.network, "network"),
@@ -264,11 +300,11 @@ def _manifest(contents, parts):
             "labels": list(contents.labels),
             "names": None if contents.names is None else list(contents.names),
         },
-        "weights": ["model", *(name for name in ("raw", "calibration") if getattr(contents, name) is not None)],
+        "weights": ["model", *(name for name in ("raw", "calibration") if getattr(contents, name) is not None), *codec],
         "guidance": [parts.describe(one, "guidance") for one in contents.guidance],
         "metrics": [parts.describe(one, "metric") for one in contents.metrics],
         "records": list(contents.records),
-    }
+    } | codec
 
 # %% ../../nbs/10_files/05_model_file.ipynb #7436525d
 def _options(code, trust, components, limits):
@@ -315,8 +351,7 @@ def load(
 def _load(file, context, device, keep_sampler):
     """Read an open file."""
     manifest, context.programs, context.sources, body = read_manifest(file)
-    maker = _NetworkMaker(manifest["network"], context)
-    maker.check(file.table, manifest["weights"], manifest["data"])
+    makers, latent_shape = _makers(manifest, context, file.table)
     made = _components(manifest, context, keep_sampler)
     check_run(made["sde"], None, None, None, context.limits)
     check_run(made["sampling_sde"], made["sampler"], made["grid"], made["n_steps"], context.limits)
@@ -325,10 +360,11 @@ def _load(file, context, device, keep_sampler):
         check_digest(file.metadata, file.table, [body])
     tensors = check_values(file.tensors(body), file.table)
     states = {w: {k.removeprefix(w + "."): v for k, v in tensors.items() if k.startswith(w + ".")} for w in manifest["weights"]}
-    network = maker.build(states["model"], device)
+    network = makers["network"].build(states["model"], device)
+    codec = makers["codec"].build(states["codec"], device) if "codec" in makers else Identity()
     raw = {key: states["raw"][key].clone().to(device) for key in network.state_dict()} if "raw" in states else None
-    calibration = _calibration(states["calibration"], made["shape"], device) if "calibration" in states else None
-    return Contents(network=network, raw=raw, calibration=calibration, **made)
+    calibration = _calibration(states["calibration"], latent_shape, device) if "calibration" in states else None
+    return Contents(network=network, raw=raw, calibration=calibration, codec=codec, **made)
 
 
 def _calibration(found, shape, device):

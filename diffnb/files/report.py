@@ -72,7 +72,7 @@ def check_manifest(
         BadManifest: naming the first field that is wrong.
         LimitExceeded: if it describes too many components.
     """
-    _object(manifest, _FIELDS, "top level")
+    _object(manifest, _FIELDS | ({"codec"} if isinstance(manifest, dict) and "codec" in manifest else set()), "top level")
     if (n := count_components({**manifest, "records": []})) > limits.components:
         raise LimitExceeded(f"its manifest describes {n:,} components, more than {limits.components:,}")
     data = _object(manifest["data"], {"shape", "range", "labels", "names"}, "data")
@@ -85,8 +85,10 @@ def check_manifest(
     _list(data["labels"], "data.labels", 65_536, lambda v: _is_name(v, (int, str)), "whole numbers or texts")
     if data["names"] is not None and len(_list(data["names"], "data.names", 65_536, _is_name, "texts")) != len(data["labels"]):
         fail("data.names", f"must hold one name for each of the {len(data['labels'])} labels; found {len(data['names'])}")
-    if manifest["weights"] not in (["model"], ["model", "raw"], ["model", "calibration"], ["model", "raw", "calibration"]):
-        fail("weights", f"must be 'model', then 'raw' and 'calibration' or what there is of them; found {short(manifest['weights'])}")
+    further, codec = ([], ["raw"], ["calibration"], ["raw", "calibration"]), ["codec"] if "codec" in manifest else []
+    if manifest["weights"] not in [["model", *some, *codec] for some in further]:
+        named = ", then 'codec'" if codec else ""
+        fail("weights", f"must be 'model', then 'raw' and 'calibration' or what there is of them{named}; found {short(manifest['weights'])}")
     for name, most, what in (("records", 10_000, "objects"), ("guidance", 16, "components"), ("metrics", 16, "components")):
         _list(manifest[name], name, most, lambda v: isinstance(v, dict), what)
     if (numbers := math.prod(data["shape"])) > limits.image_numbers:
@@ -258,8 +260,9 @@ def _rows(row, slot, programs, sources):
 
 def _slots(manifest, *parts):
     """All components of a manifest."""
-    for slot in ("network", "process", "parametrization"):
-        yield from _rows(manifest[slot], slot, *parts)
+    for slot in ("network", "codec", "process", "parametrization"):
+        if slot in manifest:
+            yield from _rows(manifest[slot], slot, *parts)
     yield from _rows(manifest["sampling"]["process"], "sampling.process", *parts)
     if manifest["sampling"]["sampler"] is not None:
         yield from _rows(manifest["sampling"]["sampler"], "sampling.sampler", *parts)

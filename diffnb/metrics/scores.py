@@ -391,6 +391,7 @@ class BitsPerDim(Metric):
     seed: int = 0  # of dequantization and probes
     batch_size: int = 64  # images at a time
     n: int | None = 256  # real images that are used, evenly spaced through the set; None: all
+    codec: Any = None  # an exact codec whose latents the model knows; None: it knows images themselves
 
     name = "bpd"
     needs: ClassVar[str] = "real"  # generated images are not used
@@ -420,5 +421,5 @@ class BitsPerDim(Metric):
         if self.n is not None and self.n < len(real):
             real = real[torch.linspace(0, len(real) - 1, self.n).round().long()]
         settings: dict[str, Any] = {"n_steps": self.n_steps, "probes": self.probes, "seed": self.seed, "batch_size": self.batch_size}
-        bits = bits_per_dim(self.denoiser, real, **settings)
+        bits = bits_per_dim(self.denoiser, real, codec=self.codec, **settings)
         return MetricResult(self.name, bits.mean, bits.standard_error, len(real), 0, True, self.config())

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .editing import *
     from .exporting import *
     from .generative import *
+    from .latents import *
     from .learning import *
     from .pipelines import *
     from .restoration import *

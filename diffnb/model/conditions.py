@@ -45,6 +45,24 @@ class Labels:
         """Take the classes of a set of images."""
         return cls(tuple(images.values or ()), tuple(images.names) if images.names else None)
 
+    def named(
+        self,
+        names: Sequence[str] | Mapping[Any, str],  # a name for each class, in the order of `values` or by value
+    ) -> "Labels":  # the same classes, with these names
+        """Name the classes.
+
+        Raises:
+            ValueError: if there is not one name for each class.
+        """
+        if isinstance(names, Mapping):
+            index = {self.index(value): name for value, name in names.items()}
+            if missing := [value for i, value in enumerate(self.values) if i not in index]:
+                raise ValueError(f"names must have a name for every label; there is none for {', '.join(map(repr, missing))}")
+            names = [index[i] for i in range(len(index))]
+        if isinstance(names, str):
+            raise ValueError(f"names must be a list of names, or a dict from labels to names, got the text {names!r}")
+        return Labels(self.values, tuple(str(name) for name in names))
+
     def __len__(self):
         """Number of classes."""
         return len(self.values)

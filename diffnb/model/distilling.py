@@ -20,6 +20,7 @@ import torch
 import diffnb
 from ..arguments import reading, whole_number
 from ..guidance.guidance import ClassifierFree
+from .latents import encoded
 from .learning import teach
 from .shards import digest_of_model
 from .trained import Trained, aligned
@@ -79,7 +80,7 @@ class Distilling:
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints=, the folder of the distillation that is to go on")
         whole_number(seed, "seed", 0, 2**63 - 1)
-        images = aligned(image_set(dataset, size=size, classes=classes, verbose=self.verbose), self.trained)
+        images = encoded(aligned(image_set(dataset, size=size, classes=classes, verbose=self.verbose), self.trained), self.trained.codec, flip)
         if self.trained.labels and images.labels is None:
             raise ValueError("this model has classes, and its student learns each of them from images of it; give (images, labels)")
         if epochs is None and steps is None and time_limit is not None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..arguments import as_tensor, reading
-from ..core import to_model, to_unit
 from ..denoise.denoisers import BaseDenoiser
 from .restoration import How, fitting, in_chunks
 from ..samplers.base import State, karras
@@ -90,14 +89,14 @@ class Editing:
             ValueError: if t or a picture does not fit.
         """
         how = How(n_steps, seed, class_labels, guidance_scale, "calibrated", variants, batch_size, progress_callback, callback_frequency, prompt)
-        clean, denoiser, sde = to_model(fitting(self, image, resize)), how.denoiser(self), self.sde
+        clean, denoiser, sde = self.trained.to_latents(fitting(self, image, resize)), how.denoiser(self), self.sde
         t = min(self._levels(t, 2)[-1].item(), sde.t_max)
 
         def run(own, labels, noise, callback):
             x0 = clean[own].to(self.device)
-            x = sde.perturb(x0, t, noise.normal(self.shape, "prior", dtype=x0.dtype))
+            x = sde.perturb(x0, t, noise.normal(tuple(x0.shape[1:]), "prior", dtype=x0.dtype))
             settings = {"n_steps": how.n_steps or self.sampler.n_steps_default, "seeds": noise, "condition": labels, "callback": callback}
-            return to_unit(self.sampler(denoiser, x=x, start=t, **settings).x)
+            return self.trained.to_pictures(self.sampler(denoiser, x=x, start=t, **settings).x)
 
         return in_chunks(self, len(clean), how, run)
 
@@ -158,14 +157,14 @@ class Editing:
         progress_callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
         callback_frequency: int = 1,  # call it every so many steps
         prompt: str | Sequence[str | None] | None = None,  # what the pictures show, of a model that takes text: one text, or one for each
-    ) -> Tensor:  # (n, c, h, w): the noise that the flow takes to these pictures, at time t
+    ) -> Tensor:  # (n, c, h, w): the noise that the flow takes to these pictures, at time t; of the shape of latents where there is a codec
         """Run the probability flow upwards, from pictures to noise.
 
         Raises:
             ValueError: if t or a picture does not fit.
         """
         how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency, prompt)
-        clean, times = to_model(fitting(self, image, resize)), self._levels(t, n_steps)
+        clean, times = self.trained.to_latents(fitting(self, image, resize)), self._levels(t, n_steps)
         scale = self.sde.alpha(times[0]).item()
         return in_chunks(self, len(clean), how, self._flowing(times, how, lambda own: scale * clean[own]))
 
@@ -188,8 +187,9 @@ class Editing:
         """
         how = How(n_steps, 0, class_labels, guidance_scale, "calibrated", 1, batch_size, progress_callback, callback_frequency, prompt)
         latent, times = as_tensor(latent, "latent").float(), self._levels(t, n_steps).flip(0)
+        self.trained.codec.image_shape(latent.shape[1:])  # which refuses what no codec of this model has made
         ends = in_chunks(self, len(latent), how, self._flowing(times, how, lambda own: latent[own]))
-        return to_unit(ends / self.sde.alpha(times[-1]).item())
+        return self.trained.to_pictures((ends / self.sde.alpha(times[-1]).item()).to(self.device)).cpu()
 
     def round_trip_error(
         self,

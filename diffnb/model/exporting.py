@@ -29,6 +29,7 @@ from ..arguments import reading, whole_number
 from ..core import NoiseSource, import_extra, to_unit, write_atomically
 from ..denoise.denoisers import BaseDenoiser, Denoiser
 from .pipelines import write_pipeline
+from .trained import check_pixels
 from ..noise.parametrizations import Parametrization
 from ..noise.sdes import SDE, VE
 from ..samplers.base import SAMPLERS, Sampler, State
@@ -424,6 +425,7 @@ def graph_of(
         raise ValueError(f"weights must be 'float32' or 'float16', got {weights!r}")
     if n_steps is not None:
         whole_number(n_steps, "n_steps", 1)
+    check_pixels(trained, "an exported file")
     asked = trained.denoiser()
     denoiser = getattr(asked, "function", asked)
     if further := sorted(set(getattr(denoiser.network, "condition_names", ())) - {"label"}):

@@ -26,10 +26,11 @@ from ..files.errors import Limits
 from ..files.model_file import Contents, save
 from ..guidance.guidance import ClassifierFree, ClassifierGuided
 from ..guidance.inverse import Hook, Hooked
-from .conditions import Labels, samples_of
+from .conditions import samples_of
 from .distilling import Distilling
 from .editing import Editing
 from .exporting import Exporting
+from .latents import InLatents, chosen_codec, encoded
 from .learning import teach
 from .pipelines import FromDiffusers
 from .restoration import Restoration
@@ -47,6 +48,7 @@ from diffnb.model.trained import (
     sample,
 )
 from .translation import Translating, training_images
+from ..networks.codecs import Codec, Identity
 from ..networks.dit import NETWORK_NAMES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
@@ -68,6 +70,7 @@ class ModelSettings:
         parametrization: str | type[Parametrization] | Parametrization = "karras",  # what the network predicts
         device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
         verbose: bool = True,  # say what is found and chosen, and show progress bars
+        codec: str | type[Codec] | Codec = "identity",  # between images and what the network sees: an object, a name or a class
     ):
         if isinstance(network, str) and network not in NETWORK_NAMES:
             raise ValueError(f"unknown network {network!r}; known: {', '.join(NETWORK_NAMES)} (or give an nn.Module)")
@@ -75,6 +78,7 @@ class ModelSettings:
         self._sde, self.sampler = resolve_process(diffusion, noise_schedule), sampler
         self._network, self._parametrization = network, parametrization
         self._device, self.verbose = choose_device(device), verbose
+        self._codec = chosen_codec(codec).to(self._device).eval().requires_grad_(False)
         self._trained: Trained | None = None
         self._again: dict | None = None  # what the next training goes on from, as long as the model is in memory
         self.last_seed: int | None = None  # seed of the images made last
@@ -220,15 +224,7 @@ class ModelFacts(ModelSettings):
         names: Sequence[str] | Mapping[Any, str],  # a name for each of `labels`, in their order or by value
     ):  # this model
         """Name the classes."""
-        trained = self.trained
-        if isinstance(names, Mapping):
-            index = {trained.labels.index(value): name for value, name in names.items()}
-            if missing := [value for i, value in enumerate(trained.labels.values) if i not in index]:
-                raise ValueError(f"names must have a name for every label; there is none for {', '.join(map(repr, missing))}")
-            names = [index[i] for i in range(len(index))]
-        if isinstance(names, str):
-            raise ValueError(f"names must be a list of names, or a dict from labels to names, got the text {names!r}")
-        self._trained = replace(trained, labels=Labels(trained.labels.values, tuple(str(name) for name in names)))
+        self._trained = replace(self.trained, labels=self.trained.labels.named(names))
         return self
 
     def to(
@@ -237,8 +233,10 @@ class ModelFacts(ModelSettings):
     ):  # this model
         """Move the network to a device."""
         self._device = choose_device(device)
+        self._codec.to(self._device)
         if self._trained:
             self._trained.network.to(self._device)
+            self._trained.codec.to(self._device)
         return self
 
     def __repr__(self):
@@ -250,12 +248,12 @@ class ModelFacts(ModelSettings):
         classes = f", classes {self._trained.labels}" if self._trained.labels else ""
         classes += ", takes text" if self._trained.takes_text else ""
         classes += f", attributes {printable(', '.join(names))}" if (names := self._trained.attribute_names) else ""
-        shape = " x ".join(map(str, self.shape))
+        shape = " x ".join(map(str, self.shape)) + ("" if isinstance(self._trained.codec, Identity) else f" through {self._trained.codec!r}")
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"
 
 # %% ../../nbs/11_model/03_generative.ipynb #73e1333d
 @reading
-class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling, FromDiffusers, Exporting):
+class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, Distilling, FromDiffusers, Exporting):
     """A diffusion model of images behind names: train it, generate from it, save it and load it."""
 
     def denoiser(
@@ -290,7 +288,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling,
         callback_frequency: int = 1,  # call it every so many steps, and after the last
         precision: str = "float32",  # what the network computes in: "float32" or "bfloat16"
         first: int = 0,  # index of the first image under its seed: continues a set
-        guidance: Callable | Hook | None = None,  # log p(y | x_t, t), called with x in [-1, 1] and t, or a hook after each step
+        guidance: Callable | Hook | None = None,  # log p(y | x_t, t), called with noisy x (latents, with a codec) and t, or a hook after each step
         prompt: str | Sequence[str | None] | None = None,  # what to draw, of a model that takes text: one for all, or one for each image
         negative_prompt: str | Sequence[str | None] | None = None,  # what to lead away from, where guidance_scale is above 1
         attributes: Mapping[str, Any] | None = None,  # values by name, of a model that was trained with attributes: one for all, or one for each
@@ -329,6 +327,7 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling,
             callback=progress_callback,
             callback_frequency=callback_frequency,
             progress=self.verbose,
+            codec=trained.codec,
         )
 
     @torch.inference_mode(False)
@@ -381,9 +380,10 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling,
         whole_number(seed, "seed", 0, 2**63 - 1)
         images = training_images(dataset, condition, size=size, classes=classes, verbose=self.verbose)
         if self._trained is None:
+            images = encoded(images, self._codec, flip)
             trained = begin(self._network, self._sde, self._parametrization, images, seed)
         else:
-            trained, images = self._trained, aligned(images, self._trained)
+            trained, images = self._trained, encoded(aligned(images, self._trained), self._trained.codec, flip)
         if trained.sde != self._sde:
             raise ValueError(f"this model samples with {self._sde!r}, but learned under {trained.sde!r}; train the model that under() was called on")
         # a copy is trained, so that a run that fails leaves the model as it was
@@ -420,20 +420,18 @@ class GenerativeModel(ModelFacts, Restoration, Editing, Translating, Distilling,
         """
         from diffnb.metrics.evaluation import score
         from diffnb.metrics.gathering import sampled
-        from diffnb.metrics.scores import METRICS, BitsPerDim
 
         if generated is None:
             self.trained
             made = {"n_steps": n_steps, "seed": seed, "class_labels": class_labels, "guidance_scale": guidance_scale}
             generated, n = sampled(self, 1000 if n is None else n, **made), None
-        if isinstance(metrics, Sequence) and not isinstance(metrics, str):  # a likelihood is of a model, which the name alone does not tell
-            metrics = [BitsPerDim(self.denoiser()) if one in METRICS and METRICS[one] is BitsPerDim else one for one in metrics]
         settings = {"extractor": extractor, "floor": floor, "split": split, "size": size, "cache": cache}
-        return score(real, generated, metrics, n=n, seed=seed, progress=self.verbose, **settings)
+        return score(real, generated, self._own_likelihood(metrics), n=n, seed=seed, progress=self.verbose, **settings)
 
     def _install(self, trained):
         """Make what was trained or loaded the model's own."""
         trained.network.to(self._device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        trained.codec.to(self._device).eval().requires_grad_(False)
         self._trained = trained
 
     def contents(self) -> Contents:  # network, components, labels, records

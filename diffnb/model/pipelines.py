@@ -27,7 +27,7 @@ import diffnb
 from ..core import NoiseSource, write_atomically
 from ..denoise.foreign import PREDICTIONS, read_scheduler
 from .conditions import Labels
-from .trained import Trained
+from .trained import Trained, check_pixels
 from ..networks.base import first_weights
 from ..networks.diffusers_unet import DiffusersUNet
 from ..noise.parametrizations import PARAMETRIZATIONS
@@ -390,6 +390,7 @@ def _check_fits(model):
     fits = PARAMETRIZATIONS[PREDICTIONS[prediction]](sigma_data=1.0)
     if trained.distilled is not None:
         raise ValueError(f"a distilled model does not predict {prediction} along a chain, so that no pipeline here fits; {other}")
+    check_pixels(trained, "a pipeline of UNet2DModel")
     if network.config["out_channels"] != network.channels:
         raise ValueError(f"this network has a learned variance, which diffusers would sample with and diffnb does not; {other}")
     if (type(trained.parametrization), trained.parametrization.sigma_data) != (type(fits), 1.0):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import as_tensor, reading, whole_number
-from ..core import NoiseSource, Registry, check_counts, read_tensors, tensors_to_bytes, to_model, to_unit, write_atomically
+from ..core import NoiseSource, Registry, check_counts, read_tensors, tensors_to_bytes, write_atomically
 from ..data.pictures import as_images, as_mask, opaque, paste, resized, with_averages, with_channels, with_luminance
 from ..denoise.denoisers import BaseDenoiser
 from ..guidance.guidance import ClassifierFree
@@ -28,6 +28,7 @@ from ..guidance.inverse import DDNM, DPS, MMPS, Hooked, PiGDM, Replacement, Resa
 from ..guidance.operators import REC601, Blur, Downsample, Grayscale, Identity, LinearOperator, Mask, Observation, Stacked, gaussian_kernel
 from ..guidance.posterior import CalibratedPosterior, Conditioned, SpectralCovariance, calibrate
 from ..metrics.extractors import user_cache
+from .latents import latent_observation
 from .shards import digest_of_model
 from ..networks.unet import UNet
 from ..printing import progress_bar
@@ -154,13 +155,13 @@ class How:
         """Make the denoiser, guided if that is asked for."""
         return ClassifierFree(model.denoiser()) if self.own_scales else model.denoiser(guidance_scale=self.guidance_scale)
 
-    def observe(self, bar):
+    def observe(self, bar, trained):
         """Make the callback that samplers call."""
 
         def observe(step, total, x0):
             bar.update()
             if self.progress_callback is not None and (step % self.callback_frequency == 0 or step == total):
-                self.progress_callback(step, total, to_unit(x0).float())
+                self.progress_callback(step, total, trained.to_pictures(x0).float())
 
         return observe
 
@@ -258,7 +259,7 @@ def in_chunks(
         for own in torch.arange(n * how.variants).split(size):
             noise = NoiseSource([seeds[k] for k in own.tolist()], [indices[k] for k in own.tolist()], model.device)
             labels = {key: value[own].to(model.device) for key, value in condition.items()}
-            parts.append(run(own // how.variants, labels, noise, how.observe(bar)).float().cpu())
+            parts.append(run(own // how.variants, labels, noise, how.observe(bar, model.trained)).float().cpu())
     return torch.cat(parts)
 
 # %% ../../nbs/11_model/01_restoration.ipynb #10
@@ -298,14 +299,15 @@ class _Posteriors:
         condition = trained.condition(n=1)
         if images is not None:
             images = with_channels(as_images(images, "images")[0], trained.shape[0], "images")
-            clean = to_model(resized(images, trained.shape[1:], False, "images")).to(self.device)
+            clean = trained.to_latents(resized(images, trained.shape[1:], False, "images")).to(self.device)
             n = len(clean)
         with progress_bar(n * (12 if images is not None else 24), "image", "calibrating, once for this model", progress) as bar:
             watched = _Watched(denoiser, bar)
             if images is None:
                 labels = {key: value.expand(n, *value.shape[1:]).to(self.device) for key, value in condition.items()}
                 sampler = DPMSolverPP2M()
-                clean = sampler(watched, shape=(n, *trained.shape), n_steps=12, seeds=0, condition=labels, device=self.device).x.clamp(-1, 1)
+                made = sampler(watched, shape=(n, *trained.latent_shape), n_steps=12, seeds=0, condition=labels, device=self.device).x
+                clean = trained.to_latents(trained.to_pictures(made))
             labels = {key: value.expand(len(clean), *value.shape[1:]).to(self.device) for key, value in condition.items()}
             self._keep_calibration(calibrate(watched, clean, condition=labels))
         return self
@@ -343,12 +345,13 @@ class _Posteriors:
     def _sampled(self, observation, how):
         """Samples from p(x | y), the observation being of n pictures in the model's range."""
         method = METHODS[how.method] if isinstance(how.method, str) else how.method
-        denoiser = how.denoiser(self)
+        denoiser, trained = how.denoiser(self), self.trained
+        observation = latent_observation(observation, trained.codec, trained.shape, how.method)
 
         def run(own, labels, noise, callback):
             sampler, steered = method(self.sampler, denoiser, observation.select(own), self._covariance)
             settings = {"n_steps": how.n_steps or sampler.n_steps_default, "seeds": noise, "condition": labels, "callback": callback}
-            return to_unit(sampler(steered, shape=(len(own), *self.shape), device=self.device, **settings).x)
+            return trained.to_pictures(sampler(steered, shape=(len(own), *trained.latent_shape), device=self.device, **settings).x)
 
         return in_chunks(self, len(observation.y), how, run)
 

@@ -1,6 +1,7 @@
 """Networks that estimate clean images."""
 
 from .base import *
+from .codecs import *
 from .diffusers_unet import *
 from .dit import *
 from .frozen_text import *

@@ -223,6 +223,7 @@ def named_network(
     name: str,  # one of `NETWORK_NAMES`
     images,  # what it is for: has `shape`, `num_classes`, `captions`, `scales` and `second_settings`, as a set of images has them
     seed: int = 0,  # of the first weights
+    shape: Sequence[int] | None = None,  # of what the network sees of an image; None: that of the images
 ) -> nn.Module:  # takes what is known of the images: text, classes, attributes, second images
     """Make a network of a name that takes all that a set knows of its images.
 
@@ -231,12 +232,13 @@ def named_network(
     """
     if name not in NETWORK_NAMES:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORK_NAMES)} (or give an nn.Module)")
+    shape = tuple(images.shape) if shape is None else shape
     if name == "dit":
         words = {} if images.captions is None else vocabulary_of(images.captions)
         with first_weights(seed):
             told = {"num_classes": images.num_classes, "attributes": images.scales, **images.second_settings, **words}
-            return DiT(**dit_settings(images.shape), **told)
+            return DiT(**dit_settings(shape), **told)
     if images.captions is not None:
-        return text_network(name, images.shape, images.captions, images.num_classes, seed, images.scales, **images.second_settings)
+        return text_network(name, shape, images.captions, images.num_classes, seed, images.scales, **images.second_settings)
     with first_weights(seed):
-        return UNet(**network_settings(name, images.shape, images.num_classes), attributes=images.scales, **images.second_settings)
+        return UNet(**network_settings(name, shape, images.num_classes), attributes=images.scales, **images.second_settings)

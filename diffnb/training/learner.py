@@ -26,7 +26,8 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..arguments import reading_settings
-from ..core import NoiseSource, expand, to_unit
+from ..core import NoiseSource, expand
+from ..data.loaders import pictures_of
 from ..denoise.denoisers import BaseDenoiser, Denoiser, null_of
 from ..networks.base import float32_by_default
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization, check_target
@@ -356,7 +357,7 @@ class DiffusionLearner(ResumableLearner):
         rows = {"noised": x / scale, "predicted": predicted, "original": x0}
         figure = new_figure(**{"figsize": (len(x0), 3.2), "layout": "constrained", **kwargs})
         for row, (axes, (name, images)) in enumerate(zip(figure.subplots(3, len(x0), squeeze=False), rows.items())):
-            for ax, image in zip(axes, to_unit(images).cpu()):
+            for ax, image in zip(axes, pictures_of(self.dls, images).cpu()):
                 ax.imshow(image.permute(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=1)
                 ax.set_xticks([])
                 ax.set_yticks([])

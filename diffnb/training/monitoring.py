@@ -25,7 +25,8 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor
 
 from ..arguments import reading_settings
-from ..core import NoiseSource, Registry, import_extra, to_unit
+from ..core import NoiseSource, Registry, import_extra
+from ..data.loaders import pictures_of
 from ..parallel import collected, launched
 from ..samplers.base import Sampler
 from ..samplers.multistep import DPMSolverPP2M
@@ -434,7 +435,7 @@ class SampleCallback(Callback):
             denoiser = diffusion.denoiser(network.eval())
             shape = (self.n, *diffusion.sample_shape)
             result = self.sampler(denoiser, shape=shape, n_steps=self.n_steps, seeds=self.image_seed, condition=condition, device=device)
-        return to_unit(result.x)
+        return pictures_of(self.dls, result.x)
 
 # %% ../../nbs/09_training/06_monitoring.ipynb #13l_prev-17
 @reading_settings
@@ -508,7 +509,8 @@ class MetricCallback(Callback):
         device, condition = next(network.parameters()).device, _conditions(self.learn, network, self.labels, range(first, first + m))
         denoiser, noise = diffusion.denoiser(network), NoiseSource.of(self.image_seed, m, first, device)
         shape = m, *diffusion.sample_shape
-        return to_unit(self.sampler(denoiser, shape=shape, n_steps=self.n_steps, seeds=noise, condition=condition, device=device).x)
+        run = self.sampler(denoiser, shape=shape, n_steps=self.n_steps, seeds=noise, condition=condition, device=device)
+        return pictures_of(self.dls, run.x)
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""
