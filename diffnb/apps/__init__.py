@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .commands import *
-    from .compare import *
     from .compare_command import *
     from .compare_results import *
     from .compare_runs import *
+    from .comparisons import *
     from .dashboard_pages import *
     from .dashboard_command import *
     from .dashboard_parts import *

@@ -91,7 +91,7 @@ def job_lines(
 
 def _told(cell):
     """A cell in a few words."""
-    from diffnb.apps.compare import AXES
+    from diffnb.apps.comparisons import AXES
 
     values = {axis: getattr(cell, axis) for axis in AXES if getattr(cell, axis) != "-"}
     return " ".join(f"{axis}={value}" for axis, value in values.items())
@@ -144,7 +144,8 @@ def compare(
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
     chosen = read_only(only or ())
-    from diffnb.apps.compare import Comparison
+    from diffnb.apps.comparisons import Comparison
+
     from diffnb.apps.compare_runs import WorkPlan, run_comparison
     from diffnb.parallel import launched
 

@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-import diffnb
-from diffnb.apps.compare import (
+from diffnb.apps.comparisons import (
+    COMPARED_TASKS,
     MODEL_AXES,
     NONE,
     RESTORATIONS,
-    TASKS,
     Cell,
     Comparison,
     cell_digest,
@@ -40,6 +38,8 @@ from diffnb.apps.compare import (
     read_sets,
     why_not,
 )
+
+import diffnb
 from .shell import grid, write_picture
 from ..core import write_atomically
 from ..metrics.evaluation import Evaluator
@@ -266,7 +266,7 @@ def _made(model, cell, comparison, aside):
     """The images of a cell (n, c, h, w), and the root mean square error of a restoration."""
     n = min(cell.images, len(aside)) if cell.task in RESTORATIONS else cell.images
     clean = aside.images[:n].float() / 255
-    made = TASKS[cell.task](model, cell, comparison.guidance_scale, clean)
+    made = COMPARED_TASKS[cell.task](model, cell, comparison.guidance_scale, clean)
     if isinstance(made, Sampled):
         return torch.cat([images for images, _ in made.batches(128)]).float() / 255, None
     changed = middle(clean.shape[1:]) if cell.task == "imputation" else torch.ones(1, 1, 1, 1)
