@@ -144,9 +144,8 @@ def compare(
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
     chosen = read_only(only or ())
-    from diffnb.apps.comparisons import Comparison
-
     from diffnb.apps.compare_runs import WorkPlan, run_comparison
+    from diffnb.apps.comparisons import Comparison
     from diffnb.parallel import launched
 
     settings = Comparison.of(config)

@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .comparisons import AXES, NONE
-
 from .compare_runs import WorkPlan
+from .comparisons import AXES, NONE
 from ..core import write_atomically
 from ..printing import Table, counted, new_figure
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import diffnb
 from diffnb.apps.comparisons import (
     COMPARED_TASKS,
     MODEL_AXES,
@@ -38,8 +40,6 @@ from diffnb.apps.comparisons import (
     read_sets,
     why_not,
 )
-
-import diffnb
 from .shell import grid, write_picture
 from ..core import write_atomically
 from ..metrics.evaluation import Evaluator
