@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .distilling import *
     from .editing import *
     from .exporting import *
+    from .facts import *
     from .generative import *
     from .latents import *
     from .learning import *
