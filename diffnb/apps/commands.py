@@ -175,8 +175,12 @@ def _generate(
     places = _places(out, files, num, overwrite)
     start = time.perf_counter()
     with made(places[0].parent):
-        asked = {"class_labels": names and [names[i % len(names)] for i in range(num)], "prompt": prompt, "negative_prompt": negative_prompt}
-        asked["attributes"] = told or None
+        asked: dict[str, Any] = {
+            "class_labels": names and [names[i % len(names)] for i in range(num)],
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+        }
+        asked |= {"attributes": told or None}
         images = generative.generate(num, seed=secrets.randbits(32) if seed is None else seed, **asked, **how)
         each = (time.perf_counter() - start) / num
         written = _write_images(images, places, files, columns or min(num, len(names) if names and len(names) > 1 else round(num**0.5)))

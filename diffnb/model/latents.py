@@ -69,6 +69,8 @@ def encoded(
     if isinstance(codec, Identity):
         return images
     codec.shape(images.shape)
+    if images.second is not None:
+        raise ValueError(f"a model of latents of a {type(codec).__name__} takes no second images; train on pairs without codec=")
     size = chunk_of(images.shape)
 
     def latents(images):
