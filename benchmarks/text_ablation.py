@@ -1,4 +1,4 @@
-"""What each part of the text network adds: python benchmarks/text_ablation.py. Some minutes on one core.
+"""What each part of the text network adds: python benchmarks/text_ablation.py. Half an hour on one core.
 
 A picture has a left half and a right half, each in one of four colours. A caption says both, in either order: "red left, blue right", or
 "blue right, red left". Which colour belongs to which side can be told only by reading the words together. Each variant is trained on the same
@@ -104,8 +104,8 @@ def measure(name, steps, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each variant")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each variant")
+    parser.add_argument("--steps", type=int, default=1200, help="training steps of each variant")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each variant")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "text_ablation.json")
     given = parser.parse_args()
     found = {}

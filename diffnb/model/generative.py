@@ -16,8 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from .facts import ModelFacts
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..arguments import reading, whole_number
 from ..core import NoiseSource, check_counts
@@ -30,6 +29,7 @@ from .conditions import samples_of
 from .distilling import Distilling
 from .editing import Editing
 from .exporting import Exporting
+from .facts import ModelFacts
 from .latents import InLatents, encoded
 from .learning import teach
 from .pipelines import FromDiffusers
