@@ -7,7 +7,7 @@ Docs: https://diffnb.github.io/diffnb/12_apps/comparisons.html.md"""
 # %% auto #0
 __all__ = ['COMPARED_TASKS', 'RESTORATIONS', 'OWN_SAMPLER', 'NONE', 'AXES', 'MODEL_AXES', 'generation', 'class_generation',
            'middle', 'imputation', 'colorization', 'why_not', 'Spread', 'Detail', 'Comparison', 'Cell', 'cells',
-           'chosen', 'Sets', 'digest_of', 'read_sets', 'model_digest', 'metrics_of', 'cell_digest']
+           'chosen', 'Sets', 'digest_of_settings', 'read_sets', 'model_digest', 'metrics_of', 'cell_digest']
 
 # %% ../../nbs/12_apps/19_comparisons.ipynb #cmpa0003
 import difflib
@@ -391,7 +391,7 @@ class Sets:
     digest: str  # of their bytes and labels
 
 
-def digest_of(
+def digest_of_settings(
     facts: Any,  # plain values
 ) -> str:  # 16 hexadecimal digits
     """Name plain values by their content."""
@@ -417,7 +417,7 @@ def read_sets(
         words = f"{data} has {len(train)} images to train on and {len(aside)} aside"
         raise ValueError(f"{words}; batch_size={comparison.batch_size} and a floor need at least {comparison.batch_size} and 8")
     parts = [[content_hash(one.images), None if one.labels is None else one.labels.tolist(), list(one.values or ())] for one in (train, aside)]
-    return Sets(train, aside, digest_of(parts))
+    return Sets(train, aside, digest_of_settings(parts))
 
 # %% ../../nbs/12_apps/19_comparisons.ipynb #cmpa0028
 def model_digest(
@@ -428,7 +428,9 @@ def model_digest(
     """Name the model that a cell needs by all that its training depends on."""
     network = json.loads(cell.network) if cell.network.startswith("{") else SIZES[cell.network]
     training = {"steps": cell.train_steps, "batch": comparison.batch_size, "lr": comparison.lr, "seed": cell.training_seed}
-    return digest_of({"diffnb": diffnb.__version__, "data": sets.digest, "network": network, "process": repr(cell.sde()), "training": training})
+    return digest_of_settings(
+        {"diffnb": diffnb.__version__, "data": sets.digest, "network": network, "process": repr(cell.sde()), "training": training}
+    )
 
 
 def metrics_of(
@@ -455,4 +457,4 @@ def cell_digest(
     facts["sampler"] = NONE if cell.sampler == NONE else repr(SAMPLERS.resolve(cell.sampler, Sampler))
     facts["guidance_scale"] = comparison.guidance_scale if cell.task == "class-generation" else 1.0
     facts["metrics"] = [[metric.name, metric.config()] for metric in metrics]
-    return digest_of({"model": model_digest(comparison, cell, sets), "cell": facts})
+    return digest_of_settings({"model": model_digest(comparison, cell, sets), "cell": facts})

@@ -37,7 +37,7 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "cancelled": ("Cancelled.", "Cancelado.", "已取消。"),
     "silent": (
         "The program behind this page does not answer. If this sentence stays, reload the page; what was not saved is lost.",
-        "El programa de esta página no responde. Si esta frase no desaparece, recargue la página; lo no guardado se ha perdido.",
+        "El programa de esta página no contesta. Si esta frase no desaparece, recargue la página; lo no guardado se ha perdido.",
         "页面背后的程序没有响应。若此提示一直显示，请重新加载页面；未保存的内容将丢失。",
     ),
     "upload_picture": ("Choose a picture", "Elegir una imagen", "选择图片"),

@@ -27,7 +27,7 @@ from .manifest import CODES, Context, Parts, builtin, check_row, fail, short
 from .report import VERSION, check_manifest, count_components, read_manifest
 from .trust import MODES, TrustStore
 from ..metrics.scores import Metric
-from ..networks.codecs import CODECS, Codec, Identity
+from ..networks.codecs import CODECS, Codec, IdentityCodec
 from ..noise.parametrizations import Parametrization
 from ..noise.sdes import SDE
 from ..samplers.base import Sampler
@@ -54,7 +54,7 @@ class Contents:
     guidance: tuple[BaseDenoiser, ...] = ()  # guidance of one's own that belongs to the model
     metrics: tuple[Metric, ...] = ()  # metrics of one's own that belong to the model
     value_range: tuple[float, float] = (-1.0, 1.0)  # of the values of images, as the network or the codec takes them
-    codec: Codec = field(default_factory=Identity)  # between images and what the network sees
+    codec: Codec = field(default_factory=IdentityCodec)  # between images and what the network sees
 
     def contents(self):
         """Itself: what `save` asks of any model."""
@@ -249,12 +249,12 @@ def _tensors(contents):
 
 def _codec_tensors(codec):
     """The numbers of a codec; none of the identity, which is not written down."""
-    return {} if isinstance(codec, Identity) else {f"codec.{name}": value for name, value in codec.state_dict().items()}
+    return {} if isinstance(codec, IdentityCodec) else {f"codec.{name}": value for name, value in codec.state_dict().items()}
 
 
 def _codec_row(codec, parts):
     """The description of a codec, as a part of a manifest; empty for the identity."""
-    if isinstance(codec, Identity):
+    if isinstance(codec, IdentityCodec):
         return {}
     if CODECS.name_of(codec) is None or not type(codec).__module__.startswith("diffnb."):
         known = ", ".join(CODECS.names())
@@ -361,7 +361,7 @@ def _load(file, context, device, keep_sampler):
     tensors = check_values(file.tensors(body), file.table)
     states = {w: {k.removeprefix(w + "."): v for k, v in tensors.items() if k.startswith(w + ".")} for w in manifest["weights"]}
     network = makers["network"].build(states["model"], device)
-    codec = makers["codec"].build(states["codec"], device) if "codec" in makers else Identity()
+    codec = makers["codec"].build(states["codec"], device) if "codec" in makers else IdentityCodec()
     raw = {key: states["raw"][key].clone().to(device) for key in network.state_dict()} if "raw" in states else None
     calibration = _calibration(states["calibration"], latent_shape, device) if "calibration" in states else None
     return Contents(network=network, raw=raw, calibration=calibration, codec=codec, **made)

@@ -25,7 +25,7 @@ from diffnb.model.trained import (
     choose_device,
     resolve_process,
 )
-from ..networks.codecs import Codec, Identity
+from ..networks.codecs import Codec, IdentityCodec
 from ..networks.dit import NETWORK_NAMES
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import NoiseSchedule
@@ -225,5 +225,5 @@ class ModelFacts(ModelSettings):
         classes = f", classes {self._trained.labels}" if self._trained.labels else ""
         classes += ", takes text" if self._trained.takes_text else ""
         classes += f", attributes {printable(', '.join(names))}" if (names := self._trained.attribute_names) else ""
-        shape = " x ".join(map(str, self.shape)) + ("" if isinstance(self._trained.codec, Identity) else f" through {self._trained.codec!r}")
+        shape = " x ".join(map(str, self.shape)) + ("" if isinstance(self._trained.codec, IdentityCodec) else f" through {self._trained.codec!r}")
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"

@@ -23,14 +23,14 @@ from ..data.image_sets import ImageSet
 from ..data.pictures import opaque, resized, with_channels
 from ..guidance.operators import LinearOperator, Observation
 from ..likelihood import log_prob
-from ..networks.codecs import CODECS, Codec, Identity
+from ..networks.codecs import CODECS, Codec, IdentityCodec
 
 # %% ../../nbs/11_model/10_latents.ipynb #lat06
 @dataclass(frozen=True, eq=False)
 class LatentSet(ImageSet):
     """Images with their latents, which are what a network is trained on."""
 
-    codec: Codec = Identity()  # what made them
+    codec: Codec = IdentityCodec()  # what made them
     latents: Tensor | None = None  # float32 (n, k, h, w)
     mirrored: Tensor | None = None  # the latents of the mirrored images; None: images are never mirrored
 
@@ -66,7 +66,7 @@ def encoded(
     Raises:
         ValueError: if the codec takes no such images.
     """
-    if isinstance(codec, Identity):
+    if isinstance(codec, IdentityCodec):
         return images
     codec.shape(images.shape)
     if images.second is not None:
@@ -160,7 +160,7 @@ def latent_observation(
     Raises:
         ValueError: if the codec is not linear, and the method needs that it is.
     """
-    if isinstance(codec, Identity):
+    if isinstance(codec, IdentityCodec):
         return observation
     if not codec.is_linear and isinstance(method, str) and method != "dps":
         raise ValueError(_not_linear(codec, f"method={method!r}"))

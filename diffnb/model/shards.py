@@ -29,7 +29,7 @@ from ..core import Registry, check_counts, write_atomically
 from ..data.picture_files import is_hidden
 from ..data.readers import load_shards  # noqa: F401  (what is written here is read there)
 from .trained import default_batch_size
-from ..networks.codecs import Identity
+from ..networks.codecs import IdentityCodec
 from ..parallel import launched
 from ..printing import progress_bar
 
@@ -64,7 +64,7 @@ def digest_of_model(
     """Identify what a model knows: its weights, and the components they were trained with."""
     trained = model.trained
     digest = hashlib.sha256(repr((type(trained.network).__name__, trained.sde, trained.parametrization, trained.shape)).encode())
-    of_codec = {} if isinstance(trained.codec, Identity) else trained.codec.state_dict(prefix=f"codec {trained.codec.config}.")
+    of_codec = {} if isinstance(trained.codec, IdentityCodec) else trained.codec.state_dict(prefix=f"codec {trained.codec.config}.")
     for name, tensor in sorted((trained.network.state_dict() | of_codec).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -31,7 +31,7 @@ from ..files.model_file import Contents, load, save
 from .conditions import Labels, attributes_of, samples_of, texts_of
 from .latents import chunk_of
 from ..networks.base import check_network, first_weights
-from ..networks.codecs import Codec, Identity
+from ..networks.codecs import Codec, IdentityCodec
 from ..networks.dit import named_network
 from ..networks.unet import build_network
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
@@ -98,11 +98,11 @@ class Trained:
     guidance: tuple[BaseDenoiser, ...] = ()  # guidance of one's own that belongs to the model
     metrics: tuple = ()  # metrics of one's own that belong to the model
     calibration: Mapping[str, Tensor] | None = None  # what restoration draws with: see `diffnb.model.restoration`; None: not measured
-    codec: Codec = field(default_factory=Identity)  # between images and what the network sees
+    codec: Codec = field(default_factory=IdentityCodec)  # between images and what the network sees
 
     def __post_init__(self):
         """Check that codec and network belong together."""
-        if isinstance(self.codec, Identity):
+        if isinstance(self.codec, IdentityCodec):
             return
         made, name = self.latent_shape[0], type(self.codec).__name__
         if (takes := getattr(self.network, "channels", made)) != made:
@@ -271,7 +271,7 @@ def check_pixels(
     Raises:
         ValueError: if it has a codec.
     """
-    if not isinstance(trained.codec, Identity):
+    if not isinstance(trained.codec, IdentityCodec):
         name = type(trained.codec).__name__
         raise ValueError(f"{what} holds a network that works on images, and this one works on latents of a {name}; model.save(path) keeps both")
 
@@ -321,7 +321,7 @@ def begin(
     """
     from diffnb.training.learner import data_scale
 
-    codec: Any = getattr(images, "codec", Identity())
+    codec: Any = getattr(images, "codec", IdentityCodec())
     shape = codec.shape(images.shape)
     if isinstance(network, str):
         network = named_network(network, images, seed, shape)
@@ -387,7 +387,7 @@ def sample(
     callback: Callable[[int, int, Tensor], Any] | None = None,  # called with (step, n_steps, x0_hat in [0, 1])
     callback_frequency: int = 1,  # call it every so many steps, and after the last
     progress: bool = False,  # show a progress bar
-    codec: Codec = Identity(),  # where what is sampled becomes images
+    codec: Codec = IdentityCodec(),  # where what is sampled becomes images
 ) -> Tensor:  # (n, *shape) float32 in [0, 1], on the CPU
     """Sample in chunks of bounded memory."""
     plan, latent_shape = list(chunks(len(noise), batch_size)), codec.shape(shape)

@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
 WRONG = [  # what is changed, and what the sentence must say
     ({"data": None}, "data must be known sets or folders"),
     ({"data": []}, "data must hold at least one value"),
-    ({"datas": "mnist"}, "no key 'datas' (did you mean 'data'?)"),
+    ({"dtaa": "mnist"}, "no key 'dtaa' (did you mean 'data'?)"),
     ({"colour": "red"}, "no key 'colour'; its keys are data, processes"),
     ({"processes": "vee"}, "processes: unknown diffusion process 'vee'"),
     ({"processes": [1]}, "processes must be names, such as 'vp', got 1"),

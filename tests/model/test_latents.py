@@ -15,7 +15,7 @@ from diffnb.files import BadManifest, ModelFileError, UnknownComponent, WeightsM
 from diffnb.guidance import Grayscale, Mask
 from diffnb.likelihood import bits_per_dim
 from diffnb.model import METHODS, Trained, digest_of_model, encoded
-from diffnb.networks import Codec, Identity, PatchPCA, UNet, Wavelet
+from diffnb.networks import Codec, IdentityCodec, PatchPCA, UNet, Wavelet
 from diffnb.noise import EDM, Karras
 from diffnb.training import MetricCallback, SampleCallback
 
@@ -119,7 +119,7 @@ def test_the_identity_is_no_codec(emoji):
     named = GenerativeModel("edm", network="tiny", device="cpu", verbose=False, codec="identity")
     for one in (plain, named):
         one.train(emoji, steps=2, batch_size=16)
-    assert torch.equal(plain.generate(2, **FEW), named.generate(2, **FEW)) and isinstance(plain.codec, Identity)
+    assert torch.equal(plain.generate(2, **FEW), named.generate(2, **FEW)) and isinstance(plain.codec, IdentityCodec)
     assert digest_of_model(plain) == digest_of_model(named)
 
 
@@ -280,7 +280,7 @@ def test_bits_are_those_of_the_pixels(patches):
 
 
 def test_the_likelihood_of_a_model_without_codec_is_what_it_was(patches):
-    model = exact_model(Identity(), (3, 2, 2), EDM(1e-4, 200.0))
+    model = exact_model(IdentityCodec(), (3, 2, 2), EDM(1e-4, 200.0))
     white = Gaussian(torch.zeros(12, dtype=D), torch.eye(12, dtype=D))
     x = white.sample(3).view(3, 3, 2, 2).clamp(-1, 1)
     torch.testing.assert_close(model.log_prob(to_unit(x), n_steps=64), white.log_prob(x), atol=5e-3, rtol=0)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffnb.core import NoiseSource
 from diffnb.data import ImageSet, image_set
 from diffnb.denoise import Gaussian
-from diffnb.networks import CODECS, Codec, Identity, PatchPCA, Wavelet, check_codec
+from diffnb.networks import CODECS, Codec, IdentityCodec, PatchPCA, Wavelet, check_codec
 from diffnb.noise import EDM, VP, FlowMatching
 from diffnb.samplers import DPMSolverPP2M, EulerMaruyama, Heun, PredictorCorrector
 
@@ -142,7 +142,7 @@ def test_a_channel_that_does_not_vary_is_not_blown_up():
         check_codec(codec, (3, 4, 4), tolerance=1e-3)
 
 
-@pytest.mark.parametrize("codec", [Identity(), Wavelet(1), Wavelet(3), PatchPCA(48), PatchPCA(8), PatchPCA(3, 1)], ids=lambda one: str(one))
+@pytest.mark.parametrize("codec", [IdentityCodec(), Wavelet(1), Wavelet(3), PatchPCA(48), PatchPCA(8), PatchPCA(3, 1)], ids=lambda one: str(one))
 def test_a_codec_is_what_it_says(codec):
     check_codec(codec, (3, 16, 8))
     shape = codec.shape((3, 16, 8))
