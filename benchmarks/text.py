@@ -5,7 +5,7 @@ caption "NAME, STYLE style", guided, and compared in the features of Inception (
 that style. The rank of the true picture is 1 where it is the nearest. Beside it stands what one gets without a model, by copying the picture of the
 same name in the other style. Writes results/text.json, results/text_prompts.png and results/text_copies.png:
 
-    python benchmarks/text.py [--n 200] [--scale 3] [--weights DIR]
+    python benchmarks/text.py [--n 200] [--scale 3] [--weights DIR] [--known FILE]
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import diffnb
 from diffnb.apps import grid
@@ -70,6 +71,7 @@ def main():
     parser.add_argument("--model", default="emoji", help="a packaged model, or a file")
     parser.add_argument("--n", type=int, default=200, help="withheld pictures, and as many that were trained on")
     parser.add_argument("--scale", type=float, default=3.0, help="guidance scale")
+    parser.add_argument("--known", type=Path, help="file to keep the features of all true pictures in, which take most of the time")
     parser.add_argument("--weights", default=os.environ.get("DIFFNB_WEIGHTS"), help="folder with the weights of Inception")
     args = parser.parse_args()
     model = GenerativeModel.load(args.model, verbose=False) if Path(args.model).is_file() else GenerativeModel.pretrained(args.model, verbose=False)
@@ -83,7 +85,13 @@ def main():
     rows, generated, start = [], {}, time.perf_counter()
     every = read_emoji((False, True))
     pictures = resize_images(every.images, side).float() / 255
-    known, place = features(extractor, pictures), {own[0]: k for k, own in enumerate(every.captions)}
+    if args.known and args.known.is_file():
+        known = load_file(args.known)["known"]
+    else:
+        known = features(extractor, pictures)
+        if args.known:
+            save_file({"known": known}, args.known)
+    place = {own[0]: k for k, own in enumerate(every.captions)}
     of_style = {style: [k for own, k in place.items() if own.endswith(f", {style} style")] for style in every.names}
 
     def row(what, captions, drawn=None):
