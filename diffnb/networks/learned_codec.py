@@ -100,9 +100,9 @@ class ConvCodec(Codec):
         down: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * image_channels, width, 3, padding=1)]
         up: list[nn.Module] = [nn.Conv2d(channels, widths[-1], 3, padding=1)]
         for one in widths:
-            down += [_Halve(one // 2)] * (one > width) + [_Residual(one) for _ in range(blocks)]
+            down += ([_Halve(one // 2)] if one > width else []) + [_Residual(one) for _ in range(blocks)]
         for one in reversed(widths):
-            up += [_Residual(one) for _ in range(blocks)] + [_Double(one)] * (one > width)
+            up += [_Residual(one) for _ in range(blocks)] + ([_Double(one)] if one > width else [])
         self.encoder = nn.Sequential(*down, nn.SiLU(), zero_start(nn.Conv2d(widths[-1], channels, 3, padding=1)))
         self.decoder = nn.Sequential(*up, nn.SiLU(), zero_start(nn.Conv2d(width, 4 * image_channels, 3, padding=1)), nn.PixelShuffle(2))
 
