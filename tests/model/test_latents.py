@@ -15,7 +15,7 @@ from diffnb.files import BadManifest, ModelFileError, UnknownComponent, WeightsM
 from diffnb.guidance import Grayscale, Mask
 from diffnb.likelihood import bits_per_dim
 from diffnb.model import METHODS, Trained, digest_of_model, encoded
-from diffnb.networks import Codec, IdentityCodec, PatchPCA, UNet, Wavelet
+from diffnb.networks import Codec, ConvCodec, IdentityCodec, PatchPCA, UNet, Wavelet
 from diffnb.noise import EDM, Karras
 from diffnb.training import MetricCallback, SampleCallback
 
@@ -342,3 +342,38 @@ def test_sampling_a_decode_of_pure_noise_is_what_the_prior_is(patches):
     x = to_model(model.generate(4000, seed=0, n_steps=60)).flatten(1).double()
     torch.testing.assert_close(x.mean(0), patches.mean, atol=0.02, rtol=0)
     assert (x.mT.cov() - patches.covariance).abs().max() < 0.1 * patches.covariance.abs().max()
+
+
+# a codec that was learned
+
+
+@pytest.fixture(scope="module")
+def learned(emoji):
+    codec = ConvCodec.fit(emoji, 2, 6, 3, width=4, blocks=1, batch_size=8, progress=False)
+    made = GenerativeModel("edm", "dpm-solver++2m", network="tiny", codec=codec, device="cpu", verbose=False)
+    return made.train(emoji, steps=2, batch_size=16) or made
+
+
+def test_a_file_holds_what_was_learned(learned, tmp_path):
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 0.05)):
+        learned.save(tmp_path / "m.safetensors", dtype)
+        again = GenerativeModel.load(tmp_path / "m.safetensors", device="cpu", verbose=False)
+        assert isinstance(again.codec, ConvCodec) and again.codec.config == learned.codec.config
+        for name, value in learned.codec.named_buffers():  # what was measured is not rounded
+            assert torch.equal(dict(again.codec.named_buffers())[name], value)
+        torch.testing.assert_close(again.generate(2, **FEW), learned.generate(2, **FEW), atol=tolerance, rtol=0)
+
+
+def test_a_learned_codec_has_no_density_and_is_restored_by_its_gradient(learned, emoji):
+    x = emoji.unit(slice(0, 1))
+    with pytest.raises(ValueError, match="this ConvCodec loses something"):
+        learned.log_prob(x)
+    with pytest.raises(ValueError, match="method='dps' goes through it by its gradient"):
+        learned.colorize(Grayscale().A(x), seed=0, method="mmps")
+    assert learned.colorize(Grayscale().A(x), seed=0, n_steps=2, method="dps").shape == x.shape
+
+
+def test_a_codec_that_was_not_learned_is_refused():
+    for wrong in ("conv-codec", ConvCodec(8)):
+        with pytest.raises(ValueError, match=r"has not been fitted to images; ConvCodec.fit"):
+            GenerativeModel(codec=wrong)

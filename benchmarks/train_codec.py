@@ -1,0 +1,75 @@
+"""Train a learned codec, on one core of a CPU, in as many sittings as it takes.
+
+    python benchmarks/train_codec.py --out RUN [--data emoji] [--size 64] [--channels 8] [--minutes 180] [--resume]
+    python benchmarks/codecs.py --codecs "ConvCodec, 8 channels" --train-minutes 180 --run RUN     measures it, and trains what is missing
+
+--minutes are of computing: CPU time of training steps, of all sittings together. The learning rate falls over the second half of them. A tenth of the
+pictures is held out, the same as in codecs.py. RUN gets
+
+    codec.safetensors   all that the next step depends on, every 100 seconds and when SIGTERM or SIGINT end the run; --resume goes on from there
+    progress.jsonl      a line every 100 steps
+"""
+
+import argparse
+import json
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from diffnb.data import image_set
+from diffnb.networks import CodecTraining
+from diffnb.training.checkpoints import load_state, save_state
+
+
+def trained(images, channels: int, minutes: float, out: Path, resume: bool = True) -> tuple[CodecTraining, float]:  # and the minutes it took
+    """Train until the minutes are used up, or somebody says stop."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    training, file, seconds, stop, losses = CodecTraining(images, channels=channels), out / "codec.safetensors", 0.0, [], []
+    facts = {"images": list(images.images.shape), "settings": json.dumps(training.network.config)}
+    if file.exists():
+        state = load_state(file)
+        if not resume:
+            raise SystemExit(f"{file} holds a training already; go on with --resume, or give another folder")
+        if state["facts"] != facts:
+            raise SystemExit(f"{file} belongs to another training, of {state['facts']}; this one has {facts}")
+        training.load_state_dict(state["training"])
+        seconds = state["seconds"]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.append(True))
+    written = time.monotonic()
+    while seconds < 60 * minutes and not stop:
+        before = time.process_time()
+        losses.append(training.train_step(seconds / (60 * minutes)))
+        seconds += time.process_time() - before
+        if training.step % 100 == 0:
+            line = json.dumps({"step": training.step, "minutes": round(seconds / 60, 2), "loss": round(sum(losses) / len(losses), 5)})
+            print(line, flush=True)
+            with open(out / "progress.jsonl", "a", encoding="utf-8") as log:
+                log.write(line + "\n")
+            losses.clear()
+        if time.monotonic() - written > 100:
+            save_state(file, {"training": training.state_dict(), "seconds": seconds, "facts": facts})
+            written = time.monotonic()
+    save_state(file, {"training": training.state_dict(), "seconds": seconds, "facts": facts})
+    return training, seconds / 60
+
+
+def main():
+    """Train on a set of pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the state and the progress")
+    parser.add_argument("--data", default="emoji", help="name of a set, or a folder")
+    parser.add_argument("--size", type=int, default=64, help="side of the images")
+    parser.add_argument("--channels", type=int, default=8, help="channels of the latents, each of 4 x 4 pixels")
+    parser.add_argument("--minutes", type=float, default=180.0, help="minutes of computing, of all sittings together")
+    parser.add_argument("--resume", action="store_true", help="go on from the state in --out, if there is one")
+    options = parser.parse_args()
+    kept, _ = image_set(options.data, size=options.size, verbose=False).split(0.1, seed=0)
+    trained(kept, options.channels, options.minutes, options.out, options.resume)
+
+
+if __name__ == "__main__":
+    main()
