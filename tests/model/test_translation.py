@@ -7,7 +7,7 @@ import torch
 
 from diffnb import GenerativeModel
 from diffnb.core import NoiseSource, to_model
-from diffnb.data import ImageSet, image_set, paired
+from diffnb.data import ImageSet, image_set, paired, second_images
 from diffnb.denoise import Denoiser, Gaussian, GaussianMixture, InformedDenoiser
 from diffnb.guidance import Blur, ClassifierFree, Downsample, Grayscale, gaussian_kernel
 from diffnb.model import Trained, with_known
@@ -165,6 +165,35 @@ def test_texts_and_second_images_go_together():
     assert (made[0] - made[1]).abs().max() > 1e-4
     scaled = model.translate(picture, prompt="red apple", guidance_scale={"image": 2.0, "text": 1.5}, **FEW)
     assert scaled.shape == (2, 3, 8, 8) and bool(scaled.isfinite().all())
+
+
+def test_a_model_of_pairs_is_distilled(models, photos, tmp_path):
+    """The student answers pictures in one step, keeps what is known of them, and its file says what the pairs were."""
+    teacher = models["grey"]
+    student = teacher.distill(paired(photos, "grey", verbose=False), time_limit=None, steps=2, batch_size=8)
+    assert student.trained.pairing == "grey" and student.trained.takes_image
+    grey = Grayscale().A(photos.unit(slice(0, 2)))
+    answers = student.translate(grey, variants=2, n_steps=1, seed=0)
+    torch.testing.assert_close(Grayscale().A(answers), grey.repeat_interleave(2, 0), atol=1e-6, rtol=0)
+    other = student.translate(grey.flip(0), variants=2, n_steps=1, seed=0)
+    assert (other[:2] - answers[2:]).abs().max() > 1e-4 and (other - answers).abs().amax((1, 2, 3)).min() > 1e-3
+    student.save(tmp_path / "student.safetensors")
+    loaded = GenerativeModel.load(tmp_path / "student.safetensors", "cpu", verbose=False)
+    torch.testing.assert_close(loaded.translate(grey, variants=2, n_steps=1, seed=0), answers, atol=1e-5, rtol=0)
+    settings = {"time_limit": None, "steps": 2, "batch_size": 8}
+    fails(lambda: teacher.distill(photos, **settings), "takes a second image, and the data has none")
+    fails(lambda: teacher.distill(paired(photos, "jpeg", verbose=False), **settings), "takes second images of 1 x 8 x 8, these are 3 x 8 x 8")
+
+
+def test_pictures_of_other_sizes_are_resized_where_that_is_asked_for(models, photos):
+    """Each model has one size; a picture of another is answered as its resized copy is."""
+    large = photos.unit(slice(0, 2)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    for name, side in (("jpeg:10", 8), ("small:2", 4), ("grey", 8)):
+        answers = models[name].translate(large, resize=True, **FEW)
+        own = second_images(large, models[name].trained.network.config["image_channels"], (side, side), resize=True)
+        assert answers.shape == (2, 3, 8, 8)
+        torch.testing.assert_close(answers, models[name].translate(own, **FEW), atol=1e-4, rtol=0)
+        fails(lambda name=name: models[name].translate(large, **FEW), f"trained on second images of {side} x {side}; give resize=True")
 
 
 def test_an_interrupted_training_keeps_what_the_pairs_were(photos, tmp_path):
