@@ -168,7 +168,7 @@ def claimed(
         yield True
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    with open(place, "w") as file:
+    with open(place, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_same = place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat())  # else its owner has just removed it

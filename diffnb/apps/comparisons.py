@@ -47,13 +47,23 @@ NONE = "-"  # stands for what an axis does not have in a cell, such as the sched
 
 
 @COMPARED_TASKS.register("generation", "unconditional", "unconditional generation")
-def generation(model, cell, guidance_scale, aside):
+def generation(
+    model,  # a `GenerativeModel` with the sampler of the cell
+    cell,  # says steps, seed and number of images
+    guidance_scale,  # how much classes are exaggerated
+    aside,  # images that were kept aside, (n, c, h, w) in [0, 1]
+):
     """Draw images of no class."""
     return Sampled(lambda first, m: model.generate(m, cell.steps, cell.seed, first=first, batch_size=m), cell.images)
 
 
 @COMPARED_TASKS.register("class-generation", "conditional", "conditional generation")
-def class_generation(model, cell, guidance_scale, aside):
+def class_generation(
+    model,  # a `GenerativeModel` with the sampler of the cell
+    cell,  # says steps, seed and number of images
+    guidance_scale,  # how much classes are exaggerated
+    aside,  # images that were kept aside, (n, c, h, w) in [0, 1]
+):
     """Draw images of all classes in turn."""
     labels = list(model.labels)
 
@@ -75,13 +85,23 @@ def middle(
 
 
 @COMPARED_TASKS.register("imputation", "inpainting")
-def imputation(model, cell, guidance_scale, aside):
+def imputation(
+    model,  # a `GenerativeModel` with the sampler of the cell
+    cell,  # says steps, seed and number of images
+    guidance_scale,  # how much classes are exaggerated
+    aside,  # images that were kept aside, (n, c, h, w) in [0, 1]
+):
     """Fill in the middle of images."""
     return model.imputation(aside, middle(aside.shape[1:]), cell.steps, cell.seed, method=cell.method, batch_size=128)
 
 
 @COMPARED_TASKS.register("colorization", "colourisation")
-def colorization(model, cell, guidance_scale, aside):
+def colorization(
+    model,  # a `GenerativeModel` with the sampler of the cell
+    cell,  # says steps, seed and number of images
+    guidance_scale,  # how much classes are exaggerated
+    aside,  # images that were kept aside, (n, c, h, w) in [0, 1]
+):
     """Give colours to the luminance of images."""
     return model.colorize(Grayscale().A(aside).clamp(0, 1), cell.steps, cell.seed, method=cell.method, batch_size=128)
 

@@ -119,7 +119,10 @@ class Decoded(LinearOperator):
         """Whether the operator differs from sample to sample."""
         return self.operator.per_sample
 
-    def A(self, z):
+    def A(
+        self,
+        z,  # latents (n, k, h, w)
+    ):
         """Decode latents, and measure."""
         image = self.codec.decode(z)
         return self.operator.A(image - self.codec.decode(torch.zeros_like(z[:1])) if self.codec.is_linear else image)

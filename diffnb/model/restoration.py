@@ -155,7 +155,11 @@ class How:
         """Make the denoiser, guided if that is asked for."""
         return ClassifierFree(model.denoiser()) if self.own_scales else model.denoiser(guidance_scale=self.guidance_scale)
 
-    def observe(self, bar, trained):
+    def observe(
+        self,
+        bar,  # what shows the progress
+        trained,  # whose codec makes pictures of what is believed
+    ):
         """Make the callback that samplers call."""
 
         def observe(step, total, x0):

@@ -164,6 +164,14 @@ class DiT(nn.Module):
             return no_image((self.config["image_channels"], 1, 1))
         return torch.tensor(-1) if condition == "label" else self.encode("")[0]
 
+    def attention_pixels(
+        self,
+        shape: Sequence[int],  # of one image (channels, h, w)
+    ) -> int:  # N; attention takes 2 N^2 w multiplications with additions at width w
+        """Count the places that look at each other: patches and words."""
+        patches = math.prod(-(-side // self.config["patch"]) for side in shape[1:])
+        return patches + (0 if self.vocabulary is None else self.vocabulary.length)
+
     def forward(
         self,
         x: Tensor,  # scaled noisy images (n, channels, h, w)

@@ -15,7 +15,7 @@ from diffnb.documents import canonical_json
 from diffnb.files import BadManifest, LimitExceeded, Limits, ModelFileError, load, save
 from diffnb.files import inspect as look
 from diffnb.model import GenerativeModel
-from diffnb.networks import MLP, NETWORKS, DiffusersUNet, UNet
+from diffnb.networks import MLP, NETWORKS, DiffusersUNet, DiT, UNet
 from diffnb.noise import EDM, PARAMETRIZATIONS, SCHEDULES, SDES, VE, VP, Discrete, Exponential, VEPower
 from diffnb.samplers import DDIM, SAMPLERS, DormandPrince, EulerMaruyama, PredictorCorrector, Restart, StochasticHeun, Tuned, UniPC
 
@@ -248,6 +248,7 @@ USED = {
     "base": {"sde": VEPower(50)},
     "an unconditional user of a conditional network": {"labels": (), "names": None},
     "a megapixel": {"network": UNet(3, (8, 8), 1, (), groups=4), "shape": (3, 1024, 1024), "labels": (), "names": None},
+    "a transformer": {"network": DiT(3, 16, 16, 1), "shape": (3, 256, 256), "labels": (), "names": None},
     "64 megapixels": {"network": MLP(2**12, 8, 1), "shape": (1, 64, 64), "labels": (), "names": None},
 }
 
@@ -279,5 +280,5 @@ def test_what_would_be_refused_is_not_written(name, tmp_path):
 def test_every_network_of_diffnb_is_known(tmp_path):
     """A network that is added has to say what it takes."""
     for name in NETWORKS.names():
-        assert issubclass(NETWORKS[name], (MLP, UNet, DiffusersUNet)), name
+        assert issubclass(NETWORKS[name], (MLP, UNet, DiffusersUNet, DiT)), name
     assert torch.get_default_device() == torch.device("cpu")

@@ -125,11 +125,16 @@ def test_configurations_come_back(changes, name, tmp_path):
     assert str(inspect(tmp_path / "m"))
 
 
+SMALL = {  # settings that make networks small, where they are not those of a U-Net
+    "mlp": dict(dim=2),
+    "dit": dict(channels=3, width=8, depth=1, head_width=4),
+    "frozen-text-unet": dict(features=4, tokens=3, widths=(8, 8), groups=4),
+}
+
+
 @pytest.mark.parametrize("name", ["tiny", "small", *NETWORKS.names()])
 def test_networks_come_back(name, tmp_path):
-    network = (
-        build_network(name, (3, 8, 8), 4) if name in SIZES else NETWORKS[name](dim=2) if name == "mlp" else NETWORKS[name](widths=(8, 8), groups=4)
-    )
+    network = build_network(name, (3, 8, 8), 4) if name in SIZES else NETWORKS[name](**SMALL.get(name, dict(widths=(8, 8), groups=4)))
     shape, classes = (1, 1, 2) if name == "mlp" else (network.channels, 8, 8), network.num_classes
     contents = tiny(network=network, raw={key: value + 1 for key, value in network.state_dict().items()})
     contents = replace(contents, shape=shape, labels=tuple(range(classes)), names=None)

@@ -93,9 +93,9 @@ def test_what_stands_for_a_number_or_an_image_is_taken(model, method, plain, oth
 
 
 WRONG = [
-    ("generate", {"num_samples": True}, "num_samples must be a whole number, got True"),
-    ("generate", {"num_samples": 2.5}, "num_samples must be a whole number, got 2.5"),
-    ("generate", {"num_samples": "4"}, "num_samples must be a whole number, got '4'"),
+    ("generate", {"num_samples": True}, "num_samples must be a whole number or None, got True"),
+    ("generate", {"num_samples": 2.5}, "num_samples must be a whole number or None, got 2.5"),
+    ("generate", {"num_samples": "4"}, "num_samples must be a whole number or None, got '4'"),
     ("generate", {"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
     ("generate", {"seed": -1}, r"seed must be a whole number from 0 to \d+, got -1"),
     ("generate", {"seed": 2**64}, r"seed must be a whole number from 0 to \d+, got 18446744073709551616"),
