@@ -11,7 +11,6 @@ from diffnb.networks import NETWORKS
 from diffnb.noise import VP, Cosine, Karras
 from diffnb.samplers import DDIM
 
-
 SMALL = {  # settings that make networks small, where they are not those of a U-Net
     "mlp": dict(dim=2),
     "dit": dict(channels=3, width=8, depth=1, head_width=4),
