@@ -208,6 +208,8 @@ def train_model(
     """Train the model of a cell, or go on with its training, and write its file."""
     from fastai.callback.core import Callback
 
+    import diffnb.training  # noqa: F401  # imports fastai without the warnings that it brings
+
     class Ticking(Callback):
         def after_step(self):
             if tick is not None:

@@ -39,6 +39,9 @@ def model_file(
     path, packaged = Path(model), packaged_models()
     if path.is_dir() and (path / "model.safetensors").is_file():
         return path / "model.safetensors"
+    if path.is_dir() and (path / "last.safetensors").is_file():
+        at = path / "last.safetensors"
+        raise FileNotFoundError(f"{path} holds a training that has not ended; go on by `diffnb train --resume {path}`, or give {at}")
     if str(model) in packaged and not path.is_file():
         return Path(packaged[str(model)])
     if not path.exists():

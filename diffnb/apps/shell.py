@@ -399,6 +399,7 @@ def added(
 
 # %% ../../nbs/12_apps/04_shell.ipynb #sh17
 OPTIONS = {
+    "train(pairs, condition='image')": "diffnb train --condition",
     "resize=True": "--resize",
     "overwrite=True": "--overwrite",
     "class_labels": "--labels",
@@ -418,8 +419,8 @@ def sentence(
         text = f"{error.strerror}: {error.filename}"
     else:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    for argument, option in OPTIONS.items():
-        text = text.replace(argument, option)
+    for argument, option in OPTIONS.items():  # not in lists, whose entries are names of something else
+        text = re.sub(rf"(?<!, ){re.escape(argument)}(?!,)", option, text)
     return printable(" ".join(text.split()), None)
 
 

@@ -53,6 +53,9 @@ def read_archive(
                 archive.extractall(folder, members, filter="data")
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             raise ValueError(f"the archive {path.name} cannot be read: {error}") from None
+        inside = list(folder.iterdir())
+        if len(inside) == 1 and inside[0].is_dir():  # the folder itself was packed, and not what is in it
+            folder = inside[0]
         return from_folder(folder, request)
 
 # %% ../../nbs/07_data/02_loaders.ipynb #ddc37134

@@ -198,10 +198,13 @@ class ModelReport:
 
     @property
     def told(self) -> list[str]:
-        """What the network can be told of an image beside its class: a text, and each attribute by its name."""
+        """What the network can be told of an image beside its class: a text, a second image, each attribute by its name."""
         network = next((component for component in self.components if component.slot == "network"), None)
         settings = (network and network.settings) or {}
         told, rows = ["text"] * any(settings.get(key) is not None for key in ("further", "features")), settings.get("attributes")
+        shape = settings.get("image_shape")
+        channels = settings.get("image_channels") or (shape[0] if isinstance(shape, list) and shape else 0)
+        told += [f"a second image of {channels} channel{'s' * (channels > 1)}"] if isinstance(channels, int) and channels > 0 else []
         return told + [f"the attribute {row[0]}" for row in (rows if isinstance(rows, list) else []) if isinstance(row, list) and row]
 
     def __str__(self):

@@ -8,6 +8,7 @@ Docs: https://diffnb.github.io/diffnb/11_model/conditions.html.md"""
 __all__ = ['WORDS', 'Labels', 'texts_of', 'attributes_of', 'read_attributes', 'samples_of']
 
 # %% ../../nbs/11_model/09_conditions.ipynb #cond0004
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ class Labels:
         for known in spellings if isinstance(label, str) else ():
             if label.casefold() in known:
                 return known.index(label.casefold())
-        raise ValueError(f"unknown label {label!r}; this model knows {self}")
+        near = difflib.get_close_matches(str(label).casefold(), [one for known in spellings for one in known], 1)
+        raise ValueError(f"unknown label {label!r}{f' (did you mean {near[0]!r}?)' if near else ''}; this model knows {self}")
 
     def indices(
         self,

@@ -9,6 +9,7 @@ __all__ = ['GenerativeModel']
 
 # %% ../../nbs/11_model/03_generative.ipynb #eb00a29f
 import copy
+import difflib
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -315,7 +316,9 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, 
         """
         known = packaged_models()
         if name not in known:
-            raise ValueError(f"unknown packaged model {name!r}; known: {', '.join(known)} (GenerativeModel.load reads files)")
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"unknown packaged model {name!r}{hint}; known: {', '.join(known)} (GenerativeModel.load reads files)")
         if fast and (name := f"{name}_fast") not in known:
             made = ", ".join(repr(one.removesuffix("_fast")) for one in known if one.endswith("_fast"))
             raise ValueError(f"fast=True is for {made or 'no packaged model'}; other models are distilled by model.distill(images)")
