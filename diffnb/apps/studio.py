@@ -29,6 +29,7 @@ from ..arguments import reading_settings
 from ..data.pictures import as_images
 from ..files.model_file import save
 from ..files.report import ModelReport, inspect
+from ..files.trust import TrustStore
 from ..guidance.operators import REC601
 from ..model.generative import GenerativeModel
 from ..model.restoration import greyed
@@ -76,8 +77,15 @@ def listed(
         report = dataclasses.replace(inspect(path), path=name)
     except (OSError, ValueError) as error:
         return Listed(name, path, None, str(error).replace(str(path), name))
-    fault = "some of its components are code, which a dashboard does not run; confirm and load it in Python" if report.runs_code else None
-    return Listed(name, path, report, fault)
+    if not report.runs_code:
+        return Listed(name, path, report)
+    try:  # what was confirmed on the command line beforehand runs in the sandbox, and nothing else
+        store = TrustStore()
+        unknown = [source.name for source in report.sources.values() if not store.allows(source, "sandbox")]
+    except (OSError, ValueError) as error:
+        return Listed(name, path, report, str(error))
+    told = f"its component {unknown[0]} is code that nobody has confirmed here; `diffnb trust add FILE` shows it and asks" if unknown else None
+    return Listed(name, path, report, told)
 
 # %% ../../nbs/12_apps/10_studio.ipynb #10s08
 def setting(
@@ -382,7 +390,9 @@ class Studio:
             raise ValueError(f"there is no model {name!r}; there are {', '.join(self.models)}")
         if self.models[name].fault:
             raise ValueError(f"{name}: {self.models[name].fault}")
-        return GenerativeModel.load(self.models[name].path, self.device, verbose=False)
+        known = self.models[name]
+        code = "sandbox" if known.report is not None and known.report.runs_code else "program"
+        return GenerativeModel.load(known.path, self.device, verbose=False, code=code)
 
     def conditions(
         self,
