@@ -419,8 +419,9 @@ def sentence(
         text = f"{error.strerror}: {error.filename}"
     else:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    for argument, option in OPTIONS.items():  # not in lists, whose entries are names of something else
-        text = re.sub(rf"(?<!, ){re.escape(argument)}(?!,)", option, text)
+    for argument, option in OPTIONS.items():  # not in the middle of a list, whose entries are names of something else
+        own = re.escape(argument)
+        text = re.sub(rf"(?<!, ){own}|{own}(?!,)", option, text)
     return printable(" ".join(text.split()), None)
 
 

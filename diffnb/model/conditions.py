@@ -91,7 +91,8 @@ class Labels:
         for known in spellings if isinstance(label, str) else ():
             if label.casefold() in known:
                 return known.index(label.casefold())
-        near = difflib.get_close_matches(str(label).casefold(), [one for known in spellings for one in known], 1)
+        words = [one for one in spellings[0] if not one.isdecimal()]  # a number that is near another is not what was meant
+        near = difflib.get_close_matches(str(label).casefold(), words, 1)
         raise ValueError(f"unknown label {label!r}{f' (did you mean {near[0]!r}?)' if near else ''}; this model knows {self}")
 
     def indices(
