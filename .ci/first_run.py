@@ -144,7 +144,18 @@ def methods(grey, colour, new, find):
         "decode": lambda: grey.decode(torch.randn(2, *grey.shape), n_steps=2),
         "interpolate": lambda: grey.interpolate(x[:1], x[1:], n=3, n_steps=2),
         "round_trip_error": lambda: grey.round_trip_error(x, n_steps=2),
+        "log_prob": lambda: grey.log_prob(x[:1], n_steps=1),
+        "translate": lambda: painter().translate(rgb.mean(1, keepdim=True)[:1], n_steps=2, seed=0),
     }
+
+
+def painter():
+    """A model that answers grey pictures with coloured ones, after one step of training."""
+    from diffnb import GenerativeModel
+
+    model = GenerativeModel(network="tiny", verbose=False)
+    model.train("cifar10_samples", condition="grey", steps=1, batch_size=4)
+    return model
 
 
 def pipeline(find, folder="pipeline"):
