@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..denoise.denoisers import BaseDenoiser
 from ..documents import canonical_json, parse_json
-from .bounds import check_image, check_numbers, check_run
+from .bounds import check_image, check_run
 from .container import Container, Entry, check_digest, check_values, write_container
 from .errors import LimitExceeded, Limits, ModelFileError, WeightsMismatch
 from .manifest import CODES, Context, Parts, builtin, check_row, fail, short
@@ -160,7 +160,6 @@ def _makers(manifest, context, table):
     network = makers["network"].check(table, [name for name in weights if name in ("model", "raw")])
     if stray := [k for k in table if k.split(".")[0] not in weights]:
         raise WeightsMismatch(f"tensors that belong to no set of weights: {', '.join(stray[:3])}")
-    check_numbers(shape, context.limits)
     if "codec" in manifest:
         makers["codec"] = _Maker(manifest["codec"], context, "codec")
         codec = makers["codec"].check(table, ["codec"])

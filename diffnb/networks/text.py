@@ -310,12 +310,7 @@ class TextUNet(UNet):
         self,
         texts: str | Sequence[str],  # one text, or one a sample
     ) -> Tensor:  # int64 (texts, length)
-        """Turn texts into what `forward` takes.
-
-        Raises:
-            TypeError: if a text is not a string.
-            ValueError: if a text holds a word that is not known, a control character, or too many words.
-        """
+        """Turn texts into what `forward` takes, or raise what `Vocabulary.encode` raises."""
         return self.vocabulary.encode(texts)
 
     def check_text(
@@ -323,11 +318,7 @@ class TextUNet(UNet):
         text: Tensor,  # encoded texts
         n: int,  # how many there should be
     ):
-        """Check what is given as text.
-
-        Raises:
-            ValueError: if it is not what `encode` returns for n texts.
-        """
+        """Check what is given as text, or raise what `Vocabulary.check` raises."""
         self.vocabulary.check(text, n)
 
     def null(

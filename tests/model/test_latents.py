@@ -11,7 +11,7 @@ from diffnb.apps import follow
 from diffnb.core import to_model, to_unit
 from diffnb.data import image_set
 from diffnb.denoise import Gaussian
-from diffnb.files import BadManifest, ModelFileError, UnknownComponent, WeightsMismatch, inspect, write_container
+from diffnb.files import BadManifest, LimitExceeded, ModelFileError, UnknownComponent, WeightsMismatch, inspect, write_container
 from diffnb.guidance import Grayscale, Mask
 from diffnb.likelihood import bits_per_dim
 from diffnb.model import METHODS, Trained, digest_of_model, encoded
@@ -177,6 +177,7 @@ BROKEN = {
     "no weights of a codec": (lambda m, t: m.update(weights=["model"]), BadManifest, "then 'codec'"),
     "weights without a codec": (lambda m, t: m.pop("codec"), BadManifest, "weights"),
     "images that it does not take": (lambda m, t: m["data"].update(shape=[3, 15, 16]), BadManifest, "does not take the images"),
+    "images that are too large": (lambda m, t: m["data"].update(shape=[3, 5000, 5000]), LimitExceeded, "75,000,000 numbers; the limit is"),
     "images of other channels": (lambda m, t: m["data"].update(shape=[1, 16, 16]), BadManifest, "does not take the images"),
     "numbers that are none": (lambda m, t: t["codec.basis"].fill_(float("nan")), ModelFileError, "not a number|finite"),
 }
