@@ -3,6 +3,7 @@
     python benchmarks/make_emoji.py --npm node_modules --out DATA --styles noto blob fluent flat --effort 2
     python benchmarks/train_emoji.py --data DATA --out RUN [--time-limit 8] [--resume]
     python benchmarks/train_emoji.py --data DATA --out RUN --resume --pack diffnb/assets/emoji.safetensors
+    python benchmarks/train_emoji.py --data DATA --out RUN --from diffnb/assets/emoji.safetensors [--time-limit 8]
 
 --time-limit is in hours of computing: CPU time of training steps, of all sittings together. The learning rate falls over the last quarter of them.
 RUN gets
@@ -13,7 +14,8 @@ RUN gets
 
 Every step draws its pictures, captions, times and noise from generators seeded with the number of the step. A run that was killed and resumed is
 the run that was not, up to the last quarter, where the rate follows the clock. A longer --time-limit can be given to a run that has not yet reached
-it.
+it. Where the state is lost, --from begins with the weights, steps and hours of a packed model; the optimizer and the average begin anew, and the
+rate rises again.
 """
 
 import argparse
@@ -115,7 +117,7 @@ class Training:
         self.opt = torch.optim.AdamW(self.network.parameters(), LR, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.average = Average(list(self.network.parameters()), HalfLife(30_000))
         self.dtype = training_dtype(self.network, "cpu")
-        self.step, self.seconds, self.losses = 0, 0.0, []
+        self.step, self.seconds, self.losses, self.first = 0, 0.0, [], 0  # the first step, from which the rate rises
         words = hashlib.sha256(word_vectors().vectors.numpy().tobytes()).hexdigest()
         self.facts = {
             "data": emoji.digest,
@@ -127,7 +129,7 @@ class Training:
     def write(self):
         """Keep the state."""
         state = {"network": self.network.state_dict(), "optimizer": optimizer_state(self.opt), "average": self.average.state_dict()}
-        save_state(self.file, state | {"step": self.step, "seconds": self.seconds, "facts": self.facts})
+        save_state(self.file, state | {"step": self.step, "seconds": self.seconds, "facts": self.facts, "first": self.first})
 
     def read(self):
         """Go on from the state that was kept."""
@@ -137,7 +139,16 @@ class Training:
         self.network.load_state_dict(state["network"])
         set_optimizer_state(self.opt, state["optimizer"])
         self.average.load_state_dict(state["average"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.first = state["step"], state["seconds"], state["first"]
+
+    def begin(self, path: Path):
+        """Begin where a packed model ended."""
+        model = GenerativeModel.load(path, device="cpu", verbose=False)
+        self.network.load_state_dict(model.trained.network.state_dict())
+        self.average = Average(list(self.network.parameters()), HalfLife(30_000))
+        spent = model.trained.records[-1]
+        self.step = self.first = spent["steps"]
+        self.seconds = float(spent["seconds"])
 
     @torch.no_grad()
     def pack(self, path: Path):
@@ -175,7 +186,7 @@ class Training:
         hidden = torch.rand(BATCH, generator=generator) < TEXT_DROPOUT
         text = torch.where(hidden[:, None], self.network.null("text"), text)
         for group in self.opt.param_groups:
-            group["lr"] = LR * min(1.0, (self.step + 1) / WARMUP, (1 - progress) / DECAY)
+            group["lr"] = LR * min(1.0, (self.step - self.first + 1) / WARMUP, (1 - progress) / DECAY)
         loss = self.loss(order, text, generator)
         if not math.isfinite(loss.item()):
             raise SystemExit(f"the loss is {loss.item()} at step {self.step}; {self.file} is from before")
@@ -224,6 +235,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="folder for the state, progress and pictures")
     parser.add_argument("--time-limit", type=float, default=8.0, help="hours of computing, of all sittings together")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out, if there is one")
+    parser.add_argument("--from", dest="model", type=Path, help="begin with the weights of this packed model")
     parser.add_argument("--steps", type=int, help="stop after so many steps in all")
     parser.add_argument("--grid-every", type=float, default=20.0, help="minutes of computing between two looks")
     parser.add_argument("--pack", type=Path, help="write the model as it stands to this file, and train nothing")
@@ -235,6 +247,8 @@ def main():
         if not args.resume:
             raise SystemExit(f"{training.file} holds a training already; go on with --resume, or give another folder")
         training.read()
+    elif args.model is not None:
+        training.begin(args.model)
     if args.pack is not None:
         return training.pack(args.pack)
     stop = []

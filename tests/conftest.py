@@ -1,5 +1,6 @@
-"""What tests share. The cache in the user's home is neither read nor written, so that a first run is tested as well as a second."""
+"""What tests share. Nothing in the user's home is read or written, so that a first run is tested as well as a second."""
 
+import itertools
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+NUMBERS = itertools.count()
 PACKAGE = Path(__file__).resolve().parent.parent / "diffnb"
 ONLY_POSIX = {"fcntl", "grp", "pwd", "resource", "termios"}  # modules
 
@@ -42,6 +44,14 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_trust(monkeypatch, tmp_path_factory):
+    """What a test confirms, the next one has not: the place of the user's own store depends on no variable that a test could set."""
+    if "diffnb.files.trust" in sys.modules:
+        store = tmp_path_factory.getbasetemp() / "trust" / f"{next(NUMBERS)}.json"
+        monkeypatch.setattr("diffnb.files.trust.default_store", lambda: store)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -25,8 +25,7 @@ class Looped(NoiseSchedule):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
-def test_code_in_a_file_runs_only_if_it_was_confirmed_beforehand(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+def test_code_in_a_file_runs_only_if_it_was_confirmed_beforehand(tmp_path):
     network = UNet(1, (8,), 1, (), groups=4)
     (tmp_path / "models").mkdir()
     file = tmp_path / "models" / "own.safetensors"
