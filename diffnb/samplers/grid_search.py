@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,7 +141,7 @@ def optimise_grid(
     teacher: Sampler | None = None,  # what makes the long runs; None: DPM-Solver++(3M)
     teacher_steps: int = 30,  # number of its steps
     start: Sequence[float] | None = None,  # n_steps - 1 values of lambda to begin with; None: `short_karras`
-    rounds: int = 12,  # trials at most, each followed by n_steps - 1 runs for derivatives where it was better
+    rounds: int = 12,  # trials at most, each followed by 2 (n_steps - 1) runs for derivatives where it was better
     seed: int = 0,  # of the noise
     dtype: torch.dtype = torch.float32,  # type of the samples
     device: str | torch.device = "cpu",  # where the model is
@@ -173,8 +174,12 @@ def optimise_grid(
 
     logs = _logs(short_karras(sde, n_steps) if start is None else torch.tensor(start, dtype=torch.float64), ends)
     before = float((residuals(logs) ** 2).sum())
-    # differences of 2%: runs in float32 are too rough for smaller ones
-    found = least_squares(residuals, logs, diff_step=0.02, max_nfev=rounds)
+
+    def slopes(logs):  # over 0.1 to both sides: runs in float32 are too rough for much smaller differences
+        moves = 0.1 * np.eye(len(logs))
+        return np.stack([(residuals(logs + move) - residuals(logs - move)) / 0.2 for move in moves], 1)
+
+    found = least_squares(residuals, logs, slopes, max_nfev=rounds)
     best = found.x if 2 * found.cost < before else logs
-    runs = 1 + found.nfev + found.njev * (n_steps - 1)
+    runs = 1 + found.nfev + found.njev * 2 * (n_steps - 1)
     return GridSearch(Tuned(sampler, (_levels(best, ends).tolist(),)), before, min(before, float(2 * found.cost)), runs)
