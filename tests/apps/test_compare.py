@@ -283,6 +283,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_tried_again(whole, tmp_path, mo
 def test_all_tasks_and_subsets(tmp_path, monkeypatch):
     """Colours, holes and classes; each seed trains a model of its own."""
     monkeypatch.delenv("DIFFNB_WEIGHTS", raising=False)  # with Inception's weights it would take them, and long
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where another test may have put them
     colours = image_set("cifar10_samples", verbose=False)
     assert colours.shape[0] == 3
     settings = {"data": ["packaged", "cifar10_samples"], "size": 16, "processes": "vp", "samplers": "ddim", "seeds": 2, "retrain": True, "limit": 100}
