@@ -27,6 +27,7 @@ class Codec(nn.Module):
 
     exact = False  # whether decode(encode(x)) is x; then `analyse` is orthonormal, or `log_det` is the subclass's own
     is_linear = False  # whether `decode` is an affine function
+    how_fitted = "{name}.fit(images) makes one that has"  # what to do where `is_fitted` is false
 
     def __init__(
         self,
