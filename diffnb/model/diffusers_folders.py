@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..arguments import whole_number
 from ..documents import parse_json
 from ..files.errors import LimitExceeded, Limits
 from ..files.model_file import largest_number, outlined
@@ -110,6 +111,8 @@ def filled(
             network = make()
     except LimitExceeded:
         raise ValueError(f"config.json in {folder} describes many more layers than the {len(weights):,} tensors in its file of weights") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the settings in {folder} do not fit: {str(error).splitlines()[0]:.300}") from None
     except RuntimeError as error:
         reason = (str(error).splitlines() or [""])[:2][-1].strip()
         raise ValueError(f"the weights in {folder} are not those of the network in its config.json: {reason:.300}") from None
@@ -127,7 +130,7 @@ def _patterns(pickled, only_codec):
     endings = [".safetensors", *([".bin"] if pickled else [])]
     if not only_codec:
         return ["*.json", *(f"*{ending}" for ending in endings)]
-    return [*_CODEC, *(f"{place}{_WEIGHTS}{ending}" for place in ("", "vae/") for ending in endings)]
+    return [*_CODEC, *(f"{place}{_WEIGHTS}{ending}" for place in ("", "vae/", "vqvae/") for ending in endings)]
 
 
 def fetched_pipeline(
@@ -234,20 +237,16 @@ def latent_scale(
     tiny = config.get("_class_name") == "AutoencoderTiny"
     factor, shift = config.get("scaling_factor", 1.0 if tiny else 0.18215), config.get("shift_factor")
     mean, std = config.get("latents_mean"), config.get("latents_std")
-    said = "the autoencoder's config.json has"
+    said, channels = "the autoencoder's config.json has", whole_number(channels, "latent_channels", 1, 65_536)
     if not _numbers([factor]) or not factor > 0:
         raise ValueError(f"{said} scaling_factor = {factor!r:.60}; it must be a number above 0")
     if shift is not None and not _numbers([shift]):
         raise ValueError(f"{said} shift_factor = {shift!r:.60}; it must be a number, or null")
     if (mean is None) != (std is None) or mean is not None and shift:
-        raise ValueError(
-            f"{said} latents_mean, latents_std and shift_factor that contradict one another: the first two go together, without the last"
-        )
+        raise ValueError(f"{said} latents_mean, latents_std and shift_factor that contradict one another: the first two go together, without the last")
     for name, values in (("latents_mean", mean), ("latents_std", std)) if mean is not None else ():
         if not isinstance(values, (list, tuple)) or len(values) != channels or not _numbers(values) or name == "latents_std" and min(values) <= 0:
-            raise ValueError(
-                f"{said} {name} = {values!r:.60}; it must hold a number for each of the {channels} channels, and of latents_std one above 0"
-            )
+            raise ValueError(f"{said} {name} = {values!r:.60}; it must hold a number for each of the {channels} channels, and of latents_std one above 0")
     middle = torch.tensor([shift or 0.0] * channels if mean is None else mean, dtype=torch.float64)
     spread = torch.tensor([1.0] * channels if std is None else std, dtype=torch.float64)
     return middle.float(), (spread / factor).float()
@@ -272,7 +271,7 @@ def codec_of_folder(
     config = read_json(folder / "config.json")
     try:
         cls, arguments = codec_settings(config)
-        mean, scale = latent_scale(config, arguments["channels"] if isinstance(arguments["channels"], int) else 0)
+        mean, scale = latent_scale(config, arguments["channels"])
     except ValueError as error:
         raise ValueError(f"no codec is made of {folder}: {error}") from None
     weights = read_diffusers_weights(folder, pickled, "read_codec") | {"mean": mean, "scale": scale}
