@@ -243,10 +243,14 @@ def latent_scale(
     if shift is not None and not _numbers([shift]):
         raise ValueError(f"{said} shift_factor = {shift!r:.60}; it must be a number, or null")
     if (mean is None) != (std is None) or mean is not None and shift:
-        raise ValueError(f"{said} latents_mean, latents_std and shift_factor that contradict one another: the first two go together, without the last")
+        raise ValueError(
+            f"{said} latents_mean, latents_std and shift_factor that contradict one another: the first two go together, without the last"
+        )
     for name, values in (("latents_mean", mean), ("latents_std", std)) if mean is not None else ():
         if not isinstance(values, (list, tuple)) or len(values) != channels or not _numbers(values) or name == "latents_std" and min(values) <= 0:
-            raise ValueError(f"{said} {name} = {values!r:.60}; it must hold a number for each of the {channels} channels, and of latents_std one above 0")
+            raise ValueError(
+                f"{said} {name} = {values!r:.60}; it must hold a number for each of the {channels} channels, and of latents_std one above 0"
+            )
     middle = torch.tensor([shift or 0.0] * channels if mean is None else mean, dtype=torch.float64)
     spread = torch.tensor([1.0] * channels if std is None else std, dtype=torch.float64)
     return middle.float(), (spread / factor).float()
