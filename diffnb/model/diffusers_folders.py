@@ -167,7 +167,7 @@ def fetched_pipeline(
     raise FileNotFoundError(f"there is no folder {name!r}, and {reason}; {what} that was downloaded elsewhere is read from its folder")
 
 # %% ../../nbs/11_model/13_diffusers_folders.ipynb #dfold12
-_ARGUMENTS = {  # by the class: what config.json calls an argument of ours, and what diffusers takes where a file leaves it out
+_ARGUMENTS: dict[str, dict[str, tuple[str, Any]]] = {  # by the class and the name in config.json: our argument, and what silence means
     "AutoencoderKL": {
         "in_channels": ("image_channels", 3), "latent_channels": ("channels", 4), "block_out_channels": ("widths", (64,)),
         "layers_per_block": ("blocks", 1), "norm_num_groups": ("groups", 32), "mid_block_add_attention": ("attention", True),
@@ -179,13 +179,13 @@ _ARGUMENTS = {  # by the class: what config.json calls an argument of ours, and 
         "num_decoder_blocks": ("decoder_blocks", (3, 3, 3, 1)), "latent_magnitude": ("magnitude", 3.0), "latent_shift": ("shift", 0.5),
     },
 }  # fmt: skip
-_KNOWN_VALUES = {  # settings of which one value is known
+_KNOWN_VALUES: dict[str, dict[str, tuple]] = {  # settings of which one value is known
     "AutoencoderKL": {"act_fn": ("silu", "swish")},
     "AutoencoderTiny": {"act_fn": ("relu",), "upsample_fn": ("nearest",), "upsampling_scaling_factor": (2,)},
 }
 _PASSED_OVER = {"AutoencoderKL": {"sample_size", "force_upcast"}, "AutoencoderTiny": {"force_upcast", "block_out_channels"}}
 _ELSEWHERE = {"out_channels", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "down_block_types", "up_block_types"}
-_MADE = {"AutoencoderKL": DiffusersAutoencoder, "AutoencoderTiny": DiffusersTinyAutoencoder}
+_MADE: dict[str, type[Codec]] = {"AutoencoderKL": DiffusersAutoencoder, "AutoencoderTiny": DiffusersTinyAutoencoder}
 CODEC_CLASSES = tuple(_MADE)  # of diffusers, which are read
 
 
@@ -243,14 +243,10 @@ def latent_scale(
     if shift is not None and not _numbers([shift]):
         raise ValueError(f"{said} shift_factor = {shift!r:.60}; it must be a number, or null")
     if (mean is None) != (std is None) or mean is not None and shift:
-        raise ValueError(
-            f"{said} latents_mean, latents_std and shift_factor that contradict one another: the first two go together, without the last"
-        )
+        raise ValueError(f"{said} latents_mean, latents_std and shift_factor that contradict one another: the first two go together, and alone")
     for name, values in (("latents_mean", mean), ("latents_std", std)) if mean is not None else ():
         if not isinstance(values, (list, tuple)) or len(values) != channels or not _numbers(values) or name == "latents_std" and min(values) <= 0:
-            raise ValueError(
-                f"{said} {name} = {values!r:.60}; it must hold a number for each of the {channels} channels, and of latents_std one above 0"
-            )
+            raise ValueError(f"{said} {name} = {values!r:.60}; it must hold a number for each of {channels} channels, latents_std one above 0")
     middle = torch.tensor([shift or 0.0] * channels if mean is None else mean, dtype=torch.float64)
     spread = torch.tensor([1.0] * channels if std is None else std, dtype=torch.float64)
     return middle.float(), (spread / factor).float()

@@ -1,4 +1,4 @@
-"""The codecs in front of most published latent models, layer by layer with the same names of weights: what their training asked for, and which numbers of theirs must not be forgotten.
+"""The codecs of most published models of latents, layer by layer: what their training asked for, and the scale that must not be forgotten.
 
 Docs: https://diffnb.github.io/diffnb/06_networks/diffusers_codecs.html.md"""
 
@@ -9,6 +9,7 @@ __all__ = ['DiffusersAutoencoder', 'DiffusersTinyAutoencoder']
 
 # %% ../../nbs/06_networks/09_diffusers_codecs.ipynb #dcod003
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,8 +112,8 @@ class DiffusersAutoencoder(Codec):
         if wrong := [width for width in widths if width % groups]:
             raise ValueError(f"widths must be multiples of the {groups} groups of the norms, got {wrong[0]}")
         super().__init__(image_channels, channels, 2 ** (len(widths) - 1))
-        self.config = {"channels": channels, "image_channels": image_channels, "widths": list(widths), "blocks": blocks, "groups": groups}
-        self.config |= {"attention": attention, "quant": quant, "post_quant": post_quant}
+        self.config: dict[str, Any] = {"channels": channels, "image_channels": image_channels, "widths": list(widths), "blocks": blocks}
+        self.config |= {"groups": groups, "attention": attention, "quant": quant, "post_quant": post_quant}
         self.encoder = _Encoder(image_channels, 2 * channels, widths, blocks, groups, attention)
         self.decoder = _Decoder(channels, image_channels, widths, blocks, groups, attention)
         zero_start(self.decoder.conv_out)
@@ -197,7 +198,8 @@ class DiffusersTinyAutoencoder(Codec):
         if not magnitude > 0:
             raise ValueError(f"magnitude must be a number above 0, got {magnitude}")
         super().__init__(image_channels, channels, 2 ** (len(encoder_blocks) - 1))
-        self.config = {"channels": channels, "image_channels": image_channels, "encoder_width": encoder_width, "decoder_width": decoder_width}
+        self.config: dict[str, Any] = {"channels": channels, "image_channels": image_channels}
+        self.config |= {"encoder_width": encoder_width, "decoder_width": decoder_width}
         self.config |= {"encoder_blocks": list(encoder_blocks), "decoder_blocks": list(decoder_blocks), "magnitude": magnitude, "shift": shift}
         self.magnitude, self.shift = magnitude, shift
         down: list[nn.Module] = []

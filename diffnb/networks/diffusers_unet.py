@@ -10,7 +10,7 @@ __all__ = ['embed_step', 'DiffusersResnet', 'DiffusersAttention', 'DiffusersHalv
 
 # %% ../../nbs/06_networks/04_diffusers_unet.ipynb #dfu04
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,12 @@ class DiffusersResnet(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
-    def forward(self, x, emb=None):
+    def forward(
+        self,
+        x: Tensor,  # feature maps (n, c_in, h, w)
+        emb: Tensor | None = None,  # embedding of the step (n, c_emb); None: there is none
+    ) -> Tensor:  # (n, c_out, h, w)
+        """Compute the block."""
         h = self.conv1(F.silu(self.norm1(x)))
         if emb is not None:
             h = h + self.time_emb_proj(F.silu(emb))[..., None, None]
@@ -89,7 +94,11 @@ class DiffusersAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x):
+    def forward(
+        self,
+        x: Tensor,  # feature maps (n, channels, h, w)
+    ) -> Tensor:  # shape of x
+        """Add what each pixel has of the others."""
         n, c, h, w = x.shape
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (layer(tokens).view(n, h * w, self.heads, -1).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
@@ -107,7 +116,11 @@ class DiffusersHalve(nn.Module):
         super().__init__()
         self.conv, self.around = nn.Conv2d(channels, channels, 3, stride=2, padding=int(around)), around
 
-    def forward(self, x):
+    def forward(
+        self,
+        x: Tensor,  # feature maps (n, channels, h, w), h and w even
+    ) -> Tensor:  # (n, channels, h / 2, w / 2)
+        """Halve the resolution."""
         return self.conv(x if self.around else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -121,7 +134,11 @@ class DiffusersDouble(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x):
+    def forward(
+        self,
+        x: Tensor,  # feature maps (n, channels, h, w)
+    ) -> Tensor:  # (n, channels, 2 h, 2 w)
+        """Double the resolution."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -144,7 +161,7 @@ class DiffusersBlock(nn.Module):
         if upsampler is not None:
             self.upsamplers = nn.ModuleList([upsampler])
 
-    def pairs(self):
+    def pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """Give each residual block with its attention, or with the identity."""
         return zip(self.resnets, getattr(self, "attentions", None) or [nn.Identity()] * len(self.resnets))
 

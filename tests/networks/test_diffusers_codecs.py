@@ -381,7 +381,7 @@ WRONG = {  # settings of a folder, and what is said
     "a mean alone": ({"latents_mean": [0.0] * 4}, "contradict one another: the first two go together"),
     "a deviation alone": ({"latents_std": [1.0] * 4}, "contradict one another"),
     "a mean and a shift": ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "contradict one another"),
-    "fewer means": ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, "latents_mean = .*; it must hold a number for each of the 4 channels"),
+    "fewer means": ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, "latents_mean = .*; it must hold a number for each of 4 channels"),
     "a deviation of zero": ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 0.0, 1.0, 1.0]}, "latents_std = .*; it must hold a number"),
     "means in a text": ({"latents_mean": "0000", "latents_std": [1.0] * 4}, "latents_mean = '0000'; it must hold"),
     "a truth value for a mean": ({"latents_mean": [True, 0, 0, 0], "latents_std": [1.0] * 4}, "latents_mean = .*; it must hold"),
