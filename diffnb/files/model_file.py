@@ -91,7 +91,8 @@ def outlined(
     Raises:
         LimitExceeded: if that takes more operations than so many tensors account for.
     """
-    with torch.random.fork_rng(devices=[]), _Counting(64 * parts + 2000), torch.device("meta"):
+    # where the count ends it in the middle of a torch.no_grad(), that cannot restore what was before, which is therefore done here
+    with torch.set_grad_enabled(torch.is_grad_enabled()), torch.random.fork_rng(devices=[]), _Counting(64 * parts + 2000), torch.device("meta"):
         return make()
 
 

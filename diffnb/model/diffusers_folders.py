@@ -9,6 +9,7 @@ __all__ = ['CODEC_CLASSES', 'read_json', 'name_of_today', 'read_diffusers_weight
            'codec_settings', 'latent_scale', 'codec_of_folder', 'read_codec']
 
 # %% ../../nbs/11_model/13_diffusers_folders.ipynb #dfold03
+import contextlib
 import importlib
 import math
 import os
@@ -111,8 +112,8 @@ def filled(
             network = make()
     except LimitExceeded:
         raise ValueError(f"config.json in {folder} describes many more layers than the {len(weights):,} tensors in its file of weights") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the settings in {folder} do not fit: {str(error).splitlines()[0]:.300}") from None
+    except TypeError as error:
+        raise ValueError(f"the settings in config.json in {folder} do not fit: {str(error).splitlines()[0]:.300}") from None
     except RuntimeError as error:
         reason = (str(error).splitlines() or [""])[:2][-1].strip()
         raise ValueError(f"the weights in {folder} are not those of the network in its config.json: {reason:.300}") from None
@@ -269,13 +270,27 @@ def codec_of_folder(
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
-    try:
+    with _named(folder):
         cls, arguments = codec_settings(config)
         mean, scale = latent_scale(config, arguments["channels"])
+
+    def make():
+        with _named(folder):
+            return cls(**arguments)
+
+    weights = read_diffusers_weights(folder, pickled, "read_codec") | {"mean": mean, "scale": scale}
+    return filled(make, weights, arguments, folder).requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _named(folder):
+    """Say of which folder the settings are that do not fit."""
+    try:
+        yield
+    except LimitExceeded:
+        raise
     except ValueError as error:
         raise ValueError(f"no codec is made of {folder}: {error}") from None
-    weights = read_diffusers_weights(folder, pickled, "read_codec") | {"mean": mean, "scale": scale}
-    return filled(lambda: cls(**arguments), weights, arguments, folder).requires_grad_(False)
 
 
 def read_codec(

@@ -123,6 +123,17 @@ def refused(path, kind):
     assert time.process_time() - start < (4 if sys.gettrace() else 1) and re.search(r"^\S+: .{20,500}$", str(found.value))
 
 
+@pytest.mark.parametrize("blocks", range(1000, 65_536, 3071))
+def test_a_network_that_is_not_made_to_its_end_leaves_torch_as_it_was(blocks, tmp_path):
+    """Its layers switch gradients off for a moment while they are made; the count may end them there."""
+    unet = UNet(1, (4, 4), 1, (), groups=2)
+    path = written(tmp_path, lambda m: m["network"]["settings"].update(blocks=blocks), network=unet, shape=(1, 8, 8), labels=(), names=None)
+    random = torch.random.get_rng_state()
+    with pytest.raises(LimitExceeded, match="takes more than"):
+        load(path)
+    assert torch.is_grad_enabled() and torch.equal(random, torch.random.get_rng_state()) and torch.empty(1).device.type == "cpu"
+
+
 @pytest.mark.parametrize("name", [*RUNS, *IMAGES])
 def test_what_would_explode_is_refused(name, tmp_path):
     change, kind = (RUNS | IMAGES)[name]
