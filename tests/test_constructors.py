@@ -10,6 +10,7 @@ import pytest
 import torch
 
 INSIDE = set("State Drawing Returning ConvNorm MetricResult FeatureMetric CrossAttention ResBlock SelfAttention UncertaintyNetwork".split())
+INSIDE |= set("DiffusersResnet DiffusersAttention DiffusersHalve DiffusersDouble DiffusersBlock".split())
 INSIDE |= {"Parametrization", "UncertaintyCallback", "DiffusionCallback", "AgainCallback"}  # made by the library alone, or only derived from
 WINGS = ("noise", "samplers", "guidance", "networks", "metrics", "training")
 KINDS = {"int": int, "float": float, "bool": bool}
@@ -68,9 +69,10 @@ def test_what_stands_for_a_number_is_taken(name, monkeypatch):
     for draws in ("kaiming_uniform_", "uniform_"):
         monkeypatch.setattr(torch.nn.init, draws, lambda weights, *arguments, **settings: weights)  # which nobody looks at
     cls, numbers = PARTS[name]
-    narrow = (
-        {"widths": (32,), "attention_down": (), "attention_up": ()} if name == "networks.DiffusersUNet" else {}
-    )  # not 36 million weights each time
+    narrow = {  # not 36 million weights each time
+        "networks.DiffusersUNet": {"widths": (32,), "attention_down": (), "attention_up": ()},
+        "networks.DiffusersAutoencoder": {"widths": (32,)},
+    }.get(name, {})
     plain = cls(**narrow)
     for parameter in numbers:
         kinds = (

@@ -6,6 +6,7 @@ from ..core import lazily
 
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .conditions import *
+    from .diffusers_folders import *
     from .distilling import *
     from .editing import *
     from .exporting import *

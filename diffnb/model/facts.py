@@ -225,5 +225,6 @@ class ModelFacts(ModelSettings):
         classes = f", classes {self._trained.labels}" if self._trained.labels else ""
         classes += ", takes text" if self._trained.takes_text else ""
         classes += f", attributes {printable(', '.join(names))}" if (names := self._trained.attribute_names) else ""
-        shape = " x ".join(map(str, self.shape)) + ("" if isinstance(self._trained.codec, IdentityCodec) else f" through {self._trained.codec!r}")
+        shape, codec = " x ".join(map(str, self.shape)), self._trained.codec
+        shape += "" if isinstance(codec, IdentityCodec) else f" through {type(codec).__name__}({codec.extra_repr()})"
         return f"{type(self).__name__}({self._sde!r}, {self._sampler!r}, {size}, images {shape}{classes}, on {self.device})"

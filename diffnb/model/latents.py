@@ -92,8 +92,7 @@ def chosen_codec(
     """
     found = CODECS.resolve(codec, Codec)
     if not found.is_fitted:
-        name = type(found).__name__
-        raise ValueError(f"codec={codec!r:.60} has not been fitted to images; {name}.fit(images) makes one that has")
+        raise ValueError(f"codec={codec!r:.60} has not been fitted to images; {found.how_fitted.format(name=type(found).__name__)}")
     return copy.deepcopy(found)
 
 

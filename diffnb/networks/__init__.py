@@ -2,6 +2,7 @@
 
 from .base import *
 from .codecs import *
+from .diffusers_codecs import *
 from .diffusers_unet import *
 from .dit import *
 from .frozen_text import *

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..arguments import as_tensor, reading_settings, real_number, whole_number
 from .base import first_weights, zero_start
-from .codecs import CODECS, Codec, PatchPCA, in_model_range
+from .codecs import CODECS, Codec, PatchPCA, images_of, in_model_range
 from ..printing import progress_bar, warn_caller
 
 # %% ../../nbs/06_networks/08_learned_codec.ipynb #lcod006
@@ -124,12 +124,13 @@ class ConvCodec(Codec):
     @classmethod
     def fit(
         cls,
-        images,  # what `in_model_range` takes
+        images,  # what `images_of` takes: a set, its name or its folder
         factor: int = 4,  # pixels a side that become one: 2, 4, 8, 16 or 32
         channels: int = 8,  # channels of the latents
         steps: int | None = None,  # steps of training; None: 2000, or as many as `time_limit` allows
         time_limit: float | None = None,  # seconds after which to stop; None: no limit
         *,
+        size: int | tuple[int, int] | None = None,  # side, or (height, width), of the images, to crop and resize to; None: as they are
         width: int = 32,  # channels of the convolutions at half the side of the images
         blocks: int = 2,  # residual blocks at each side
         batch_size: int = 32,  # images a step
@@ -149,7 +150,7 @@ class ConvCodec(Codec):
         total = None if steps is None and time_limit is not None else whole_number(2000 if steps is None else steps, "steps", 1)
         if time_limit is not None and not real_number(time_limit, "time_limit") > 0:
             raise ValueError(f"time_limit must be a positive number of seconds, or None for no limit, got {time_limit}")
-        training = CodecTraining(images, factor, channels, width, blocks, batch_size, rate, noise, features, seed, device)
+        training = CodecTraining(images_of(images, size), factor, channels, width, blocks, batch_size, rate, noise, features, seed, device)
         start = time.monotonic()
         with progress_bar(total, "step", "fitting a codec", progress) as bar:
             try:
@@ -167,7 +168,7 @@ class CodecTraining:
 
     def __init__(
         self,
-        images,  # what `in_model_range` takes
+        images,  # what `images_of` takes: a set, its name or its folder
         factor: int = 4,  # pixels a side that become one: 2, 4, 8, 16 or 32
         channels: int = 8,  # channels of the latents
         width: int = 32,  # channels of the convolutions at half the side of the images
@@ -185,6 +186,7 @@ class CodecTraining:
             raise ValueError(f"rate must be a number above 0, got {rate}")
         if not 0 <= noise < math.inf:
             raise ValueError(f"noise must be a number of at least 0, got {noise}")
+        images = images_of(images)
         with first_weights(seed):
             network = ConvCodec(channels, factor, next(in_model_range(images)).shape[1], width, blocks)
         linear = PatchPCA.fit(images, factor, channels)

@@ -6,16 +6,17 @@ import re
 import sys
 import time
 import typing
+from dataclasses import replace
 
 import pytest
 import torch
 from test_model_files import assembled, parts, tiny
 
 from diffnb.documents import canonical_json
-from diffnb.files import BadManifest, LimitExceeded, Limits, ModelFileError, load, save
+from diffnb.files import BadManifest, LimitExceeded, Limits, ModelFileError, load, outlined, save
 from diffnb.files import inspect as look
 from diffnb.model import GenerativeModel
-from diffnb.networks import MLP, NETWORKS, DiffusersUNet, DiT, UNet
+from diffnb.networks import CODECS, MLP, NETWORKS, DiffusersUNet, DiT, UNet
 from diffnb.noise import EDM, PARAMETRIZATIONS, SCHEDULES, SDES, VE, VP, Discrete, Exponential, VEPower
 from diffnb.samplers import DDIM, SAMPLERS, DormandPrince, EulerMaruyama, PredictorCorrector, Restart, StochasticHeun, Tuned, UniPC
 
@@ -120,6 +121,21 @@ def refused(path, kind):
     with pytest.raises(kind) as found:
         load(path)
     assert time.process_time() - start < (4 if sys.gettrace() else 1) and re.search(r"^\S+: .{20,500}$", str(found.value))
+
+
+@pytest.mark.parametrize("before", range(32))
+def test_a_network_that_is_not_made_to_its_end_leaves_torch_as_it_was(before):
+    """Its layers switch gradients off for a moment while they are made; the count may end them there, after some operations more or less."""
+
+    def endless():
+        for _ in range(before):
+            torch.empty(1)
+        return torch.nn.Sequential(*(torch.nn.Conv2d(2, 2, 3) for _ in range(10_000)))
+
+    random = torch.random.get_rng_state()
+    with pytest.raises(LimitExceeded, match="takes more than"):
+        outlined(endless, 1)
+    assert torch.is_grad_enabled() and torch.equal(random, torch.random.get_rng_state()) and torch.empty(1).device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", [*RUNS, *IMAGES])
@@ -232,6 +248,67 @@ def test_every_setting_of_every_component(kind, name, parameter, tmp_path):
             assert time.process_time() - start < 2
         levels = found.sampling_sde.levels(found.sampler.grid(found.sampling_sde, found.sampler.n_steps_default))
         assert all(math.isfinite(v) for level in levels for v in level)
+
+
+SMALL_CODECS = {  # settings that make codecs small, where they are more than a few numbers
+    "conv-codec": dict(factor=2, channels=2, width=4, blocks=1),
+    "diffusers-autoencoder": dict(channels=2, widths=(4, 4), blocks=1, groups=2),
+    "diffusers-tiny-autoencoder": dict(channels=2, encoder_width=2, decoder_width=2, encoder_blocks=(1, 1), decoder_blocks=(1, 1)),
+}
+CODEC_SETTINGS = [(name, parameter) for name in CODECS.names() for parameter in inspect.signature(CODECS[name]).parameters]
+
+
+def with_codec(name):
+    """A model of latents of 3 x 16 x 16 images."""
+    codec = CODECS[name](**SMALL_CODECS.get(name, {}))
+    channels = codec.shape((3, 16, 16))[0]
+    return tiny(codec=codec, network=UNet(channels, (8, 8), 1, (), groups=4), shape=(3, 16, 16), labels=(), names=None)
+
+
+@pytest.mark.parametrize("name", CODECS.names())
+def test_every_codec_comes_back(name, tmp_path):
+    contents = with_codec(name)
+    save(contents, tmp_path / "m")
+    again = load(tmp_path / "m")
+    assert type(again.codec) is type(contents.codec) and again.codec.config == contents.codec.config
+    for key, value in contents.codec.state_dict().items():
+        assert torch.equal(again.codec.state_dict()[key], value)
+
+
+@pytest.mark.parametrize(("name", "parameter"), CODEC_SETTINGS)
+def test_every_setting_of_every_codec(name, parameter, tmp_path):
+    """With values of no use, and with large ones: a documented error at once, or a codec that takes the images of the file."""
+    save(with_codec(name), tmp_path / "m")
+    header, body = parts(tmp_path / "m")
+    import json
+
+    text = header["__metadata__"]["diffnb.manifest"]
+    for value in (*WRONG, [], [4] * 13, [4, 60_000], [10**9, 4], 60_000, 10**9, [4, 2.5], ["4"]):
+        manifest = json.loads(text)
+        manifest["codec"]["settings"][parameter] = value
+        header["__metadata__"]["diffnb.manifest"] = canonical_json(manifest)
+        (tmp_path / "m").write_bytes(assembled(header, body))
+        start = time.process_time()
+        try:
+            found = load(tmp_path / "m")
+        except ModelFileError:
+            continue
+        finally:
+            assert time.process_time() - start < 2
+        assert found.codec.shape((3, 16, 16))
+
+
+def test_attention_of_a_codec_is_bounded(tmp_path):
+    """Where it is asked for in the middle of an autoencoder whose latent is the size of the image."""
+    codec = CODECS["diffusers-autoencoder"](channels=1, image_channels=1, widths=(2,), blocks=1, groups=1)
+    contents = tiny(codec=codec, network=UNet(1, (8, 8), 1, (), groups=4), shape=(1, 64, 64), labels=(), names=None)
+    save(contents, tmp_path / "m")
+    with pytest.raises(ValueError, match="the codec DiffusersAutoencoder would let each of 16,777,216 places look at each other"):
+        save(replace(contents, shape=(1, 4096, 4096)), tmp_path / "n")
+    header, body = parts(tmp_path / "m")
+    header["__metadata__"]["diffnb.manifest"] = header["__metadata__"]["diffnb.manifest"].replace("[1,64,64]", "[1,4096,4096]")
+    (tmp_path / "m").write_bytes(assembled(header, body))
+    refused(tmp_path / "m", LimitExceeded)
 
 
 USED = {

@@ -7,7 +7,7 @@ import torch
 
 from diffnb.files import KINDS, Context, Parts
 from diffnb.files.model_file import _cast as cast
-from diffnb.networks import NETWORKS
+from diffnb.networks import CODECS, NETWORKS
 from diffnb.noise import VP, Cosine, Karras
 from diffnb.samplers import DDIM
 
@@ -39,6 +39,15 @@ def test_networks_are_registered_with_their_settings():
     for name in NETWORKS.names():
         network = NETWORKS[name](**SMALL.get(name, dict(widths=(8, 8), groups=4)))
         assert journey(network).config == network.config
+
+
+SMALL_CODECS = {"diffusers-autoencoder": dict(widths=(8, 8), groups=4), "diffusers-tiny-autoencoder": dict(encoder_width=4, decoder_width=4)}
+
+
+def test_codecs_are_registered_with_their_settings():
+    for name in CODECS.names():
+        codec = CODECS[name](**SMALL_CODECS.get(name, {}))
+        assert journey(codec).config == codec.config
 
 
 def test_half_precision_rounds_and_refuses():

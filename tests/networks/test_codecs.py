@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffnb.core import NoiseSource
 from diffnb.data import ImageSet, image_set
 from diffnb.denoise import Gaussian
-from diffnb.networks import CODECS, Codec, IdentityCodec, PatchPCA, Wavelet, check_codec
+from diffnb.networks import CODECS, Codec, IdentityCodec, PatchPCA, Wavelet, check_codec, in_model_range
 from diffnb.noise import EDM, VP, FlowMatching
 from diffnb.samplers import DPMSolverPP2M, EulerMaruyama, Heun, PredictorCorrector
 
@@ -213,7 +213,9 @@ def test_what_does_not_fit_is_told_in_a_sentence(name):
 
 
 def test_texts_and_other_things_are_no_images():
-    for wrong, words in (("emoji", "image_set"), (7, "images must be a tensor"), ([SMALL], "images must be a tensor")):
+    with pytest.raises(TypeError, match="image_set"):
+        next(in_model_range("emoji"))
+    for wrong, words in ((7, "images must be a tensor"), ([SMALL], "images must be a tensor")):
         with pytest.raises(TypeError, match=words):
             PatchPCA.fit(wrong)
 
@@ -222,3 +224,46 @@ def test_the_first_band_is_the_small_copy():
     x = NoiseSource.of(0, 2).normal((3, 16, 16), "probe", dtype=D)
     for levels in (1, 2, 3):
         torch.testing.assert_close(Wavelet(levels).encode(x)[:, :3], 2**levels * F.avg_pool2d(x, 2**levels), atol=1e-12, rtol=0)
+
+
+# sets by their names
+
+
+def grey_folder(folder):
+    """A folder with four pictures of two sizes."""
+    from PIL import Image
+
+    for i, size in enumerate([(20, 16), (16, 24)] * 2):
+        Image.effect_noise(size, 40 + 30 * i).convert("RGB").save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("told", ["a name", "a folder", "a folder as text", "a set", "a tensor"])
+def test_images_are_read_by_name(told, tmp_path):
+    """A name, a folder, and a size for whatever is given."""
+    named = {"a name": "emoji", "a set": image_set("emoji", size=24, limit=50, verbose=False), "a tensor": torch.rand(6, 3, 20, 20)}
+    given = named.get(told) or grey_folder(tmp_path) if told != "a tensor" else named[told]
+    given = str(given) if told == "a folder as text" else given
+    read = image_set(given, size=16, verbose=False)
+    assert torch.equal(PatchPCA.fit(given, 2, 4, size=16).basis, PatchPCA.fit(read, 2, 4).basis)
+    assert torch.equal(Wavelet.fit(given, 2, size=16).scale, Wavelet.fit(read, 2).scale)
+    assert torch.equal(PatchPCA.fit(given, 2, 4, size=(8, 16)).scale, PatchPCA.fit(image_set(given, size=(8, 16), verbose=False), 2, 4).scale)
+    if told == "a name":
+        assert torch.equal(Wavelet(1, 3).standardise(given).scale, Wavelet.fit(image_set(given, verbose=False), 1).scale)
+
+
+@pytest.mark.parametrize(
+    "call, kind, words",
+    [
+        (lambda: PatchPCA.fit("emojis"), (ValueError, FileNotFoundError), "emojis"),
+        (lambda: PatchPCA.fit("no/such/folder"), (ValueError, FileNotFoundError), "no/such/folder"),
+        (lambda: PatchPCA.fit("emoji", size=18), ValueError, "multiples of 4, got 18 x 18"),
+        (lambda: PatchPCA.fit("emoji", size=0), ValueError, "size"),
+        (lambda: PatchPCA.fit("emoji", size="large"), (ValueError, TypeError), "size"),
+        (lambda: PatchPCA.fit(None), TypeError, "images"),
+    ],
+)
+def test_names_that_do_not_fit_are_told(call, kind, words):
+    with pytest.raises(kind, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)

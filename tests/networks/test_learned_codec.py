@@ -135,6 +135,17 @@ def test_a_time_limit_ends_it(emoji):
     assert ConvCodec.fit(emoji, 4, 4, time_limit=0.5, **SMALL).is_fitted
 
 
+def test_a_set_by_its_name(emoji):
+    named, given = (
+        ConvCodec.fit(images, 4, 4, 3, **SMALL, **size)
+        for images, size in (("emoji", {"size": 16}), (image_set("emoji", size=16, verbose=False), {}))
+    )
+    assert all(torch.equal(one, given.state_dict()[name]) for name, one in named.state_dict().items())
+    assert CodecTraining("emoji", 4, 4, 8, 1).images.shape[1] == 3
+    with pytest.raises((ValueError, FileNotFoundError), match="emojis"):
+        ConvCodec.fit("emojis", size=16)
+
+
 def test_other_images(emoji):
     grey = emoji.unit(slice(None)).double().mean(1, keepdim=True)
     codec = ConvCodec.fit(grey, 2, 2, 2, **SMALL)
