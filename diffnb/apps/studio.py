@@ -32,8 +32,9 @@ from ..files.report import ModelReport, inspect
 from ..files.trust import TrustStore
 from ..guidance.operators import REC601
 from ..model.generative import GenerativeModel
+from ..model.packaged import packaged_models
 from ..model.restoration import greyed
-from ..model.trained import choose_device, packaged_models
+from ..model.trained import choose_device
 from ..printing import counted
 
 # %% ../../nbs/12_apps/10_studio.ipynb #10s06
