@@ -131,7 +131,7 @@ def texts_of(
         raise ValueError(f"{name} holds {len(several)} texts for {counted(n, 'sample')}; give one for all, or one each")
     if bad := [text for text in several if text is not None and not isinstance(text, str)]:
         raise TypeError(f"{name} must be a text, or a text for each sample, got {bad[0]!r:.60}")
-    reads_words = hasattr(network, "vocabulary")  # a frozen encoder may know symbols that have no name here
+    reads_words = getattr(network, "vocabulary", None) is not None  # a frozen encoder may know symbols that have no name here
     for text in (text for text in several if isinstance(text, str)):
         if (new := nameless_emoji(text)) and (reads_words or not split_words(text)):
             raise ValueError(

@@ -39,7 +39,7 @@ def split_words(
     plain = unicodedata.normalize("NFKD", spelled.casefold())
     return _WORD.findall("".join(c for c in plain if not unicodedata.combining(c) and c not in "'’"))
 
-
+# %% ../../nbs/06_networks/03_text.ipynb #6fff7d94
 _EMOJI = re.compile("[\u2600-\u27bf\U0001f000-\U0001fbff]")  # blocks of pictorial symbols, with places that are still free
 
 
@@ -166,7 +166,7 @@ def attend_to(
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return torch.softmax(scores.masked_fill(~known[:, None, None], -math.inf), -1) @ v
 
-
+# %% ../../nbs/06_networks/03_text.ipynb #8d929827
 def _heads(x, heads):
     """Cut (n, places, channels) into heads: (n, heads, places, width)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -199,7 +199,7 @@ class _TextLayer(nn.Module):
         x = x + self.out(attend_to(q, k, v, known).transpose(1, 2).flatten(2))
         return x + self.narrow(F.silu(self.wide(self.norm2(x))))
 
-
+# %% ../../nbs/06_networks/03_text.ipynb #9126e23d
 @reading_settings
 class TextEncoder(nn.Module):
     """Encoder of texts: word vectors, their positions, and layers of self-attention among them."""
@@ -242,7 +242,7 @@ def summary(
     weight = known.to(tokens)[..., None]
     return tokens[:, 0] + (weight * tokens).sum(1) / weight.sum(1)
 
-
+# %% ../../nbs/06_networks/03_text.ipynb #dd6658a8
 class CrossAttention(nn.Module):
     """Attention of the pixels of a feature map to the words of a text, as a residual branch."""
 
@@ -412,7 +412,7 @@ def vocabulary_of(
         raise ValueError(f"a caption may have {LONGEST} words, got {len(split_words(longest))}: {longest[:60]!r}...; shorten it")
     return dict(further=Vocabulary.of(texts).further, length=max(24, len(split_words(longest)) + 1))
 
-
+# %% ../../nbs/06_networks/03_text.ipynb #7d4cfca3
 def text_network(
     size: str,  # a key of `SIZES`
     shape: Sequence[int],  # of an image: (c, h, w)
