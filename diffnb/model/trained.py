@@ -308,7 +308,7 @@ def check_pairs(
         shapes = [" x ".join(map(str, shape)) for shape in ((channels, *wanted), images.second.shape[1:])]
         raise ValueError(f"{name} takes second images of {shapes[0]}, these are {shapes[1]}")
 
-
+# %% ../../nbs/11_model/00_trained.ipynb #df58efa6
 def begin(
     network: str | nn.Module,  # name of a size, or a network, of which a copy is used
     sde: SDE,  # the process to train under
