@@ -126,7 +126,7 @@ def job_lines(
     turns = [digest for turn in zip_longest(*by_model.values()) for digest in turn if digest is not None]
     return [f"{' '.join(map(typed, words))} --cell {digest}" for digest in turns]
 
-
+# %% ../../nbs/12_apps/22_compare_command.ipynb #813f49a3
 def _told(cell):
     """A cell in a few words."""
     from diffnb.apps.comparisons import AXES
@@ -147,7 +147,7 @@ def _one_cell(plan, digest, device):
         raise ValueError(f"cell {digest} failed: {failed[digest]}")
     tell(f"{plan.result_file(digest)}: {'done' if is_new else 'was there'}", cell=digest, file=str(plan.result_file(digest)))
 
-
+# %% ../../nbs/12_apps/22_compare_command.ipynb #067557a2
 def _plan_only(plan, device, workers):
     """Tell what would be done: how many cells of each task on each set, how many models, and how long."""
     seconds, missing, models = seconds_left(plan, device, workers), set(plan.missing()), len(plan.to_train())
