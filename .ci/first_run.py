@@ -98,7 +98,7 @@ def commands(seconds, weights):
             Case("made made --extractor inception-2015 --cache features", "Get them by `diffnb weights`", 2),
             *([Case("made made --metrics fid --cache features", "kid: extractor inception-2015", weights=weights)] if weights else []),
         ],
-        "compare": [Case("comparison.json --out compared --quick", "1 of 1 cell finished")],
+        "compare": [Case("--example", "processes = ["), Case("comparison.json --out compared --quick", "1 of 1 cell finished")],
         "colorize": [Case("colour --steps 2 --method ddnm --out colorized", "2 of 2 pictures")],
         "impute": [Case("colour --mask mask.png --steps 2 --method ddnm --out imputed", "2 of 2 pictures")],
         "upscale": [Case("colour --factor 2 --resize --steps 2 --method ddnm --out upscaled", "2 of 2 pictures")],

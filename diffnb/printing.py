@@ -104,11 +104,12 @@ def progress_bar(
     what: str,  # what is being done, as "sampling"
     show: bool = True,  # False: nothing is shown
     delay: float = 0.0,  # seconds before it is shown at all
+    form: str | None = None,  # what it looks like outside of a notebook, as `bar_format` of tqdm; None: as tqdm has it
 ):  # a bar of tqdm, as a context manager with update(n)
     """Show how far something has come, on the error stream."""
     from tqdm import tqdm
 
-    settings = {"total": total, "unit": unit, "desc": what, "leave": False, "disable": not show, "delay": delay}
+    settings = {"total": total, "unit": unit, "desc": what, "leave": False, "disable": not show, "delay": delay, "bar_format": form}
     drawn = in_notebook()
     if not show or not drawn and sys.stderr is not None and sys.stderr.isatty():
         return tqdm(**settings)

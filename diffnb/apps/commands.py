@@ -25,7 +25,7 @@ from .distill_command import distill
 from .draw_command import draw
 from .export_command import export
 from .image_commands import COMMANDS, Device, comma_list, load_model, model_file
-from .shell import OneLineErrors, added, check_absent, grid, is_picture_name, made, tell, warn, write_png
+from .shell import OneLineErrors, added, check_absent, check_there, grid, is_picture_name, made, ready_to_compute, tell, warn, write_png
 from .translate_command import translate
 from ..printing import printable, typed
 
@@ -112,8 +112,6 @@ def _generate_set(generative, out, num, kind, **how):
     from diffnb.model.shards import generate_shards
     from diffnb.parallel import launched
 
-    if is_picture_name(out):
-        raise ValueError(f"--{kind} needs a folder; --out is {out}")
     start, (rank, world) = time.perf_counter(), launched()
     with made(out):
         drawn, found = generate_shards(generative, out, num, kind=kind, progress=generative.verbose and rank == 0, **how)
@@ -154,25 +152,29 @@ def _generate(
     In a large set classes take turns; the same command goes on with one that was cut short. To share the work:
     torchrun --no-python --nproc-per-node 2 -- diffnb generate MODEL --num 50000 --seed 0 --shards --out DIR.
     """
-    from diffnb.model.conditions import read_attributes
-
-    form, told = _form(columns, files=files, shards=shards, folders=folders), read_attributes(attribute or ())
-    if shard_size is not None and form not in ("shards", "folders"):
+    form, names, sides = _form(columns, files=files, shards=shards, folders=folders), comma_list(labels), _size(size)
+    is_set = form in ("shards", "folders")
+    if shard_size is not None and not is_set:
         raise ValueError("--shard-size goes with --shards or --folders; give one of them too")
-    generative, names = load_model(model, device), comma_list(labels)
+    if is_set and is_picture_name(out):
+        raise ValueError(f"--{form} needs a folder; --out is {out}")
+    if is_set and (prompt or negative_prompt or attribute):
+        raise ValueError(f"--{form} makes sets of classes; --prompt and --attribute go with --grid or --files")
+    num = num or (len(names) if names else 16)
+    if names and num < len(names):
+        raise ValueError(f"--labels holds {len(names)} classes, and --num {num} is fewer images than that; leave --num out for one of each")
+    places = [] if is_set else _places(out, files, num, overwrite)
+    generative = load_model(model, device)
     if sampler is not None:
         generative.sampler = sampler
     if diffusion is not None:
         generative = generative.under(diffusion)
-    num = num or (len(names) if names else 16)
-    if names and num < len(names):
-        raise ValueError(f"--labels holds {len(names)} classes, and --num {num} is fewer images than that; leave --num out for one of each")
-    how = {"n_steps": steps, "guidance_scale": guidance_scale, "size": _size(size), "batch_size": batch_size, "precision": precision}
-    if form in ("shards", "folders"):
-        if prompt or negative_prompt or told:
-            raise ValueError(f"--{form} makes sets of classes; --prompt and --attribute go with --grid or --files")
+    how = {"n_steps": steps, "guidance_scale": guidance_scale, "size": sides, "batch_size": batch_size, "precision": precision}
+    if is_set:
         return _generate_set(generative, out, num, form, **how, seed=seed, class_labels=names, shard_size=shard_size)
-    places = _places(out, files, num, overwrite)
+    from diffnb.model.conditions import read_attributes
+
+    told = read_attributes(attribute or ())
     start = time.perf_counter()
     with made(places[0].parent):
         asked: dict[str, Any] = {
@@ -192,8 +194,6 @@ def _recipe(name, data, facts):
     """The recipe that a command line asks for: one by name, or a plain one for a set, and what is given beside it."""
     from diffnb.apps.recipes import RECIPES, Recipe
 
-    if name is None and data is None:
-        raise typer.BadParameter("give DATA (a folder, or a known set), --recipe NAME, or --resume OUT")
     recipe = Recipe(data) if name is None else RECIPES[name]()
     if name is not None and data is not None:
         facts = {"data": data, "local": None, **({} if recipe.data == data else {"split": "train", "valid": 0.1}), **facts}
@@ -212,6 +212,27 @@ def _resumed(out, given, **how):
             f"--resume goes on with the settings in {out}; leave out {names} (--epochs, --steps, --log-to and --time-limit may be given)"
         )
     return resume_run(out, epochs=given.get("epochs"), steps=given.get("steps"), log_to=given.get("log_to"), **how)
+
+# %% ../../nbs/12_apps/03_commands.ipynb #7011ab9d
+def _check_train(data, recipe, out, resume, condition, overwrite):
+    """Check what needs nothing but the arguments."""
+    if resume is not None:
+        if data is not None or recipe is not None or out not in (None, resume):
+            raise typer.BadParameter(f"--resume {resume} knows its data, recipe and folder; leave out DATA, --recipe and --out")
+        if not (resume / "settings.json").is_file():
+            raise FileNotFoundError(f"{resume} holds no training to go on with: there is no settings.json")
+        return
+    if data is None and recipe is None:
+        raise typer.BadParameter("give DATA (a folder, or a known set), --recipe NAME, or --resume OUT")
+    if out is None:
+        raise typer.BadParameter("--out is needed: a folder for everything that the training leaves")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; a training writes into a folder")
+    if not overwrite and any((out / f"{name}.safetensors").exists() for name in ("training", "model")):
+        raise ValueError(f"{out} holds a training already: diffnb train --resume {typed(out)} goes on with it; give another --out, or --overwrite")
+    check_there("DATA", data, "a folder of pictures, or the name of a known set", names=True)
+    if condition is not None and ":" not in condition:
+        check_there("--condition", condition, "a folder of second images, or a degradation such as grey", names=True)
 
 # %% ../../nbs/12_apps/03_commands.ipynb #fbd18065
 @added(app, "train")
@@ -318,11 +339,14 @@ def _train(
     To share the work: torchrun --no-python --nproc-per-node 2 -- diffnb train DATA --out OUT. A step then has
     as many batches as there are such processes.
     """
+    _check_train(data, recipe, out, resume, condition, overwrite)
+    sides = _size(size)
+    ready_to_compute()
     from diffnb.apps.runs import begin_run, facts_from_text
     from diffnb.parallel import launched
 
     given = facts_from_text(
-        size=_size(size),
+        size=sides,
         classes=tuple(comma_list(classes) or ()) or None,
         limit=limit,
         labels=labels,
@@ -360,18 +384,11 @@ def _train(
         seed=seed,
     )
     settings: dict[str, Any] = {"root": root, "device": device, "time_limit": time_limit, "save_every": save_every, "overwrite": overwrite}
-    if resume is not None:
-        out = resume if out is None else out
-        if data is not None or recipe is not None or out != resume:
-            raise typer.BadParameter(f"--resume {resume} knows its data, recipe and folder; leave out DATA, --recipe and --out")
-        model = _resumed(out, given, **settings)
-    else:
-        if out is None:
-            raise typer.BadParameter("--out is needed: a folder for everything that the training leaves")
-        model = begin_run(_recipe(recipe, data, given), out, **settings)
+    out = out or resume or Path()  # one of them was given
+    model = begin_run(_recipe(recipe, data, given), out, **settings) if resume is None else _resumed(out, given, **settings)
     if launched()[0] == 0:
         limits = {"time": " stopped by --time-limit, before its epochs were over;", "steps": " stopped after its --steps;"}
-        more = "" if model.record["stopped"] in limits else " --epochs N, for more than it was asked for"
+        more = {"time": "", "steps": " --steps N, for N in all"}.get(model.record["stopped"], " --epochs N, for more than it was asked for")
         line = f"{out}:{limits.get(model.record['stopped'], '')} model.safetensors, and all that {out / 'README.md'} lists"
         facts = {"folder": str(out), "model": str(out / "model.safetensors"), "record": model.record}
         tell(f"{line}; go on by: diffnb train --resume {typed(out)}{more}", **facts)
@@ -381,7 +398,7 @@ def _images_or_model(text, split, device, num, steps, seed):
     """The second set: images of a model, or what `image_set` reads. A name of both is the model, unless a split is asked for."""
     from diffnb.data.readers import DATA_SETS
     from diffnb.metrics.gathering import sampled
-    from diffnb.model.trained import packaged_models
+    from diffnb.model.packaged import packaged_models
 
     is_packaged, is_run = text in packaged_models() and not Path(text).exists(), (Path(text) / "model.safetensors").is_file()
     if is_packaged and split is None and text in DATA_SETS:
@@ -425,12 +442,16 @@ def _score(
     device: Device = None,
 ):
     """Score images B against real images A, each number beside that of real images."""
+    sides = _size(size)
+    for what, place in (("A", real), ("B", generated), ("--floor", floor)):
+        check_there(what, place, "a folder of pictures, or the name of a known set" + (", or a model" if what == "B" else ""), names=True)
+    ready_to_compute()
     from diffnb.metrics.evaluation import Evaluator
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     images, n, made = _images_or_model(generated, split_generated, device, num, steps, seed)
-    size = _size(size) or (made if Path(real).is_dir() else None)  # photos are brought to the size that a model was trained on
-    settings: dict[str, Any] = {"extractor": extractor, "floor": floor, "split": split, "size": size, "root": root, "cache": cache, "seed": seed}
+    sides = sides or (made if Path(real).is_dir() else None)  # photos are brought to the size that a model was trained on
+    settings: dict[str, Any] = {"extractor": extractor, "floor": floor, "split": split, "size": sides, "root": root, "cache": cache, "seed": seed}
     text, data = _scored(Evaluator(real, names, **settings), images, n, split_generated or "train", by_class)
     tell(*text.split("\n"), **data)
 
@@ -459,9 +480,9 @@ for _command in (demo, draw, *COMMANDS, translate, distill, export, compare, das
 @added(app, "inspect")
 def _inspect(model: Model):
     """Say what is in a model file; nothing in it runs."""
+    file = model_file(model)
     from diffnb.files.report import inspect as look
 
-    file = model_file(model)
     report = str(look(file)).split("\n")
     tell(*report, file=str(file), report=report)
 
@@ -474,9 +495,10 @@ Mode = Annotated[str, typer.Option(help="sandbox (confined), or inprocess (with 
 @added(trust, "trust add")
 def trust_add(model: Model, mode: Mode = "sandbox"):
     """Show the code in a model file, and ask for each piece."""
+    file = model_file(model)
     from diffnb.files.trust import confirm
 
-    for entry in confirm(model_file(model), mode=mode):
+    for entry in confirm(file, mode=mode):
         tell(f"confirmed: {entry}", confirmed=[str(entry)])
 
 

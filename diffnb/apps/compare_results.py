@@ -107,7 +107,7 @@ def grouped(
         groups.setdefault(", ".join(words.get(axis, "{}").format(row[axis]) for axis in shown), []).append(row)
     return groups
 
-
+# %% ../../nbs/12_apps/21_compare_results.ipynb #bb4b80a9
 def _told(values, most):
     """Mean and deviation in words; of how many, where others have more."""
     if not values:
@@ -140,7 +140,7 @@ def score_table(
     """Make the table of a score: mean ± deviation over seeds, processes by samplers, the floor below."""
     return Table(*_pivot(rows, name))
 
-
+# %% ../../nbs/12_apps/21_compare_results.ipynb #e6c2d62a
 def time_table(
     rows: Sequence[dict],  # of one group
 ) -> Table:
@@ -214,7 +214,7 @@ def quality_figure(
     figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
-
+# %% ../../nbs/12_apps/21_compare_results.ipynb #1ea5debb
 def time_figure(
     rows: Sequence[dict],  # of `result_rows`
 ):  # a figure
@@ -231,7 +231,7 @@ def time_figure(
     axes.legend(fontsize=8, frameon=False, ncols=2)
     return figure
 
-
+# %% ../../nbs/12_apps/21_compare_results.ipynb #c5880f94
 def sample_figure(
     rows: Sequence[dict],  # of one group
     folder: str | Path,  # where the pictures of cells are, named by their digests

@@ -73,7 +73,7 @@ def class_generation(
 
     return Sampled(draw, cell.images)
 
-
+# %% ../../nbs/12_apps/19_comparisons.ipynb #6243abe2
 def middle(
     shape: Sequence[int],  # of an image, (c, h, w)
 ) -> Tensor:  # (1, 1, h, w), 1 in a square of half the side in the middle
@@ -143,7 +143,7 @@ def _detail(images):
     images = images.double()
     return torch.cat([images.diff(dim=axis).square().flatten() for axis in (-1, -2)]).mean().sqrt()
 
-
+# %% ../../nbs/12_apps/19_comparisons.ipynb #23cae61b
 class Spread(_Ratio):
     """Deviation of the pixels over the generated images, divided by that of the real ones."""
 

@@ -40,7 +40,7 @@ def dashboard_notebook(
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return {"cells": [cell], "metadata": spec, "nbformat": 4, "nbformat_minor": 5}
 
-
+# %% ../../nbs/12_apps/12_dashboard_command.ipynb #32833639
 DARK = """<style>
 @media (prefers-color-scheme: dark) {
   :root { --jp-layout-color0: #15191e; --jp-layout-color1: #15191e; --jp-layout-color2: #232931; --jp-layout-color3: #39424e;
@@ -63,7 +63,7 @@ TEMPLATE = {  # files of a template, below a folder of Jupyter's data
     + "\n{%- endblock -%}\n",
 }
 
-
+# %% ../../nbs/12_apps/12_dashboard_command.ipynb #377e6fd8
 QUIET = {"version": 1, "loggers": {"tornado": {"level": "ERROR"}, "asyncio": {"level": "CRITICAL"}}}  # a visitor who leaves is no error
 
 
@@ -173,7 +173,7 @@ def free_port(
             raise ValueError(reasons.get(error.errno, wrong)) from None
         return trial.getsockname()[1]
 
-
+# %% ../../nbs/12_apps/12_dashboard_command.ipynb #46babe36
 def address_of(
     host: str,  # address to listen on
     port: int,
@@ -182,7 +182,7 @@ def address_of(
     name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/"
 
-
+# %% ../../nbs/12_apps/12_dashboard_command.ipynb #93e5cc4d
 def checked_token(
     token: str,  # what a visitor must know
 ) -> str:  # the same

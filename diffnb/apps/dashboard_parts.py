@@ -73,7 +73,7 @@ body[data-jp-theme-light="false"] .diffnb-dash { --accent: #8ab8e6; --on-accent:
 .diffnb-dash :is(button, input, select, a, .noUi-handle):focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 </style>"""
 
-
+# %% ../../nbs/12_apps/14_dashboard_parts.ipynb #66d7228e
 def as_png(
     images: Tensor,  # (n, c, h, w) in [0, 1]
 ) -> bytes:  # one picture of all, in about as many rows as columns
@@ -214,7 +214,7 @@ class Upload:
         self._refuse("")
         self._changed()
 
-
+# %% ../../nbs/12_apps/14_dashboard_parts.ipynb #1be44970
 class Painter:
     """A canvas on which the part of a picture to be made is painted."""
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from .image_commands import Device
-from .shell import check_absent, grid, made, tell, write_png
+from .shell import check_absent, grid, made, ready_to_compute, tell, write_png
 from ..printing import printable, typed
 
 # %% ../../nbs/12_apps/24_demo_command.ipynb #40
@@ -45,6 +45,7 @@ def demo(
 
 def _show(out, train_seconds, rows, seed, device):
     """Make the pictures of the demo."""
+    ready_to_compute()
     from diffnb.model.generative import GenerativeModel
     from diffnb.training.plans import ForecastCallback
 

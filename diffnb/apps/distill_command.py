@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from .image_commands import Device, comma_list, load_model
-from .shell import check_absent, made, tell
+from .image_commands import Device, comma_list, load_model, model_file
+from .shell import check_absent, check_there, made, ready_to_compute, tell
 from ..printing import counted, typed
 
 # %% ../../nbs/12_apps/06_distill_command.ipynb #dis05
@@ -47,12 +47,15 @@ def distill(
     device: Device = None,
 ):
     """Distill a model into one that needs one to four evaluations an image, two if not asked otherwise."""
-    from diffnb.data.loaders import image_set
-    from diffnb.training.plans import ForecastCallback
-
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file, such as {out / 'student.safetensors'}")
     check_absent([out], overwrite)
+    check_there("DATA", data, "a folder of pictures, or the name of a known set", names=True)
+    model_file(model)
+    ready_to_compute()
+    from diffnb.data.loaders import image_set
+    from diffnb.training.plans import ForecastCallback
+
     teacher = load_model(model, device)
     size = tuple(teacher.shape[1:]) if Path(data).is_dir() else None
     images = image_set(data, size=size, classes=comma_list(classes), root=root, limit=limit, verbose=False)  # `distill` says what they are

@@ -56,7 +56,7 @@ def export(
         tell(line, file=str(out), size=done.size, difference=done.difference, card=done.card)
     if page is not None:
         from diffnb.apps.web_page import write_page
-        from diffnb.model.trained import packaged_models
+        from diffnb.model.packaged import packaged_models
 
         source = f'GenerativeModel.pretrained("{model}")' if model in packaged_models() else f'GenerativeModel.load("{Path(model).name}")'
         with made(page):

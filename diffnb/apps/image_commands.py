@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from .shell import FORMS, check_absent, is_picture_name, made, sentence, tell, warn, write_picture
+from .shell import FORMS, check_absent, check_there, is_picture_name, made, ready_to_compute, sentence, tell, warn, write_picture
 from ..printing import printable, progress_bar
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #6
@@ -34,7 +34,7 @@ def model_file(
     Raises:
         FileNotFoundError: if there is none of that name.
     """
-    from diffnb.model.trained import packaged_models
+    from diffnb.model.packaged import packaged_models
 
     path, packaged = Path(model), packaged_models()
     if path.is_dir() and (path / "model.safetensors").is_file():
@@ -58,10 +58,12 @@ def load_model(
     Raises:
         FileNotFoundError: if there is none of that name.
     """
+    file = model_file(model)
+    ready_to_compute()
     from diffnb.model.generative import GenerativeModel
     from diffnb.parallel import own_device
 
-    return GenerativeModel.load(model_file(model), device or own_device())
+    return GenerativeModel.load(file, device or own_device())
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #6c4e18a8
 def comma_list(
@@ -81,11 +83,14 @@ def pictures_in(
     """List pictures: files as given, and those directly in folders, by name. What else is in a folder is told on the error stream.
 
     Raises:
+        FileNotFoundError: if none of them is there.
         ValueError: if a folder holds none.
     """
     from diffnb.data.picture_files import told, walk_pictures
 
     found = []
+    if paths and not any(path.exists() for path in paths):  # where one of several is not there, the others are worked on
+        check_there("pictures", paths[0], "files of pictures, or folders of them")
     for path in paths:
         inside, others = walk_pictures(path, deep=False)[""] if path.is_dir() else ([path], [])
         listed = told(others, path)
@@ -215,7 +220,9 @@ class Progress:
         self,
         n: int,  # pictures
     ):
-        self.bar = progress_bar(n, "picture", "restoring")
+        self.bar = progress_bar(
+            n, "picture", "restoring", form="{desc}: {percentage:3.0f}%|{bar}| {n:.1f} of {total} pictures [{elapsed}<{remaining}]"
+        )
         self.over = self.done = 0
         self.written: list[Path] = []
 
@@ -240,7 +247,7 @@ class Progress:
                 self.bar.clear()
             told = sentence(error)
             warn(f"diffnb: {told if printable(source, None) in told else f'{source}: {told}'}")
-        self.bar.n = self.over
+        self.bar.n = max(self.bar.n, self.over)  # pictures of a group are worked on together, and counted one by one
         if is_drawn:
             self.bar.refresh()
 
@@ -273,6 +280,7 @@ def carry_out(
     job: Job,  # which pictures, and how
     read: Callable[[Any, Path], dict],  # (model, file) -> tensors (1, ...) by name; raises ValueError for a picture that does not fit
     restore: Callable,  # (model, **tensors, **settings) -> (n x variants, c, h, w) in [0, 1]
+    method: str | None = None,  # of restoration; None: this is none
     **more: str | None,  # further labels that go with the pictures, as text, by the name of the argument
 ) -> None:
     """Read, restore and write pictures.
@@ -287,6 +295,11 @@ def carry_out(
     labels = [job.each(text, len(files), name) for name, text in zip(("labels", *(m.replace("_", "-") for m in more)), (job.labels, *more.values()))]
     model, seed = load_model(job.model, job.device), secrets.randbits(32) if job.seed is None else job.seed
     model.verbose = False
+    if method is not None:
+        from diffnb.model.restoration import MEASURED, METHODS
+
+        if METHODS[method] in MEASURED:
+            model.calibrate(again=False)  # which takes a while, once, and is not counted as work on a picture
     with made(job.out.parent if is_picture_name(job.out) else job.out):
         _carry_out(job, model, seed, [Picture(*parts) for parts in zip(files, places, zip(*labels))], names, read, restore)
 
@@ -374,6 +387,7 @@ def _colorize(
     method: Method = "calibrated",
 ):
     """Give colours to grey pictures; their luminance stays what it is, to one step of a byte."""
+    check_there("--hints", hints, "a picture of colours, or a folder of them")
 
     def read(model, file):
         from diffnb.guidance.operators import REC601
@@ -385,7 +399,7 @@ def _colorize(
     def restore(model, gray, colours=None, hinted=None, **settings):
         return model.colorize(gray, hints=None if colours is None else (colours, hinted), method=method, **settings)
 
-    carry_out(job, read, restore)
+    carry_out(job, read, restore, method)
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #bf1b5174
 @image_command
@@ -401,6 +415,7 @@ def _impute(
     method: Method = "calibrated",
 ):
     """Fill in missing parts of pictures; in PNG, known pixels stay what they are."""
+    check_there("--mask", mask, "a picture that is white where to generate, or a folder of them")
 
     def read(model, file):
         from diffnb.model.restoration import masked
@@ -408,7 +423,7 @@ def _impute(
         images, missing = masked(model, file, companion(mask, file), job.resize)
         return {"image": images, "mask": missing}
 
-    carry_out(job, read, lambda model, **given: model.imputation(method=method, **given))
+    carry_out(job, read, lambda model, **given: model.imputation(method=method, **given), method)
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #740dbb0f
 @image_command
@@ -444,7 +459,7 @@ def _upscale(
         enlargement(model, images)
         return {"image": with_channels(images, channels)}
 
-    carry_out(job, read, lambda model, **given: model.upscale(kind=kind, noise=noise, method=method, **given))
+    carry_out(job, read, lambda model, **given: model.upscale(kind=kind, noise=noise, method=method, **given), method)
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #4e274419
 @image_command
@@ -454,7 +469,7 @@ def _denoise(
     method: Method = "calibrated",
 ):
     """Remove noise from pictures."""
-    carry_out(job, _whole(job), lambda model, **given: model.denoise(noise=noise, method=method, **given))
+    carry_out(job, _whole(job), lambda model, **given: model.denoise(noise=noise, method=method, **given), method)
 
 # %% ../../nbs/12_apps/02_image_commands.ipynb #c9b5b078
 @image_command

@@ -418,6 +418,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
         write_file(out / SETTINGS, settings)
         _write_about(out, {})
         if progress:
+            _tell_unused(images, network)
             announce(f"after an interruption: diffnb train --resume {typed(out)}")
     models = []
 
@@ -451,3 +452,12 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
             announce(f"{out}: training is over; now pictures that show the model are being drawn")
         _write_about(out, write_report(out, models[0].denoiser(), DPMSolverPP2M(), valid, seed=recipe.training.seed, n_steps=12, device=device))
     return models[0]
+
+
+def _tell_unused(images, network):
+    """Say what is known of the images and is not learned, because a recipe has a network that takes none of it."""
+    taken = getattr(network, "condition_names", ())
+    if unused := [
+        name for name, condition in (("captions", "text"), ("attributes", "attributes")) if getattr(images, name) and condition not in taken
+    ]:
+        announce(f"the {' and '.join(unused)} of the images are not used: the network of this recipe takes none; --network small takes them")

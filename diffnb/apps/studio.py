@@ -32,8 +32,9 @@ from ..files.report import ModelReport, inspect
 from ..files.trust import TrustStore
 from ..guidance.operators import REC601
 from ..model.generative import GenerativeModel
+from ..model.packaged import packaged_models
 from ..model.restoration import greyed
-from ..model.trained import choose_device, packaged_models
+from ..model.trained import choose_device
 from ..printing import counted
 
 # %% ../../nbs/12_apps/10_studio.ipynb #10s06
@@ -67,7 +68,7 @@ class Listed:
             "custom": any(not component.reference.startswith("builtin:") for component in self.report.components),
         }
 
-
+# %% ../../nbs/12_apps/10_studio.ipynb #2c2bfe10
 def listed(
     name: str,  # what the list shows
     path: Path,  # a model file
@@ -133,7 +134,7 @@ class Ranged:
                 if not lowest <= value <= highest:
                     raise ValueError(f"{one.name} must lie between {lowest:g} and {highest:g}, got {value:g}")
 
-
+# %% ../../nbs/12_apps/10_studio.ipynb #4048b4db
 @reading_settings
 @dataclass(frozen=True)
 class Settings(Ranged):
@@ -165,7 +166,7 @@ class Task:
     fits: Callable[[GenerativeModel], str | None] = lambda model: None  # why this model cannot do it; None: it can
     count: str = "variants"  # the setting that says how many images are made
 
-
+# %% ../../nbs/12_apps/10_studio.ipynb #bf60b5d9
 def _generate(model, picture, mask, settings, common):
     return model.generate(settings.number, batch_size=settings.number, **common)
 
@@ -201,7 +202,7 @@ def _of_many_steps(model):
 def _in_colour(model):
     return "it makes grey pictures; choose a model of colour pictures" if model.num_channels != 3 else _of_many_steps(model)
 
-
+# %% ../../nbs/12_apps/10_studio.ipynb #ace97df0
 TASKS = {
     "generate": Task(_generate, "nothing", ("number",), count="number"),
     "colorize": Task(_colorize, "picture", ("variants",), _in_colour),

@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/12_apps/visualization.html.md"""
 
 # %% auto #0
 __all__ = ['display_images', 'Evolution', 'follow', 'display_evolution', 'create_evolution_widget', 'frames_of', 'animate',
-           'save_film', 'image_files', 'save_images', 'read_settings_of', 'plot_processes', 'plot_paths', 'plot_flow']
+           'save_film', 'save_images', 'read_settings_of', 'plot_processes', 'plot_paths', 'plot_flow']
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis03
 import json
@@ -24,7 +24,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .shell import check_absent, grid, write_picture
+from .shell import check_absent, grid, image_files, write_picture
 from .tutorial_figures import picture_slider, quiet, side_by_side
 from ..core import NoiseSource, check_counts, write_atomically
 from ..denoise.denoisers import BaseDenoiser
@@ -200,14 +200,6 @@ def save_film(
     write_gif([frame.expand(-1, -1, 3) for frame in frames_of(evolution)], path, seconds, scale=1)
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis25
-def image_files(
-    path: str | os.PathLike,  # a file for one picture of all; a folder for a file each
-    n: int,  # number of images
-) -> list[Path]:
-    """Name the files that `save_images` writes."""
-    return [Path(path)] if Path(path).suffix else [Path(path) / f"{k:05d}.png" for k in range(n)]
-
-
 def save_images(
     images: Tensor,  # (n, c, h, w) in [0, 1], of one channel or three
     path: str | os.PathLike,  # a file ending in .png, .jpg or .webp for one picture of all; a folder for a PNG file each

@@ -169,7 +169,7 @@ class TrainingChoices(Ranged):
         if self.network not in NETWORK_NAMES:
             raise ValueError(f"network must be one of {', '.join(NETWORK_NAMES)}, got {self.network!r}")
 
-
+# %% ../../nbs/12_apps/15_workshop.ipynb #6e52c83c
 @dataclass(frozen=True)
 class Estimate:
     """What a training comes to."""
@@ -201,7 +201,7 @@ class TrainingProgress:
     valid: tuple[tuple[int, float], ...]  # (step, loss of validation) after each epoch
     images: Tensor | None  # (n, c, h, w) in [0, 1] with the averaged weights; None: none yet
 
-
+# %% ../../nbs/12_apps/15_workshop.ipynb #e0c347e5
 class WatchCallback(SampleCallback):
     """Tell of every step, generate now and then, and end training when it is asked for."""
 
@@ -216,7 +216,7 @@ class WatchCallback(SampleCallback):
     def before_fit(self):
         """Begin."""
         super().before_fit()
-        self.times, self.losses, self.valid = [time.perf_counter()], [], []
+        self.times, self.losses, self.valid, self.stride = [time.perf_counter()], [], [], 1
         self.told, self.drawn, self.cost = 0.0, time.perf_counter(), 0.0
 
     def after_batch(self):
@@ -228,9 +228,10 @@ class WatchCallback(SampleCallback):
         if self.training:
             now, step = time.perf_counter(), self.learn.schedule.steps
             self.times = [*self.times[-50:], now]
-            self.losses.append((step, float(self.recorder.smooth_loss.value)))
+            if not self.losses or (step - self.losses[0][0]) % self.stride == 0:
+                self.losses.append((step, float(self.recorder.smooth_loss.value)))
             if len(self.losses) > POINTS:
-                self.losses = self.losses[::2]
+                self.losses, self.stride = self.losses[::2], 2 * self.stride
             if now - self.drawn > max(PICTURES_EVERY, self.cost / PICTURES_SHARE):
                 self.draw()
             if now - self.told > TOLD_EVERY:
@@ -375,7 +376,7 @@ class EvaluationChoices(Ranged):
         if isinstance(self.metrics, str) or not self.metrics or set(self.metrics) - set(METRIC_CHOICES):
             raise ValueError(f"metrics must be some of {', '.join(METRIC_CHOICES)}, at least one, got {self.metrics!r}")
 
-
+# %% ../../nbs/12_apps/15_workshop.ipynb #189184ae
 def score_rows(
     scores,  # what `score` returned
 ) -> list[dict[str, Any]]:  # a row for each number, all with the same keys
@@ -411,7 +412,7 @@ def watched(
     setattr(told, "generate", generate)
     return told
 
-
+# %% ../../nbs/12_apps/15_workshop.ipynb #df1e4a7c
 class Evaluation(WorkshopJob):
     """Score a model against real images."""
 

@@ -104,7 +104,7 @@ def curve_of(
     figure.savefig(written := BytesIO(), format="png", transparent=True)
     return written.getvalue()
 
-
+# %% ../../nbs/12_apps/17_workshop_pages.ipynb #9926dc0a
 class TrainingPage(WorkshopPage):
     """Train on a set, watch, stop, keep."""
 
@@ -215,7 +215,7 @@ def _number(value, error):
     """A number with its error."""
     return "–" if value is None else f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
-
+# %% ../../nbs/12_apps/17_workshop_pages.ipynb #d1ff776b
 class EvaluationPage(WorkshopPage):
     """Score a model beside the floors."""
 

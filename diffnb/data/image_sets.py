@@ -69,8 +69,6 @@ def _read_attributes(attributes, n):
         raise ValueError("attributes is empty; give values by name, or None")
     if bad := [name for name, values in read.items() if values.shape != (n,) or bool(values.isinf().any())]:
         raise ValueError(f"attribute {bad[0]!r} must hold a finite number, or NaN, for each of the {n} images, got shape {tuple(read[bad[0]].shape)}")
-    if empty := [name for name, values in read.items() if bool(values.isnan().all())]:
-        raise ValueError(f"attribute {empty[0]!r} is known of no image; leave it out")
     return read
 
 
@@ -169,7 +167,8 @@ class ImageSet:
         c, h, w = self.shape
         classes = f", {self.num_classes} classes" if self.num_classes > 1 else ", 1 class" if self.num_classes else ""
         captions = "" if self.captions is None else f", {sum(map(len, self.captions)):,} captions"
-        attributes = "" if self.attributes is None else f", {counted(len(self.attributes), 'attribute')}"
+        known = [printable(name, 40) for name in self.attributes or ()]
+        attributes = f", {counted(len(known), 'attribute')} ({', '.join(known[:5])}{', ...' * (len(known) > 5)})" if known else ""
         second = "" if self.second is None else f", second images {' x '.join(map(str, self.second.shape[1:]))}"
         return f"{printable(self.source or 'images')}: {len(self):,} images, {c} x {h} x {w}{classes}{captions}{attributes}{second}"
 
@@ -185,7 +184,13 @@ class ImageSet:
 
     @property
     def scales(self) -> list[tuple[str, float, float]]:
-        """Name, centre and spread of each attribute: 0.5 and 0.5 of truth values, else mean and standard deviation."""
+        """Name, centre and spread of each attribute: 0.5 and 0.5 of truth values, else mean and standard deviation.
+
+        Raises:
+            ValueError: if an attribute is known of no image.
+        """
+        if empty := [name for name, values in (self.attributes or {}).items() if bool(values.isnan().all())]:
+            raise ValueError(f"attribute {empty[0]!r} is known of no image; leave it out")
         return [(name, *_scale_of(values[~values.isnan()])) for name, values in (self.attributes or {}).items()]
 
     @property
@@ -234,6 +239,17 @@ class ImageSet:
         attributes = None if self.attributes is None else {name: values[indices] for name, values in self.attributes.items()}
         second = None if self.second is None else self.second[indices]
         return replace(self, images=self.images[indices], labels=labels, captions=captions, attributes=attributes, second=second)
+
+    def with_attributes(
+        self,
+        names: Sequence[str],  # the attributes that there shall be, in their order; of those that the set lacks nothing is known
+    ) -> "ImageSet":
+        """Bring the attributes into the order of another set, or of a network.
+
+        A network knows attributes by their place alone, so that two sets that are used together need the same ones in the same order.
+        """
+        unknown, own = torch.full((len(self),), torch.nan), self.attributes or {}
+        return replace(self, attributes={name: own.get(name, unknown) for name in names} or None)
 
     def resized(
         self,

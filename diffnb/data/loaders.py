@@ -339,6 +339,7 @@ def image_loaders(
         train, valid = put_aside(train, valid_fraction, split_seed)
     if (train.shape, train.values) != (valid.shape, valid.values):
         raise ValueError(f"train and valid must agree in shape and classes, got {train!r} and {valid!r}")
+    valid = valid.with_attributes(list(train.attributes or ()))
     if batch_size is not None and batch_size > len(train):
         raise ValueError(f"batch_size={batch_size} is more than the {len(train)} images to train on; take at most that, or None")
     batch_size = default_batch(len(train)) if batch_size is None else batch_size

@@ -98,7 +98,7 @@ class Blurred(Degradation):
         """Convolve, with mirror images beyond the edges."""
         return Blur(gaussian_kernel(self.std).float(), "reflect").A(images).clamp(0, 1)  # of rounding
 
-
+# %% ../../nbs/07_data/06_pairs.ipynb #7166661f
 @DEGRADATIONS.register("holes", "mask")
 @dataclass(frozen=True)
 class Holes(Degradation):
@@ -121,7 +121,7 @@ class Holes(Degradation):
         known = ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
         return torch.cat([images * known, known.to(images)], 1)
 
-
+# %% ../../nbs/07_data/06_pairs.ipynb #46762bce
 @DEGRADATIONS.register("jpeg", "jpg")
 @dataclass(frozen=True)
 class Jpeg(Degradation):

@@ -38,11 +38,13 @@ def _from_pillow(image):
     return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)).float() / 255
 
 # %% ../../nbs/07_data/03_pictures.ipynb #c2515902
-def _from_file(path, read):
+def _from_file(path, read, name):
     """What a function makes of the picture in a file."""
     with contextlib.ExitStack() as opened:
         try:
             image = opened.enter_context(open_picture(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{name}: there is no file {printable(path)}; give the path of a picture") from None
         except ValueError as error:
             raise ValueError(f"{printable(path)} is not read: {error}") from None
         return read(image)
@@ -70,6 +72,7 @@ def as_images(
     Raises:
         ValueError: if shape, channels or values are not those of an image.
         TypeError: if it is no image at all.
+        FileNotFoundError: if it is the name of a file that is not there.
     """
     if isinstance(image, (list, tuple)):
         parts = [torch.cat([part for part in as_images(one, name) if part is not None], 1) for one in image]
@@ -78,7 +81,7 @@ def as_images(
             raise ValueError(f"{name} holds images of different shapes, {', '.join(shapes)}; give them one by one")
         return as_images(torch.cat(parts), name)
     if isinstance(image, (str, os.PathLike)):
-        return _from_file(image, lambda opened: as_images(opened, name))
+        return _from_file(image, lambda opened: as_images(opened, name), name)
     if hasattr(image, "getbands"):
         image = _from_pillow(image)
     if not hasattr(image, "__array__"):  # which tensors have too
@@ -169,7 +172,7 @@ def as_mask(
         ValueError: if shape, size or values are not those of a mask for these images.
     """
     if isinstance(mask, (str, os.PathLike)):
-        return _from_file(mask, lambda opened: as_mask(opened, shape, resize))
+        return _from_file(mask, lambda opened: as_mask(opened, shape, resize), "mask")
     if isinstance(mask, (list, tuple)):
         return torch.cat([as_mask(one, (1, *shape[1:]), resize) for one in mask])
     is_picture = hasattr(mask, "getbands")

@@ -229,14 +229,17 @@ def from_folder(
     lost = [k for k in tried.tolist() if not bool((labels == k).any())]  # nothing of these could be read
     empty = [name for name, (pictures, _) in found.items() if name and not pictures]
     broken, others = [item for item in items if isinstance(item, str)], [file for _, others in found.values() for file in others]
-    captions, used, said = read_captions(place, [files[row] for row in rows[good].tolist()])
-    others = [file for file in others if file not in set(used)]
-    _account(place, broken, len(items), [file for file in others if not _OURS.fullmatch(file.name)], [*empty, *(names[k] for k in lost)], said)
+    told_of = read_captions(place, [files[row] for row in rows[good].tolist()])
+    others = [file for file in others if file not in set(told_of.files)]
+    _account(
+        place, broken, len(items), [file for file in others if not _OURS.fullmatch(file.name)], [*empty, *(names[k] for k in lost)], told_of.said
+    )
     images = _stack([item for item in items if not isinstance(item, str)])
     kept = [k for k in range(len(names)) if k not in lost]
     labels = torch.searchsorted(torch.tensor(kept), labels)
     values, names = _labelled([names[k] for k in kept])
-    return ImageSet(images, None if values is None else labels, values, names, folder.name, captions)
+    known = told_of.attributes or None
+    return ImageSet(images, None if values is None else labels, values, names, folder.name, told_of.captions, known)
 
 # %% ../../nbs/07_data/01_readers.ipynb #501e9ec9
 def _account(folder, broken, n, others, classes, captions):

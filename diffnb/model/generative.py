@@ -33,16 +33,17 @@ from .exporting import Exporting
 from .facts import ModelFacts
 from .latents import InLatents, encoded
 from .learning import teach
+from .packaged import packaged_models
 from .pipelines import FromDiffusers
 from .restoration import Restoration
 from diffnb.model.trained import (
+    TRAIN_HINT,
     Trained,
     aligned,
     begin,
     contents_of,
     default_batch_size,
     from_file,
-    packaged_models,
     sample,
 )
 from .translation import Translating, training_images
@@ -156,14 +157,40 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, 
     ) -> dict:  # the record: losses by epoch, and how they came about
         """Train on images; called again, go on from where it stands. The averaged weights become the model.
 
+        `dataset` may be:
+
+        - the name of a known set, such as "packaged" or "cifar10" (`diffnb.data.DATA_SETS.names()` lists them);
+        - a folder of pictures, or a tar archive of one. Subfolders are classes; a table `captions.csv`, or a text file beside each picture, has
+          captions, and further columns of the table that hold numbers, yes or no are attributes;
+        - images alone, uint8 from 0 to 255 or floats in [0, 1], of shape (n, c, h, w) or (n, h, w), as a tensor or an array;
+        - a pair `(images, labels)` of such images and n integers or texts;
+        - a `Dataset` or `DataLoader` of torch, `DataLoaders` of fastai, a list of Pillow images, or a `diffnb.data.ImageSet`.
+
+        How long it takes is said by `epochs`, passes over the images; `steps`, each of which looks at `batch_size` images; and `time_limit`, in
+        seconds. Whichever ends first ends the training, and without any of them there are 100 epochs. A few hundred steps leave noise, some
+        thousand make pictures; after its first steps a training says how long it will take. The learning rate rises to `lr` in the first 300
+        steps, or in a hundredth of a shorter training, and falls to 0 at the end, as `rate` says.
+
         Called again, weights, optimizer and random numbers go on, so that several calls with `total_epochs` are one training. What is interrupted
         ends with a whole step: the model has what was learned until then, `record["stopped"]` is "interrupted", and the interrupt goes on.
 
         With `checkpoints`, a run that is cut short leaves its last model and the one of lowest validation loss as files, and can go on
         with `resume=True` from the step at which it last saved: same data, same settings, same losses.
 
+        The record that is returned is also `model.record`. It has the lists "train_loss" and "valid_loss", a number for each epoch; "epochs",
+        "steps", "images_seen" and "seconds", all of this call; "stopped", what ended it: "epochs", "steps", "time" or "interrupted"; and the
+        settings, such as "lr", "batch_size" and "seed".
+
+        Example:
+            >>> model = GenerativeModel("vp", "dpm++2m", network="tiny")
+            >>> record = model.train("packaged", steps=2000)  # or a folder: model.train("photos", size=32, time_limit=600)
+            >>> model.generate(16, seed=0).shape
+            torch.Size([16, 1, 28, 28])
+
         Raises:
             ValueError: if the data or an argument does not fit.
+            FileNotFoundError: if a known set is not there and cannot be downloaded.
+            TypeError: if the data is of a kind that cannot be read.
             NonFiniteLoss: if the loss stops being finite; the model stays what it was.
             KeyboardInterrupt: if training is interrupted.
         """
@@ -181,7 +208,7 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, 
             images = encoded(images, self._codec, flip)
             trained = begin(self._network, self._sde, self._parametrization, images, seed)
         else:
-            trained, images = self._trained, encoded(aligned(images, self._trained), self._trained.codec, flip)
+            trained, images = self._trained, encoded(aligned(images, self._trained, TRAIN_HINT), self._trained.codec, flip)
         if trained.sde != self._sde:
             raise ValueError(f"this model samples with {self._sde!r}, but learned under {trained.sde!r}; train the model that under() was called on")
         # a copy is trained, so that a run that fails leaves the model as it was

@@ -139,7 +139,7 @@ def _sampler(config):
     variance = config.get("variance_type", "fixed_small") if name == "DDPMScheduler" else None
     return _SAMPLERS.get((name, variance), DDPM() if variance else DDIM())
 
-
+# %% ../../nbs/11_model/07_pipelines.ipynb #549ae763
 _CODE, _TEXT = "works on the code that an autoencoder makes of an image", "is told a text in every step"
 _WHY = {"vae": _CODE, "vqvae": _CODE, "movq": _CODE, "vqgan": _CODE, "text_encoder": _TEXT, "bert": _TEXT, "mel": "makes sound"}  # by the part
 
@@ -162,7 +162,7 @@ def _check_parts(folder, index):
         )
     return codec
 
-
+# %% ../../nbs/11_model/07_pipelines.ipynb #55cf9888
 def read_pipeline(
     folder: str | os.PathLike,  # that `save_pretrained` of diffusers wrote
     pickled: bool = False,  # read weights from a pickle where there is no file of safetensors
@@ -262,6 +262,33 @@ def scheduler_config(
     return config | {"clip_sample": clip > 0, "clip_sample_range": clip or 1.0} | _named_table(network.chain.betas)
 
 # %% ../../nbs/11_model/07_pipelines.ipynb #ppl33
+def _check_fits(model):
+    """Refuse a model that no pipeline of diffusers can hold."""
+    trained, network = model.trained, model.trained.network
+    if type(network) is not DiffusersUNet:
+        raise ValueError(
+            f"a pipeline of diffusers needs its UNet2DModel, which is DiffusersUNet here, and this model's network is {type(network).__name__}; "
+            "train with network=DiffusersUNet(...), or export to NAME.onnx or NAME.pt2, which hold any network"
+        )
+    prediction, other = network.config["prediction"], "export to NAME.onnx or NAME.pt2"
+    fits = PARAMETRIZATIONS[PREDICTIONS[prediction]](sigma_data=1.0)
+    if trained.distilled is not None:
+        raise ValueError(f"a distilled model does not predict {prediction} along a chain, so that no pipeline here fits; {other}")
+    check_pixels(trained, "a pipeline of UNet2DModel")
+    if network.config["out_channels"] != network.channels:
+        raise ValueError(f"this network has a learned variance, which diffusers would sample with and diffnb does not; {other}")
+    if (type(trained.parametrization), trained.parametrization.sigma_data) != (type(fits), 1.0):
+        raise ValueError(
+            f"a UNet2DModel of diffusers predicts {prediction} from the image as it is, and this model was trained with {trained.parametrization!r}, "
+            f"which scales it; train with parametrization={type(fits).__name__}(sigma_data=1.0), or {other}"
+        )
+    if model.sde != network.chain:
+        raise ValueError(
+            f"a scheduler of diffusers steps along the network's chain, {network.chain!r}, and this model samples under {model.sde!r}; "
+            "export model.under(model.trained.network.chain)"
+        )
+
+# %% ../../nbs/11_model/07_pipelines.ipynb #c9fd1d1d
 _README = """# A pipeline of diffusers
 
 Written by diffnb. It is loaded by
@@ -302,34 +329,7 @@ def _readme(network, card):
     text = textwrap.indent(json.dumps(card, indent=1), "    ").strip()
     return _README.format(call=call, T=network.chain.T, grid=grid, clip=clip, card=text)
 
-
-def _check_fits(model):
-    """Refuse a model that no pipeline of diffusers can hold."""
-    trained, network = model.trained, model.trained.network
-    if type(network) is not DiffusersUNet:
-        raise ValueError(
-            f"a pipeline of diffusers needs its UNet2DModel, which is DiffusersUNet here, and this model's network is {type(network).__name__}; "
-            "train with network=DiffusersUNet(...), or export to NAME.onnx or NAME.pt2, which hold any network"
-        )
-    prediction, other = network.config["prediction"], "export to NAME.onnx or NAME.pt2"
-    fits = PARAMETRIZATIONS[PREDICTIONS[prediction]](sigma_data=1.0)
-    if trained.distilled is not None:
-        raise ValueError(f"a distilled model does not predict {prediction} along a chain, so that no pipeline here fits; {other}")
-    check_pixels(trained, "a pipeline of UNet2DModel")
-    if network.config["out_channels"] != network.channels:
-        raise ValueError(f"this network has a learned variance, which diffusers would sample with and diffnb does not; {other}")
-    if (type(trained.parametrization), trained.parametrization.sigma_data) != (type(fits), 1.0):
-        raise ValueError(
-            f"a UNet2DModel of diffusers predicts {prediction} from the image as it is, and this model was trained with {trained.parametrization!r}, "
-            f"which scales it; train with parametrization={type(fits).__name__}(sigma_data=1.0), or {other}"
-        )
-    if model.sde != network.chain:
-        raise ValueError(
-            f"a scheduler of diffusers steps along the network's chain, {network.chain!r}, and this model samples under {model.sde!r}; "
-            "export model.under(model.trained.network.chain)"
-        )
-
-
+# %% ../../nbs/11_model/07_pipelines.ipynb #84fcdb4d
 def write_pipeline(
     model,  # a GenerativeModel whose network is a `DiffusersUNet`
     folder: str | os.PathLike,  # where to write; made if it is not there

@@ -127,7 +127,7 @@ class FeatureReader(nn.Module):
         begun = torch.cat([self.beginning.expand(len(words), 1, -1), words], 1)
         return self.out(begun), torch.cat([known.new_ones(len(known), 1), known], 1)
 
-
+# %% ../../nbs/06_networks/07_frozen_text.ipynb #8686fedd
 @NETWORKS.register("frozen-text-unet")
 @reading_settings
 class FrozenTextUNet(TextUNet):

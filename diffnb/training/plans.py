@@ -61,6 +61,8 @@ class ForecastCallback(Callback):
 
     def after_step(self):
         """Note the time."""
+        if not self.times:
+            self.first = self.epoch  # of this start; the line may come in a later one
         if len(self.times) <= self.timed:
             self.times.append(time.perf_counter())
 
@@ -77,11 +79,12 @@ class ForecastCallback(Callback):
     def _tell(self):
         self.told, schedule = True, self.learn.schedule
         an_epoch = -(-self.n_iter // self.learn.gradient.accumulate)
-        planned = (self.n_epoch - self.epoch) * an_epoch
-        planned = planned if schedule.max_steps is None else min(planned, schedule.max_steps)
-        each = statistics.median(b - a for a, b in zip(self.times, self.times[1:]))
-        before, aims = self.learn.ema.steps - len(self.times), getattr(self.learn.diffusion, "aims", (FEW, ENOUGH))
-        self.tell(forecast(planned, self.n_epoch, an_epoch, each, schedule.time_limit, before, self.wording, *aims))
+        before, apart = self.learn.ema.steps - len(self.times), self.learn.seen_before[0]
+        done = before - apart  # of this training, where it is one that was cut short
+        planned = min((self.n_epoch - self.first) * an_epoch, self.n_epoch * an_epoch - done)
+        planned = planned if schedule.max_steps is None else min(planned, schedule.max_steps - done)
+        each, aims = statistics.median(b - a for a, b in zip(self.times, self.times[1:])), getattr(self.learn.diffusion, "aims", (FEW, ENOUGH))
+        self.tell(forecast(planned, self.n_epoch, an_epoch, each, schedule.time_limit, before, self.wording, *aims, apart))
 
 # %% ../../nbs/09_training/10_plans.ipynb #pb1009003
 def forecast(
@@ -90,20 +93,24 @@ def forecast(
     an_epoch: int,  # steps of one
     each: float,  # seconds of a step
     limit: float | None = None,  # seconds after which to stop; None: no limit
-    before: int = 0,  # steps done already
+    before: int = 0,  # steps done already, in this training or an earlier one of the same network
     wording: tuple[str, str] = ("steps={}", "time_limit={}"),  # how steps and seconds are asked for
     few: int = FEW,  # steps that are too few
     enough: int = ENOUGH,  # steps that would do
+    apart: int = 0,  # of those before, the steps of earlier trainings: who asks for steps does not count them
 ) -> str:  # a line
     """Say how long a training takes, and whether it is long enough."""
     within = planned if limit is None else min(planned, int(limit / each))
-    line = f"{counted(planned, 'step')} (epochs of {an_epoch:,}), in about {duration(planned * each)}"
+    steps = f"{within:,} more steps, {before + within:,} in all" if before else counted(within, "step")
+    line = f"{steps} (epochs of {an_epoch:,}), in about {duration(planned * each)}"
     if within < planned:
-        line = f"about {counted(within, 'step')} within the time limit of {duration(limit)} (epochs of {an_epoch:,})"
+        line = f"about {steps} within the time limit of {duration(limit)} (epochs of {an_epoch:,})"
     if before + within >= few:
         return line
-    short = f"{wording[1]}".format(math.ceil(enough * each / 10) * 10) if within < planned else wording[0].format(enough)
-    return f"{line}. So few steps leave noise or grainy pictures; about {enough:,} would do, in {duration(enough * each)}: {short}"
+    lacking = enough - before
+    short = f"{wording[1]}".format(math.ceil(lacking * each / 10) * 10) if within < planned else wording[0].format(enough - apart)
+    would = f"about {enough:,}{' in all' if before else ''} would do, in {duration(lacking * each)}: {short}"
+    return f"{line}. So few steps leave noise or grainy pictures; {would}"
 
 # %% ../../nbs/09_training/10_plans.ipynb #pb0009016
 def planned_epochs(

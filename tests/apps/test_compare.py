@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -309,7 +310,7 @@ def test_the_command_goes_from_a_look_to_tables(diffnb, tmp_path, monkeypatch, w
     jobs = out.splitlines()
     assert code == 0 and len(jobs) == 2 and all(job.startswith("diffnb compare c.json --out res --cell ") for job in jobs)
     for job in jobs:
-        assert diffnb(*job.split()[1:])[0] == 0
+        assert diffnb(*shlex.split(job, comments=True)[1:])[0] == 0
     code, out, err = diffnb("compare", "c.json", "--out", "res")
     assert code == 0 and out == f"res: 4 of 4 cells finished; tables in {Path('res', 'tables.md')}\n", err
     assert table(WorkPlan(Comparison.of(TINY), "res")) == table(whole)

@@ -1,9 +1,11 @@
 """What a command prints: results on the output, all the rest on the error stream, help with examples, one sentence for an error."""
 
+import contextlib
 import io
 import json
 import os
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -35,6 +37,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "denoise": "denoise photos --model fashion_mnist --noise 0.1 --steps 1 --method ddnm --out out",
     "edit": "edit grey.png --model fashion_mnist --steps 2 --out out",
     "compare": "compare comparison.json --out out",
+    "compare by a plan": "compare comparison.json --out out --dry-run",
     "translate": "translate pairs.safetensors grey.png --steps 1 --out out",
     "inspect": "inspect fashion_mnist",
     "trust list": "trust list",
@@ -87,7 +90,8 @@ def test_help_has_examples_that_a_shell_reads(diffnb, name):
         words = shlex.split(example)[len(name.split()) :]
         words = [word for word in words if not word.endswith(".json")] + ["-"] * (words[-1:] == ["--json"])
         words = words[: words.index("--json") + 1] + ["-"] if "--json" in words else words
-        LEAVES[name].make_context(name, words)  # raises at what is unknown or missing
+        with contextlib.suppress(typer.Exit):  # of an option that does all there is to do
+            LEAVES[name].make_context(name, words)  # raises at what is unknown or missing
 
 
 # the demo is shown to print as little, once, where its pictures are looked at; each export traces the network for as long as all others take
@@ -193,6 +197,137 @@ def test_an_unknown_name_is_one_sentence_and_leaves_nothing(diffnb, line):
     assert code == 2 and out == "" and err.startswith("diffnb: ") and err.count("\n") == 1, err
     assert sorted(os.listdir()) == before
     assert len(err) < 500 and err[8:].strip(), err
+
+
+AT_ONCE = [  # what the arguments alone tell: a file that is not there, one that is, a number out of its range, options that exclude each other
+    'draw "a square" --style pixar',
+    "draw heart --num 0",
+    "draw heart --out grey.png",
+    "generate nowhere.safetensors",
+    "generate fashion_mnist --size large",
+    "generate fashion_mnist --steps 0",
+    "generate fashion_mnist --out grey.png",
+    "generate fashion_mnist --out grey.png --shards",
+    "generate fashion_mnist --labels a,b --num 1",
+    "train photos/none --out out",
+    "train photos",
+    "train --out out",
+    "train photos --out grey.png",
+    "train photos --out out --size large",
+    "train photos --out out --condition sketches/none",
+    "train --resume photos",
+    "train --resume photos --out elsewhere",
+    "train photos --out done",
+    "distill fashion_mnist photos/none --out out.safetensors",
+    "distill nowhere.safetensors photos --out out.safetensors",
+    "distill fashion_mnist photos --out photos",
+    "export nowhere.safetensors model.onnx",
+    "export fashion_mnist small.safetensors",
+    "score photos/none photos",
+    "score photos photos/none",
+    "score photos photos --size large",
+    "compare nowhere.toml --out out",
+    "compare comparison.json --out out --dry-run --print-jobs",
+    "colorize nowhere.png",
+    "colorize grey.png --model nowhere.safetensors",
+    "colorize grey.png --hints nowhere.png",
+    "colorize grey.png --format best",
+    "colorize grey.png photos --out one.png",
+    "impute grey.png --mask nowhere.png",
+    "denoise grey.png --noise 2",
+    "edit grey.png --strength -1",
+    "translate pairs.safetensors nowhere.png",
+    "translate nowhere.safetensors grey.png",
+    "inspect nowhere.safetensors",
+    "trust add nowhere.safetensors",
+    "demo --rows 0",
+]
+PROGRAM_OF_LINES = """
+import io, json, shlex, sys
+from diffnb.apps.commands import app
+told = []
+for line in json.loads(sys.stdin.read()):
+    sys.stderr = io.StringIO()
+    told.append([app(shlex.split(line), standalone_mode=False), sys.stderr.getvalue(), "torch" in sys.modules])
+print(json.dumps(told))
+"""
+
+
+def test_what_the_arguments_alone_tell_is_told_without_torch(place):
+    """In one interpreter, which would have it from the first line on that brings it."""
+    os.mkdir("done")
+    open("done/model.safetensors", "w").close()
+    done = subprocess.run([sys.executable, "-c", PROGRAM_OF_LINES], input=json.dumps(AT_ONCE), capture_output=True, text=True, check=True)
+    for line, (code, said, has_torch) in zip(AT_ONCE, json.loads(done.stdout), strict=True):
+        assert code == 2 and said.startswith("diffnb: ") and said.count("\n") == 1 and not has_torch, (line, said)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("demo", "compare by a plan")])
+def test_every_command_that_computes_chooses_its_threads_first(diffnb, monkeypatch, no_pictures, name):
+    class Chosen(Exception):
+        """Nothing more is needed."""
+
+    def choose(threads):
+        raise Chosen(threads)
+
+    monkeypatch.setattr("diffnb.apps.shell.set_threads", choose)
+    computes = any(
+        option.name == "threads" for option in LEAVES[name.split(" of ")[0].split(" by ")[0].removesuffix(" files").removesuffix(" shards")].params
+    )
+    if not computes:
+        return
+    with pytest.raises(Chosen) as told:
+        PROGRAM.main([*RUNS[name].split(), "--threads", "3"], standalone_mode=False)
+    assert told.value.args == (3,)
+
+
+def test_a_network_that_takes_no_captions_is_told_of(capsys, no_pictures):
+    from diffnb.apps import Recipe, begin_run
+
+    with open("photos/captions.csv", "w", encoding="utf-8") as file:
+        file.write("image,caption,age\n" + "".join(f"{k}.png,a,{k}\n" for k in range(12)))
+    network = {"widths": (4,), "blocks": 1, "attention_levels": (), "groups": 2}
+    begin_run(Recipe("photos", network=network, size=8, steps=1), "out", device="cpu")
+    assert "the captions and attributes of the images are not used: the network of this recipe takes none" in capsys.readouterr().err
+
+
+def test_an_unknown_style_is_told_as_a_style(diffnb):
+    code, _, err = diffnb("draw", "a square", "--style", "pixar")
+    assert (code, err) == (2, "diffnb: unknown style 'pixar'; the styles of the packaged model emoji are noto, blob, fluent, flat\n")
+    code, _, err = diffnb("draw", "a square", "--style", "Noto", "--num", 1, "--steps", 1, "--out", "a.png")
+    assert code == 0, err
+
+
+def test_the_example_of_a_comparison_is_a_comparison(diffnb):
+    from diffnb.apps import Comparison
+
+    code, out, err = diffnb("compare", "--example")
+    assert (code, err) == (0, "")
+    with open("example.toml", "w", encoding="utf-8") as file:
+        file.write(out)
+    if sys.version_info >= (3, 11):
+        assert Comparison.of("example.toml") == Comparison("packaged")
+    told = " ".join(diffnb("compare", "--help")[1].split())
+    assert all(f" {name}" in told for name in Comparison.__dataclass_fields__)
+
+
+def test_a_plan_is_a_summary_and_jobs_are_the_list(diffnb):
+    code, out, err = diffnb("compare", "comparison.json", "--out", "out", "--dry-run")
+    head, row, last = out.splitlines()
+    assert code == 0 and head.split() == ["data", "task", "cells", "finished", "missing"] and row.split() == ["packaged", "generation", "1", "0", "1"]
+    assert last.startswith("1 of 1 cell are missing, and 1 model to train: about ") and last.endswith("--print-jobs lists the cells"), last
+    code, out, err = diffnb("compare", "comparison.json", "--out", "out", "--print-jobs")
+    (line,) = out.splitlines()
+    job, _, settings = line.partition("  # ")
+    assert code == 0 and job.startswith("diffnb compare comparison.json --out out --cell ") and "process=ve" in settings and "seed=0" in settings
+    assert shlex.split(line, comments=True) == shlex.split(job)
+
+
+def test_a_training_that_was_stopped_by_its_steps_says_how_it_goes_on(diffnb, no_pictures):
+    code, out, err = diffnb(*"train photos --size 8 --network tiny --steps 3 --out out".split())
+    assert code == 0 and "3 steps (epochs of" in err and "go on by: diffnb train --resume out --steps N, for N in all" in out
+    code, out, err = diffnb(*"train --resume out --steps 11".split())
+    assert code == 0 and "8 more steps, 11 in all (epochs of" in err, err
 
 
 NAMES = ["größe", "写真", "фото", "a\u202eb", "\udcff", "naïve pictures 🎉"]

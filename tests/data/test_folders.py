@@ -1,6 +1,7 @@
 """Folders as people have them: every picture that Pillow reads, everything else accounted for, and nothing that does harm."""
 
 import os
+import re
 import struct
 import time
 import warnings
@@ -179,7 +180,7 @@ def test_one_picture_is_opened_by_the_same_rules(tmp_path, what):
         "device": "device",
         "folder": "it is a folder, and no file",
         "text": "no picture",
-        "nothing": "No such file",
+        "nothing": "No such file|there is no file .*; give the path of a picture",
         "bomb": "pixels",
     }
     from diffnb.data import as_images, as_mask
@@ -199,3 +200,32 @@ def test_names_are_written_so_that_no_terminal_is_misled():
         ("\u200b", "\\u200b"),
     ):
         assert printable(Path(name)) == shown
+
+
+TABLES = {  # of three pictures: the table, the attributes that are read (None: not known), what is said of the others
+    "numbers and truth values": (
+        "image,caption,age,smiles\n0.png,a,30,yes\n1.png,b,41.5,no\n2.png,c,,No\n",
+        {"age": [30, 41.5, None], "smiles": [1, 0, 0]},
+        "",
+    ),
+    "texts": ("image,caption,artist\n0.png,a,Monet\n1.png,b,\n2.png,c,\n", {}, r"artist \(holds 'Monet'\); attributes are numbers, yes or no"),
+    "one text among numbers": ("image,caption,age\n0.png,a,30\n1.png,b,old\n2.png,c,31\n", {}, r"age \(holds 'old'\)"),
+    "what counts lines": ("id,image,caption\n0,0.png,a\n1,1.png,b\n2,2.png,c\n", {}, r"id \(counts lines\)"),
+    "what says nothing": ("image,caption,set,x\n0.png,a,1,\n1.png,b,1,\n2.png,c,1,\n", {}, r"set \(is the same for all pictures\), x \(is empty\)"),
+    "what differs": ("image,caption,k,n\n0.png,a,1,5\n0.png,aa,2,5\n1.png,b,3,6\n2.png,c,3,6\n", {"n": [5, 6, 6]}, r"k \(differs between lines"),
+    "no captions": ("file_name,age\n0.png,3\n1.png,4\n", {"age": [3, 4, None]}, "1 picture of 3 without a line in captions.csv"),
+    "endless numbers": ("image,caption,age\n0.png,a,1e999\n1.png,b,2\n2.png,c,3\n", {}, r"age \(holds '1e999'\)"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_columns_of_numbers_become_attributes_and_others_are_named(tmp_path, kind):
+    table, wanted, said = TABLES[kind]
+    for k in range(3):
+        picture(tmp_path / f"{k}.png", 80 * k)
+    (tmp_path / "captions.csv").write_text(table)
+    found, told = read(tmp_path)
+    known = {name: [None if value != value else value for value in values.tolist()] for name, values in (found.attributes or {}).items()}
+    assert known == wanted and (re.search(said, told) if said else told == ""), told
+    assert (found.captions is None) == (kind == "no captions")
+    assert ("attribute" in repr(found)) == bool(wanted) and all(name in repr(found) for name in wanted)

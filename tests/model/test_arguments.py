@@ -1,5 +1,6 @@
 """Every argument takes what stands for its number or image, or says in one sentence what it wants."""
 
+import inspect
 from fractions import Fraction
 
 import numpy as np
@@ -129,6 +130,29 @@ def test_what_stands_for_nothing_is_told_in_a_sentence(model, method, arguments,
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message) as told:
         getattr(model, method)(**arguments)
     assert "\n" not in str(told.value)
+
+
+PICTURES = {"colorize": "gray", "upscale": "image", "deblur": "image", "denoise": "image", "imputation": "image", "reconstruct": "image"}
+PICTURES |= {"edit": "image", "encode": "image", "round_trip_error": "image", "interpolate": "image", "calibrate": "images", "log_prob": "image"}
+PICTURES |= {"translate": "image"}
+MORE = {"deblur": {"blur": 1.0}, "denoise": {"noise": 0.1}, "interpolate": {"b": IMAGE}, "imputation": {"mask": MASK}}
+
+
+@pytest.mark.parametrize("method", PICTURES)
+def test_a_picture_that_is_not_there_is_told_alike_by_all_that_take_one(model, method):
+    if method == "colorize":
+        model = GenerativeModel.of(Trained(UNet(3, (4,), 1, (), groups=2), VE(), X0(0.5), (3, 8, 8)), device="cpu", verbose=False)
+    if method == "translate":
+        network = UNet(1, (4,), 1, (), groups=2, image_channels=1)
+        model = GenerativeModel.of(Trained(network, VE(), X0(0.5), (1, 8, 8)), device="cpu", verbose=False)
+    with pytest.raises(FileNotFoundError, match=f"^{PICTURES[method]}: there is no file no such.png; give the path of a picture$"):
+        getattr(model, method)("no such.png", **MORE.get(method, {}))
+
+
+def test_every_method_that_takes_a_picture_is_asked():
+    """By its first argument: what else is called so is restored from numbers, or trains."""
+    first = {name: list(inspect.signature(method).parameters)[1:2] for name, method in inspect.getmembers(GenerativeModel, inspect.isfunction)}
+    assert {name for name, own in first.items() if own and own[0] in ("image", "images", "gray", "a")} == {*PICTURES, "impute"}
 
 
 def test_an_edit_of_no_strength_returns_the_picture(model):

@@ -1,5 +1,7 @@
 """Models of text through the facade: what is drawn, what is refused, and what a file keeps."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -235,3 +237,43 @@ def test_a_shell_trains_on_captions_too(tmp_path, monkeypatch):
     assert not app(["train", "photos", "--steps", "2", "--network", "tiny", "--metric", "none", "--out", "run"], standalone_mode=False)
     assert not app(["draw", "red square", "--model", "run", "--num", "1", "--steps", "1", "--out", "drawn.png"], standalone_mode=False)
     assert (tmp_path / "drawn.png").is_file()
+
+
+def test_a_shell_trains_on_columns_of_numbers_and_asks_for_them(tmp_path, monkeypatch, capsys, no_pictures):
+    from PIL import Image
+
+    from diffnb.apps.commands import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    rows = ["image,age,happy,artist"]
+    for k in range(12):
+        Image.new("L", (8, 8), 20 * k).save(tmp_path / "photos" / f"{k}.png")
+        rows.append(f"{k}.png,{k + 20},{('yes', 'no')[k % 2]},{('Monet', 'Manet')[k % 2]}")
+    (tmp_path / "photos" / "metadata.csv").write_text("\n".join(rows))
+    assert not app(["train", "photos", "--steps", "2", "--network", "tiny", "--metric", "none", "--out", "run"], standalone_mode=False)
+    told = capsys.readouterr().err
+    assert "2 attributes (age, happy)" in told and "columns that are left out: artist (holds 'Monet')" in told
+    line = ["generate", "run", "--num", "1", "--steps", "1", "--attribute", "age=30", "--attribute", "happy=yes", "--out", "a.png"]
+    assert not app(line, standalone_mode=False)
+    assert app([*line[:-1], "b.png", "--attribute", "artist=1"], standalone_mode=False) == 2
+    assert "unknown attribute 'artist'; this model knows age, happy" in capsys.readouterr().err
+
+
+def test_attributes_keep_their_places_when_a_model_is_trained_again():
+    """A network sees attributes by their place alone: in the other order, with others beside them, and with one missing, it must learn the same."""
+    images = torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    a, b = torch.arange(24.0), torch.arange(24.0) % 3
+    first = ImageSet(images, attributes={"a": a, "b": b})
+    weights = []
+    for attributes in ({"a": a, "b": b}, {"b": b, "a": a}, {"c": a, "b": b, "a": a}):
+        model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device="cpu", verbose=False)
+        model.train(first, steps=2, batch_size=8)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.train(ImageSet(images, attributes=attributes), steps=2, batch_size=8)
+        assert [str(one.message) for one in caught if "attributes" in str(one.message)] == (
+            ["attributes that are left out: c; this model knows a, b"] if "c" in attributes else []
+        )
+        weights.append(torch.cat([p.flatten() for p in model.trained.network.parameters()]))
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])

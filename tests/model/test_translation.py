@@ -233,7 +233,8 @@ def test_bad_input_is_told_in_a_sentence(models, photos):
         (lambda: plain.train(photos, condition="sepia"), "neither a folder nor a degradation; known: grey"),
         (lambda: plain.train(photos, condition="small:3"), "needs sides that 3 divides"),
         (lambda: plain.train(photos, condition=photos.images[:3]), "40 images but 3 second images"),
-        (lambda: grey.train(photos), "takes a second image, and the data has none"),
+        (lambda: grey.train(photos), "takes a second image, and the data has none: make pairs by diffnb.data.paired, or give condition="),
+        (lambda: grey.distill(photos), "takes a second image, and the data has none: make pairs by diffnb.data.paired"),
         (lambda: grey.train(photos, condition="jpeg"), "takes second images of 1 x 8 x 8, these are 3 x 8 x 8"),
         (lambda: untrained(paired(photos, "grey", verbose=False), MLP(192, num_classes=10)), "MLP takes none"),
     ]
@@ -272,3 +273,9 @@ def test_a_denoiser_checks_second_images_of_guidance():
 def test_trained_says_what_it_was_trained_on():
     assert Trained(MLP(2, image_shape=(1,)), EDM(), None, (2,)).takes_image and not Trained(MLP(2), EDM(), None, (2,)).takes_image
     assert Trained(MLP(2), EDM(), None, (2,), records=({"pairing": "grey"}, {"pairing": "jpeg:10"}, {})).pairing == "jpeg:10"
+
+
+def test_a_distillation_does_not_speak_of_an_argument_that_it_has_not(models, photos):
+    with pytest.raises(ValueError, match="the data has none") as told:
+        models["grey"].distill(photos)
+    assert "condition=" not in str(told.value)

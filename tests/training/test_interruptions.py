@@ -18,6 +18,7 @@ from diffnb.networks import UNet
 from diffnb.noise import EDM
 from diffnb.training import (
     AgainCallback,
+    ForecastCallback,
     HistoryCallback,
     LevelLossCallback,
     MetricCallback,
@@ -259,7 +260,7 @@ def test_the_batch_heeds_the_number_of_images(n, batch):
     "plan, words",
     [
         ({"planned": 300, "an_epoch": 3, "each": 1.0}, "300 steps (epochs of 3), in about 5.0 min. So few"),
-        ({"planned": 300, "an_epoch": 3, "each": 1.0, "before": 700}, "300 steps (epochs of 3), in about 5.0 min"),
+        ({"planned": 300, "an_epoch": 3, "each": 1.0, "before": 700}, "300 more steps, 1,000 in all (epochs of 3), in about 5.0 min"),
         ({"planned": 2500, "an_epoch": 25, "each": 0.01}, "2,500 steps (epochs of 25), in about 25 s"),
         ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 50}, "about 500 steps within the time limit of 50 s"),
         ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 50}, "time_limit=200"),
@@ -269,6 +270,28 @@ def test_the_batch_heeds_the_number_of_images(n, batch):
 def test_training_says_how_long_it_takes_and_what_would_do(plan, words):
     said = forecast(epochs=100, **plan)
     assert words in said and ("So few" in said) == (plan["planned"] < 1000 and not plan.get("before") or plan.get("limit") == 50)
+
+
+def test_a_training_that_goes_on_says_how_many_steps_are_left(tmp_path):
+    """Cut short by steps, in the middle of an epoch; then a second training, which counts its own steps."""
+    said = []
+
+    def run(steps, **how):
+        told = ForecastCallback(tell=said.append)
+        return model.train(IMAGES, steps=steps, batch_size=4, callbacks=[told], **how)
+
+    model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device="cpu", verbose=False)
+    run(8, checkpoints=tmp_path)
+    model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device="cpu", verbose=False)
+    run(20, checkpoints=tmp_path, resume=True)
+    run(10)
+    GenerativeModel("edm", network="tiny", device="cpu", verbose=False).train(
+        IMAGES, epochs=3, batch_size=22, callbacks=[ForecastCallback(tell=said.append)]
+    )  # fewer steps an epoch than are timed
+    assert said[3].startswith("3 steps (epochs of 1)"), said[3]
+    assert said[0].startswith("8 steps (epochs of ") and said[0].endswith("steps=2000")
+    assert said[1].startswith("12 more steps, 20 in all (epochs of ") and said[1].endswith("steps=2000")
+    assert said[2].startswith("10 more steps, 30 in all (epochs of ") and said[2].endswith("steps=1980")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
