@@ -159,7 +159,7 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, 
 
         `dataset` may be:
 
-        - the name of a known set, such as "packaged" or "cifar10" (`diffnb.data.DATA_SETS.names()` lists them);
+        - the name of a known set, such as "packaged" or "cifar10" (`diffnb.data.DATA_SETS` has all);
         - a folder of pictures, or a tar archive of one. Subfolders are classes; a table `captions.csv`, or a text file beside each picture, has
           captions, and further columns of the table that hold numbers, yes or no are attributes;
         - images alone, uint8 from 0 to 255 or floats in [0, 1], of shape (n, c, h, w) or (n, h, w), as a tensor or an array;
