@@ -10,6 +10,7 @@ __all__ = ['CODECS', 'Codec', 'at_least', 'in_model_range', 'IdentityCodec', 'Wa
 # %% ../../nbs/06_networks/05_codecs.ipynb #cod03
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -169,7 +170,7 @@ def at_least(
 
 # %% ../../nbs/06_networks/05_codecs.ipynb #cod08
 def in_model_range(
-    images,  # an ImageSet, or a tensor (n, c, h, w) of bytes or of numbers in [0, 1]
+    images: Any,  # an ImageSet, or a tensor (n, c, h, w) of bytes or of numbers in [0, 1]
     patch: int = 1,  # the sides must be multiples of it
     batch_size: int = 256,  # images at a time
 ) -> Iterator[Tensor]:  # batches with values in [-1, 1]; float64 where the images are, else float32
