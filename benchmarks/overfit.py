@@ -1,6 +1,6 @@
 """What does it look like when a model learns its images by heart? 1,000 flowers on purpose, beside the model of all of them.
 
-    python benchmarks/overfit.py --root DIR --compile [--model FILE] [--images 300000] [--runs 1000 all]
+    python benchmarks/overfit.py --root DIR --compile [--model FILE] [--images 300000] [--runs 1000 all] [--figures FOLDER]
 
 DIR holds flowers64 (3,670 photos in class folders), of which a fifth is put aside. Rows:
 
@@ -16,8 +16,9 @@ reconstruction   rms error of images noised to sigma/alpha = 2 and sampled back 
 generation       256 samples (18 steps of DPM-Solver++(2M)). `Memorisation` of diffnb.metrics.sets asks how many are copies: nearer to one training
                  image than a third of the distance to the next. The same question about the images put aside is the floor.
 
-Features are the pixels. A row is written to benchmarks/results/overfit.json, its figures to overfit_ROW_*.jpg, as soon as it is done; one that is
-there is not made again.
+Features are the pixels. A row is written to benchmarks/results/overfit.json as soon as it is done; one that is there is not made again. The option
+--figures writes the pictures of a row to FOLDER/ROW_*.jpg. They show photographs, or near copies of them, which belong to those who took them (the
+file LICENSE.txt of the set names them), so they are not stored with the results.
 """
 
 import argparse
@@ -82,22 +83,26 @@ def generate(denoiser, n, images):
     return torch.cat(parts)
 
 
-def examine(denoiser, train, aside, args, place):
-    """The numbers of a trained model, and its figures."""
+def examine(denoiser, train, aside, args, name):
+    """The numbers of a trained model, and its figures where they are asked for."""
+    if args.figures:
+        args.figures.mkdir(parents=True, exist_ok=True)
     check = Memorisation(extractor=pixels)
     some, other = train.select(torch.arange(256)), aside.select(torch.arange(256))
     row = {"loss_train": loss_of(denoiser, some), "loss_aside": loss_of(denoiser, other)}
-    for name, images in (("train", some), ("aside", other)):
+    for part, images in (("train", some), ("aside", other)):
         first = slice(0, 12)
         back = reconstruct(denoiser, DPMSolverPP2M(), images.unit(first), 2.0, n_steps=12, condition=labels_of(images, first))
-        row[f"reconstruction_{name}"] = back.error().mean().item()
-        reconstruction_figure([back]).savefig(f"{place}_reconstruction_{name}.jpg", pil_kwargs=JPEG)
+        row[f"reconstruction_{part}"] = back.error().mean().item()
+        if args.figures:
+            reconstruction_figure([back]).savefig(args.figures / f"{name}_reconstruction_{part}.jpg", pil_kwargs=JPEG)
     made, real = generate(denoiser, args.samples, train), train.unit(slice(None))
     found, floor = check.from_features(pixels(real), pixels(made)), check.from_features(pixels(real), pixels(other.unit(slice(None))))
     row |= {"copies": found.value, "copies_error": found.error, "copies_floor": floor.value, "authenticity": found.values["authenticity"]}
     row["fires"] = found.value > floor.value + 3 * max(found.error, 1 / len(made))
-    distances, indices = nearest_neighbours(pixels(made), pixels(real), 1)
-    plot_pairs(made, train.images, distances[:, 0], indices[:, 0], 10).savefig(f"{place}_pairs.jpg", pil_kwargs=JPEG)
+    if args.figures:
+        distances, indices = nearest_neighbours(pixels(made), pixels(real), 1)
+        plot_pairs(made, train.images, distances[:, 0], indices[:, 0], 10).savefig(args.figures / f"{name}_pairs.jpg", pil_kwargs=JPEG)
     return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
 
 
@@ -118,7 +123,7 @@ def run(name, images, aside, args):
     seen = result.record["images_seen"]
     facts = {"row": name, "size": len(train), "images_seen": seen, "times_each": round(seen / len(train))}
     facts |= {"seconds": round(time.perf_counter() - start), "curve": result.record["train_loss"]}
-    return facts | examine(Denoiser(network.eval(), EDM(), X0()), train, aside, args, str(args.out.with_name(f"overfit_{name}")))
+    return facts | examine(Denoiser(network.eval(), EDM(), X0()), train, aside, args, name)
 
 
 def beside(file, args):
@@ -128,7 +133,7 @@ def beside(file, args):
     train, aside = shuffled(train), shuffled(aside)
     seen = sum(record["images_seen"] for record in model.trained.records)
     facts = {"row": file.stem, "size": len(train), "images_seen": seen, "times_each": round(seen / len(train))}
-    return facts | examine(model.trained.denoiser(), train, aside, args, str(args.out.with_name(f"overfit_{file.stem}")))
+    return facts | examine(model.trained.denoiser(), train, aside, args, file.stem)
 
 
 def stored(path, about):
@@ -152,6 +157,7 @@ def main():
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--figures", type=Path, help="folder for pictures of what the models draw and restore")
     args = parser.parse_args()
     about = {"diffnb": diffnb.__version__, "data": "flowers64", "network": f"MLP({NETWORK})", "times": repr(TIMES)}
     about |= {key: getattr(args, key) for key in ("images", "batch", "lr", "samples")}

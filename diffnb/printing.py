@@ -225,7 +225,7 @@ def show_table(
 
 # %% ../nbs/00_printing.ipynb #fig00002
 def new_figure(
-    **settings,  # what `matplotlib.figure.Figure` takes, such as figsize, dpi and layout
+    **settings: Any,  # what `matplotlib.figure.Figure` takes, such as figsize, dpi and layout
 ):  # a `matplotlib.figure.Figure`
     """Make a figure that is no figure of pyplot, and that a notebook shows where it is the last value of a cell."""
     from matplotlib.figure import Figure

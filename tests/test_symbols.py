@@ -93,6 +93,25 @@ def test_what_a_letter_is_set_to(found, allowed):
     assert wrong == []
 
 
+OTHER_MEANINGS = {  # what would be written if a letter stood for something else than the table says
+    "lambda, an eigenvalue": r"\\lambda_(?!\{?[stikn\d])|(?:\\sqrt\{?|diag\}?\(|\\geq? ?)\\lambda|\\lambda_\w+ \\geq?",
+    "beta, a share that Adam keeps or a shift": r"\\beta_(?!\{?(?:[ijkT01]|\\max|\\text))|\\beta = \(",
+    "epsilon, an error": r"(?<!\\hat)\\epsilon ?\^",
+}
+
+
+@pytest.mark.parametrize("pattern", OTHER_MEANINGS.values(), ids=OTHER_MEANINGS)
+def test_no_formula_gives_a_letter_another_meaning(pattern):
+    """An index says what a letter stands for: one of times or levels, or one of components; so does what is done with it."""
+    assert {name(path): found for path in PAGES if (found := re.findall(pattern, formulas("\n\n".join(cells(path, "markdown")))))} == {}
+
+
+def test_tau_is_integrated_over():
+    """It is the variable of an integral or of a motion, and never a standard deviation: a page that uses it has a d tau."""
+    texts = {name(path): formulas("\n\n".join(cells(path, "markdown"))) for path in PAGES}
+    assert [page for page, text in texts.items() if r"\tau" in text and not re.search(r"(?:d|\\partial_?)\\tau", text)] == []
+
+
 def test_half_the_log_snr_says_so_in_code():
     """No name of a Python file, a code cell or the prose is that of the log-SNR but means half of it."""
     texts = {path.name: "\n".join(cells(path, "code") + cells(path, "markdown")) for path in NOTEBOOKS}

@@ -12,7 +12,9 @@ import difflib
 import html
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import ipywidgets as widgets
 import torch
@@ -42,7 +44,7 @@ def setting_widget(
     name: str,  # a field of `Settings`
     studio: Studio,  # whose setting it is
     description: str,  # what stands beside it
-    refuse,  # called with what the studio says of a value that does not fit
+    refuse: Callable[[str], Any],  # called with what the studio says of a value that does not fit
 ) -> widgets.Widget:
     """Make the widget of a setting."""
     options, settings, highest = None, studio.settings, None
@@ -157,7 +159,7 @@ FILTERS = ("data", "shape", "process", "schedule")  # keys of `Listed.facts`
 
 
 def equations_of(
-    report,  # what a file says of itself, a `ModelReport`
+    report: Any,  # what a file says of itself, a `ModelReport`
 ) -> str:  # HTML; empty where all components are diffnb's own
     """Show what components of a file's own compute."""
     rows = []

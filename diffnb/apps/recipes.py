@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'PHOTO_NETWORK', 'Recipe', 'recipe_images', 'recipe_proces
            'check_names', 'recipe_callbacks', 'train_recipe', 'recipe_loaders', 'recipe_table']
 
 # %% ../../nbs/12_apps/00_recipes.ipynb #3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def train_recipe(
     root: str | Path | None = None,  # where known sets are
     device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
     progress: bool = True,  # show a progress bar and a table of losses
-    callbacks=(),  # more callbacks
+    callbacks: Sequence[Any] = (),  # more callbacks
     time_limit: float | None = None,  # seconds after which to stop; None: no limit
 ):  # (network with averaged weights, process, parametrization, TrainingResult)
     """Train by a recipe."""

@@ -14,7 +14,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,7 @@ REGISTRIES = {registry.kind: registry for registry in (SDES, SCHEDULES, TIMES, W
 
 
 def to_plain(
-    value,  # a recipe, a fact of one, or a registered component
+    value: Any,  # a recipe, a fact of one, or a registered component
 ):  # what JSON can hold
     """Describe a recipe by plain values.
 
@@ -89,7 +89,7 @@ def to_plain(
 
 # %% ../../nbs/12_apps/01_runs.ipynb #1f4472b0
 def from_plain(
-    value,  # what `to_plain` returned for a fact
+    value: Any,  # what `to_plain` returned for a fact
 ):  # the fact; lists are tuples
     """Make a fact from plain values.
 
@@ -186,7 +186,7 @@ def begin_run(
     time_limit: float | None = None,  # seconds after which to stop; None: no limit
     save_every: float = 120.0,  # seconds of work between two states from which to go on, at most
     progress: bool = True,  # show bars, and say what is done
-    callbacks=(),  # more fastai callbacks
+    callbacks: Sequence[Any] = (),  # more fastai callbacks
     overwrite: bool = False,  # remove what an earlier training has left in the folder
 ) -> GenerativeModel:
     """Train by a recipe into a folder.
@@ -213,7 +213,7 @@ def resume_run(
     time_limit: float | None = None,  # seconds of this start after which to stop; None: no limit
     save_every: float = 120.0,  # seconds of work between two states from which to go on, at most
     progress: bool = True,  # show bars, and say what is done
-    callbacks=(),  # more fastai callbacks
+    callbacks: Sequence[Any] = (),  # more fastai callbacks
     overwrite: bool = False,  # begin anew where there is no state, and replace the files of a training that had come further
     log_to: str | None = None,  # log to "tensorboard" or "wandb" again; a folder cannot ask for that by itself; None: not
 ) -> GenerativeModel:

@@ -57,7 +57,7 @@ def image_files(
 
 
 def write_picture(
-    picture,  # uint8 (height, width, c), c 1 or 3
+    picture: Any,  # uint8 (height, width, c), c 1 or 3
     path: str | Path,  # where to write; its ending, a key of `FORMS`, chooses the form
 ) -> None:
     """Write a picture: PNG and WebP as it is, JPG with the least loss.
@@ -129,7 +129,7 @@ def made(
 
 # %% ../../nbs/12_apps/04_shell.ipynb #8
 def grid(
-    images,  # (n, c, h, w) in [0, 1], c 1 or 3
+    images: Any,  # (n, c, h, w) in [0, 1], c 1 or 3
     columns: int,  # images in a row
     gap: int = 2,  # white pixels between images
 ):  # uint8 (height, width, c)
@@ -146,7 +146,7 @@ def grid(
 
 # %% ../../nbs/12_apps/04_shell.ipynb #f0e9de90
 def write_png(
-    picture,  # uint8 (height, width, c), c 1 or 3
+    picture: Any,  # uint8 (height, width, c), c 1 or 3
     path: str | Path,  # where to write
     scale: int = 1,  # repeat every pixel so many times
 ) -> None:

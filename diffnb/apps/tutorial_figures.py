@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -61,7 +62,7 @@ def show_rows(
 
 # %% ../../nbs/12_apps/05_tutorial_figures.ipynb #05t09
 def quiet(
-    figure,  # a figure of matplotlib, when everything is drawn
+    figure: Any,  # a figure of matplotlib, when everything is drawn
 ):  # the same figure
     """Give a figure a transparent ground and grey letters, so that it can be read on a light page and on a dark one."""
     figure.patch.set_alpha(0)
@@ -80,7 +81,7 @@ def quiet(
 
 
 def legible(
-    fig,  # a figure of `matplotlib.pyplot`, when everything is drawn
+    fig: Any,  # a figure of `matplotlib.pyplot`, when everything is drawn
 ) -> None:
     """Make a figure `quiet`, and show it."""
     quiet(fig)

@@ -28,8 +28,10 @@ from .shell import check_absent, grid, image_files, write_picture
 from .tutorial_figures import picture_slider, quiet, side_by_side
 from ..core import NoiseSource, check_counts, write_atomically
 from ..denoise.denoisers import BaseDenoiser
+from ..denoise.oracles import GaussianMixture
 from ..noise.sdes import SDE
 from ..printing import new_figure
+from ..samplers.base import Sampler
 from ..training.reports import write_gif
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis06
@@ -73,7 +75,7 @@ class Evolution:
 
 
 def follow(
-    model,  # a trained `GenerativeModel`
+    model: Any,  # a trained `GenerativeModel`
     num_samples: int = 4,  # number of images
     n_steps: int | None = None,  # steps of the sampler; None: `model.n_steps`
     seed: int = 0,  # the images are those of `model.generate` with this seed
@@ -130,7 +132,7 @@ def display_evolution(
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis18
 def create_evolution_widget(
-    model,  # a trained `GenerativeModel`, or an `Evolution`, which is then shown as it is
+    model: Any,  # a trained `GenerativeModel`, or an `Evolution`, which is then shown as it is
     seed: int = 0,  # of the images
     class_labels: Any = None,  # one label or name, or one for each image; None: no class
     n_steps: int | None = None,  # steps of the sampler; None: `model.n_steps`
@@ -267,9 +269,9 @@ def plot_processes(
 
 # %% ../../nbs/12_apps/07_visualization.ipynb #vis32
 def plot_paths(
-    oracle,  # a `GaussianMixture` in one dimension
+    oracle: GaussianMixture,  # a `GaussianMixture` in one dimension
     sde: SDE,  # the process
-    sampler=None,  # whose paths to draw; None: of Heun's method, which follows the probability flow
+    sampler: Sampler | None = None,  # whose paths to draw; None: of Heun's method, which follows the probability flow
     n: int = 24,  # number of paths
     n_steps: int = 40,  # steps of the sampler
     seed: int = 0,  # of the paths

@@ -21,6 +21,7 @@ import tempfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core import write_atomically
 from ..metrics.extractors import user_cache
@@ -128,7 +129,7 @@ def _packed(name, data, comment=""):
 
 
 def write_page(
-    model,  # a GenerativeModel of images with 1 or 3 channels
+    model: Any,  # a GenerativeModel of images with 1 or 3 channels
     folder: str | os.PathLike,  # where to write; made if it is not there
     *,
     source: str = 'GenerativeModel.load("model.safetensors")',  # how Python gets this model, which the page tells its reader

@@ -24,7 +24,7 @@ from ..printing import counted, printable
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #8506f846
 def check_images(
-    images,  # what should be uint8 (n, c, h, w), one image at least
+    images: Any,  # what should be uint8 (n, c, h, w), one image at least
 ) -> None:
     """Check that images are bytes in the shape of a batch.
 
@@ -98,7 +98,7 @@ def _check_labels(labels, n, values, names):
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #8f08519f
 def class_indices(
-    classes,  # labels, by value or name; one alone need not be in a list
+    classes: Any,  # labels, by value or name; one alone need not be in a list
     values: Sequence | None,  # the labels there are; None: none
     names: Sequence[str] | None,  # their names, if they have any
 ) -> list[int]:  # sorted indices into `values`
@@ -344,7 +344,7 @@ def resize_images(
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #28f26249
 def read_picture(
-    image,  # a PIL image of any mode
+    image: Any,  # a PIL image of any mode
     size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to; None: as it is
 ) -> Tensor:  # uint8 (c, h, w), c 1 or 3
     """Turn a PIL image into bytes.
@@ -373,7 +373,7 @@ def read_picture(
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #4f715d56
 def channels_second(
-    x,  # a tensor, or an array of another library
+    x: Any,  # a tensor, or an array of another library
     dims: Sequence[int],  # numbers of dimensions with which `x` has channels
     name: str = "images",  # what error messages call it
 ) -> Tensor:  # the same; channels before rows and columns
@@ -388,7 +388,7 @@ def channels_second(
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #5dad73d7
 def to_bytes(
-    x,  # tensor or array of uint8, or of floats in [0, 1]
+    x: Any,  # tensor or array of uint8, or of floats in [0, 1]
 ) -> Tensor:  # uint8, same shape, on the CPU
     """Turn floats into bytes; leave bytes as they are.
 
@@ -434,8 +434,8 @@ def _encode_labels(y):
 
 # %% ../../nbs/07_data/00_image_sets.ipynb #8ae0527b
 def from_arrays(
-    x,  # images (n, c, h, w) or (n, h, w)
-    y=None,  # n labels, integers or strings; None: no labels
+    x: Any,  # images (n, c, h, w) or (n, h, w)
+    y: Any = None,  # n labels, integers or strings; None: no labels
     source: str = "",  # where the images come from
     names: Sequence[str] | None = None,  # of the labels 0, 1, ..., which then are indices already
 ) -> ImageSet:

@@ -18,6 +18,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ def _read(data, request):
 # %% ../../nbs/07_data/02_loaders.ipynb #95efb400
 @reading
 def image_set(
-    data,  # name of a known set, folder or tar file, tensor, (images, labels), list of images, torch Dataset, fastai DataLoaders, ImageSet ...
+    data: Any,  # name of a known set, folder or tar file, tensor, (images, labels), list of images, torch Dataset, fastai DataLoaders, ImageSet ...
     *,
     size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to; None: as they are (photo sets: 64)
     classes: Sequence | None = None,  # labels to keep, by value or name; None: all
@@ -285,7 +286,7 @@ class ImageLoader:
 
 
 def pictures_of(
-    loaders,  # DataLoaders
+    loaders: Any,  # DataLoaders
     x: Tensor,  # (n, ...), as a network makes them
 ) -> Tensor:  # (n, c, h, w), in [0, 1]
     """Turn what a network makes into images, as the set behind the loaders says; values of any other loaders are in [-1, 1]."""

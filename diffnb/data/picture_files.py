@@ -14,8 +14,10 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..printing import printable
 
@@ -62,7 +64,7 @@ def check_regular(
 @contextlib.contextmanager
 def open_picture(
     path: str | os.PathLike,  # a file
-    large=None,  # a lock under which large pictures are decoded; None: no other thread decodes any
+    large: AbstractContextManager | None = None,  # a lock under which large pictures are decoded; None: no other thread decodes any
 ) -> Iterator:  # a Pillow image, inside a `with` block
     """Open a picture whose pixels have not been decoded yet.
 
@@ -90,7 +92,7 @@ def open_picture(
 
 # %% ../../nbs/07_data/04_picture_files.ipynb #picture-files-12
 def upright(
-    image,  # a Pillow image
+    image: Any,  # a Pillow image
 ):  # the same, turned as its camera says
     """Turn a picture upright."""
     from PIL import ExifTags, ImageOps

@@ -23,7 +23,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -285,7 +285,7 @@ def _read_item(item, size):
 
 # %% ../../nbs/07_data/01_readers.ipynb #3e97d30e
 def is_array(
-    x,  # anything
+    x: Any,  # anything
 ) -> bool:
     """Say whether it is a tensor, or an array of another library."""
     return isinstance(x, Tensor) or (hasattr(x, "__array__") and hasattr(x, "ndim"))
@@ -333,7 +333,7 @@ def _items(datasets, request):
 
 # %% ../../nbs/07_data/01_readers.ipynb #2702e126
 def from_loader(
-    loader,  # gives batches (images, labels, ...), or images
+    loader: Any,  # gives batches (images, labels, ...), or images
     source: str,  # what to call it
     request: Request = Request(),  # whether to show a bar
 ) -> ImageSet:

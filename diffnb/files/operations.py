@@ -100,9 +100,9 @@ def _where(condition, a, b):
 
 
 def choose(
-    condition,  # a truth value, or a tensor of them
-    a,  # a number or tensor
-    b,  # the same
+    condition: Any,  # a truth value, or a tensor of them
+    a: Any,  # a number or tensor
+    b: Any,  # the same
 ):  # a where the condition holds, b elsewhere
     """Choose between two values, in code that is run and in code that is traced alike."""
     return getattr(type(condition), "choose", _where)(condition, a, b)

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ class Room:
 
 # %% ../../nbs/10_files/07_worker.ipynb #90355c59
 def say(
-    value,  # what is to cross
+    value: Any,  # what is to cross
     room: Room,  # where tensors are laid
     names: dict | None = None,  # objects that stay here and are asked by name: {id(object): {"$": ..., "facts": ...}}
 ):  # what JSON can hold
@@ -132,7 +133,7 @@ def say(
 
 
 def hear(
-    said,  # what JSON held
+    said: Any,  # what JSON held
     room: Room,  # where tensors lie
     makers: dict,  # what makes a value of an object, by its "$"
     depth: int = 8,  # how deep lists may lie in one another
@@ -164,7 +165,7 @@ def hear(
         raise ProtocolError(f"this is no {kind}: {error}") from None
 
 
-def make_state(x, step, x0, history):
+def make_state(x: Tensor, step: int, x0: Tensor | None, history: tuple):
     """Make a `State` of what was heard.
 
     Raises:
@@ -181,7 +182,7 @@ MAKERS = {"tensor": None, "state": make_state, "map": lambda items: {str(key): v
 
 # %% ../../nbs/10_files/07_worker.ipynb #ad058891
 def frame(
-    message,  # what JSON can hold
+    message: Any,  # what JSON can hold
 ) -> bytes:  # its length, 4 bytes, and its text
     """Put a message into a frame.
 
@@ -197,7 +198,7 @@ def frame(
     return struct.pack("<I", len(text)) + text
 
 
-def send(fd: int, message) -> None:
+def send(fd: int, message: Any) -> None:
     """Write a frame into a file descriptor."""
     data = memoryview(frame(message))
     while data:

@@ -12,6 +12,7 @@ __all__ = ['FEW', 'DenseCovariance', 'DenseFactor', 'cosines', 'SpectralCovarian
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -207,7 +208,7 @@ FEW = 1024  # measurements up to which the equations are solved by a factorisati
 
 
 def solver(
-    factor,  # covariance of x_0 given x_t at this level
+    factor: Any,  # covariance of x_0 given x_t at this level
     observation: Observation,  # what has been measured
     iterations: int,  # of conjugate gradients, at most, where there are too many measurements for a factorisation
 ) -> Callable[[Tensor], Tensor]:  # takes r to u, (n, ...)
@@ -228,7 +229,7 @@ def solver(
 
 def conditioned(
     x0: Tensor,  # prediction (n, c, h, w)
-    factor,  # covariance of x_0 given x_t at this level, for the dtype of the prediction
+    factor: Any,  # covariance of x_0 given x_t at this level, for the dtype of the prediction
     observation: Observation,  # what has been measured
     draw: tuple[Tensor, Tensor] | None = None,  # standard normal (n, c, h, w), and of the shape of the measurement; None: the mean
     iterations: int = 200,  # of conjugate gradients, at most

@@ -74,7 +74,7 @@ def _by_inception(needs, shape):
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #c9685bad
 def make_metric(
     spec: str | type[Metric] | Metric,  # name, class or instance
-    extractor=None,  # for a metric by name or class; None: what the name means, else the default extractor
+    extractor: Any = None,  # for a metric by name or class; None: what the name means, else the default extractor
     shape: Sequence[int] = (1, 28, 28),  # of an image
     n: int = 10_000,  # generated images
 ) -> Metric:
@@ -88,7 +88,7 @@ def make_metric(
 
 def make_metrics(
     specs: Sequence[str | type[Metric] | Metric],  # names, classes or instances
-    extractor=None,  # for metrics by name or class; None: what the name means, else the default extractor
+    extractor: Any = None,  # for metrics by name or class; None: what the name means, else the default extractor
     shape: Sequence[int] = (1, 28, 28),  # of an image
     n: int = 10_000,  # generated images
 ) -> list[Metric]:
@@ -514,13 +514,13 @@ class Evaluator:
 # %% ../../nbs/08_metrics/08_evaluation.ipynb #32dec823
 @reading
 def score(
-    real,  # tensor, (images, labels), Dataset, DataLoader, folder, name of a known set, or ImageSet
-    generated,  # the same, or a `GenerativeModel`, a `Sampled`, or a function draw(first, m)
+    real: Any,  # tensor, (images, labels), Dataset, DataLoader, folder, name of a known set, or ImageSet
+    generated: Any,  # the same, or a `GenerativeModel`, a `Sampled`, or a function draw(first, m)
     metrics: Sequence[str | type[Metric] | Metric] | None = None,  # None: `DEFAULT_METRICS`
     *,
     n: int | None = None,  # how many images to draw (None: 1,000 of a model), or at most to use of those there are (None: all)
-    extractor=None,  # for metrics by name: name, function or extractor; None: what the name means, else one that is at hand
-    floor=None,  # more real images, which take the place of the generated ones; None: a part of `real`, compared with the rest
+    extractor: Any = None,  # for metrics by name: name, function or extractor; None: what the name means, else one that is at hand
+    floor: Any = None,  # more real images, which take the place of the generated ones; None: a part of `real`, compared with the rest
     split: str = "train",  # of `real`, if it has splits
     size: int | tuple[int, int] | None = None,  # crop and resize images that are there to this
     root: str | Path | None = None,  # where known sets are

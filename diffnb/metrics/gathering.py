@@ -113,7 +113,7 @@ class Sampled:
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #bb2ad026
 def sampled(
-    model,  # a `GenerativeModel`, or what has its generate, labels, sampler and sde
+    model: Any,  # a `GenerativeModel`, or what has its generate, labels, sampler and sde
     n: int,  # how many images
     *,
     n_steps: int | None = None,  # steps of the sampler; None: its own default
@@ -148,7 +148,7 @@ def sampled(
 
 # %% ../../nbs/08_metrics/04_gathering.ipynb #1194a04f
 def source(
-    data,  # ImageSet, tensor, (images, labels), Dataset, DataLoader, folder, name; or a GenerativeModel, a function draw(first, m), a Sampled
+    data: Any,  # ImageSet, tensor, (images, labels), Dataset, DataLoader, folder, name; or a GenerativeModel, a function draw(first, m), a Sampled
     argument: str = "data",  # what errors call it
     *,
     n: int | None = None,  # how many images to draw, or at most to use
@@ -338,7 +338,7 @@ def reference(
     images: Stored,  # real images
     extractors: Mapping[str, Any],  # feature extractors, by name
     folder: str | Path | None = None,  # where features are kept; None: see `cache_folder`
-    **how,  # with_probabilities, keep_images, batch_size, progress, argument of `gather`
+    **how: Any,  # with_probabilities, keep_images, batch_size, progress, argument of `gather`
 ) -> Gathered:
     """Compute features of real images, or read them from the cache where they have been computed before.
 

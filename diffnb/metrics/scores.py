@@ -132,7 +132,7 @@ def _same_shape(real, generated):
 # %% ../../nbs/08_metrics/05_scores.ipynb #913abab3
 @lru_cache(maxsize=8)
 def extractor_of(
-    spec,  # a name, a function of images, an extractor; None: the FID's own Inception
+    spec: Any,  # a name, a function of images, an extractor; None: the FID's own Inception
 ):  # images (n, c, h, w) in [0, 1] to features (n, d)
     """Make the extractor that a metric was given; weights are read from disk only once."""
     return InceptionFeatures() if spec is None else as_extractor(spec)
@@ -140,7 +140,7 @@ def extractor_of(
 
 @lru_cache(maxsize=8)
 def classifier_of(
-    spec,  # what `extractor_of` takes; None: Inception where its weights have the last layer, else the packaged classifier
+    spec: Any,  # what `extractor_of` takes; None: Inception where its weights have the last layer, else the packaged classifier
 ):  # an extractor with class probabilities
     """Make the classifier that a metric was given, once."""
     return as_classifier(spec)

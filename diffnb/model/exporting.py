@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,8 @@ class SamplingGraph(nn.Module):
 
 def noise_of(
     noise: NoiseSource,  # random numbers of n images
-    draws,  # (stream, number) of each draw, as a card lists them
-    shape,  # of one image (c, h, w)
+    draws: Sequence[tuple[str, int]],  # (stream, number) of each draw, as a card lists them
+    shape: Sequence[int],  # of one image (c, h, w)
 ) -> Tensor:  # (n, draws, c, h, w), the input of a sampler's graph
     """Draw the numbers with which `generate` would make the same images."""
     return torch.stack([noise.normal(tuple(shape), stream, draw) for stream, draw in draws], 1)
@@ -209,9 +210,9 @@ ANSWERS = {
 
 
 def card_of(
-    model,  # a GenerativeModel
+    model: Any,  # a GenerativeModel
     graph: nn.Module,  # what is exported, a `DenoisingGraph` or a `SamplingGraph`
-    shape,  # of one image (c, h, w)
+    shape: Sequence[int],  # of one image (c, h, w)
     weights: str = "float32",  # type of the weights in the file
     licence: str = "",  # what the author says of how it may be used
 ) -> dict:  # plain values, as JSON has them
@@ -410,10 +411,10 @@ class Exporting:
 
 
 def graph_of(
-    model,  # a GenerativeModel
+    model: Any,  # a GenerativeModel
     n_steps: int | None = None,  # steps of a whole sampler; None: the denoiser
     weights: str = "float32",  # "float32" or "float16"
-    size=None,  # of the images; None: that of training
+    size: int | tuple[int, int] | None = None,  # of the images; None: that of training
 ) -> tuple[nn.Module, tuple[int, ...]]:  # what is exported, on the CPU, and the shape of an image
     """Make the module that is recorded.
 

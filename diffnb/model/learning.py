@@ -21,10 +21,10 @@ from ..samplers.base import Sampler
 
 # %% ../../nbs/11_model/05_learning.ipynb #le6
 def teach(
-    model,  # a GenerativeModel, which is given what was learned
+    model: Any,  # a GenerativeModel, which is given what was learned
     trained: Trained,  # what it has; its network gets the averaged weights
     network: nn.Module,  # a copy of it, which is trained
-    loaders,  # fastai DataLoaders of batches (x0, label, index)
+    loaders: Any,  # fastai DataLoaders of batches (x0, label, index)
     callbacks: Sequence = (),  # fastai callbacks
     checkpoints: str | os.PathLike | None = None,  # folder for last.safetensors, best.safetensors, and all that is needed to go on
     resume: bool = False,  # go on with the training in `checkpoints`
@@ -33,7 +33,7 @@ def teach(
     steps: int | None = None,  # steps after which to stop
     time_limit: float | None = None,  # seconds after which to stop
     total_epochs: int | None = None,  # epochs of all trainings together that the rate falls over
-    diffusion=None,  # what poses the problem of a batch, a `diffnb.training.DiffusionCallback`; None: denoising, by the settings
+    diffusion: Any = None,  # what poses the problem of a batch, a `diffnb.training.DiffusionCallback`; None: denoising, by the settings
     **settings: Any,  # of `diffnb.training.TrainingSettings`
 ) -> None:
     """Train the network of a model, from where it stands, and give the model what was learned, also where training is interrupted.

@@ -32,6 +32,7 @@ from .latents import latent_observation
 from .shards import digest_of_model
 from ..networks.unet import UNet
 from ..printing import progress_bar
+from ..samplers.base import Sampler
 from ..samplers.multistep import DPMSolverPP2M
 
 # %% ../../nbs/11_model/01_restoration.ipynb #6
@@ -39,49 +40,49 @@ METHODS = Registry("restoration method")
 
 
 @METHODS.register("calibrated")
-def calibrated(sampler, denoiser, observation, covariance):
+def calibrated(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
     """Draw by exact reverse steps with a calibrated covariance."""
     return CalibratedPosterior(covariance(), observation), denoiser
 
 
 @METHODS.register("conditioned")
-def conditioned_mean(sampler, denoiser, observation, covariance):
+def conditioned_mean(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
     """Steer the mean with a calibrated covariance."""
     return sampler, Conditioned(denoiser, observation, covariance())
 
 
 @METHODS.register("mmps", "tmpd")
-def mmps(sampler, denoiser, observation, covariance):
+def mmps(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
     """Steer the mean with the exact covariance, 3 iterations."""
     return sampler, MMPS(denoiser, observation, 3)
 
 
 @METHODS.register("pigdm")
-def pigdm(sampler, denoiser, observation, covariance):
+def pigdm(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
     """Steer by the pseudo-inverse and the Jacobian."""
     return sampler, PiGDM(denoiser, observation)
 
 
 @METHODS.register("ddnm")
-def ddnm(sampler, denoiser, observation, covariance):
+def ddnm(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
     """Replace what the operator sees in every prediction."""
     return sampler, DDNM(denoiser, observation)
 
 
 @METHODS.register("dps")
-def dps(sampler, denoiser, observation, covariance):
+def dps(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
     """Descend the distance to the measurement after every step."""
     return Hooked(sampler, DPS(observation)), denoiser
 
 
 @METHODS.register("replacement")
-def replacement(sampler, denoiser, observation, covariance):
+def replacement(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
     """Put the noised measurement into every state."""
     return Hooked(sampler, Replacement(observation)), denoiser
 
 
 @METHODS.register("repaint")
-def repaint(sampler, denoiser, observation, covariance):
+def repaint(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
     """Put the noised measurement into every state, and take every step 5 times."""
     return Resampled(Hooked(sampler, Replacement(observation)), 5), denoiser
 
@@ -171,7 +172,7 @@ class How:
 
 # %% ../../nbs/11_model/01_restoration.ipynb #19ed1be2
 def fitting(
-    model,  # what has `trained`
+    model: Any,  # what has `trained`
     image: Any,  # pictures
     resize: bool,  # whether to resize pictures of another size
     name: str = "image",  # what error messages call them
@@ -186,7 +187,7 @@ def fitting(
 
 # %% ../../nbs/11_model/01_restoration.ipynb #a320433b
 def greyed(
-    model,  # what has `trained`
+    model: Any,  # what has `trained`
     image: Any,  # grey pictures, or colour ones
     weights: Sequence[float],  # of the channels in the luminance
     resize: bool,  # whether to resize pictures of another size
@@ -204,7 +205,7 @@ def greyed(
 
 # %% ../../nbs/11_model/01_restoration.ipynb #8819539c
 def masked(
-    model,  # what has `trained`
+    model: Any,  # what has `trained`
     image: Any,  # pictures; their alpha channel serves as mask
     mask: Any,  # 1 = generate; None: where alpha is below one half
     resize: bool,  # whether to resize pictures and masks of another size
@@ -228,7 +229,7 @@ def masked(
 
 # %% ../../nbs/11_model/01_restoration.ipynb #a644a18e
 def enlargement(
-    model,  # what has `trained`
+    model: Any,  # what has `trained`
     images: Tensor,  # small pictures (n, c, h, w)
 ) -> int:  # how many times smaller they are
     """Find by how much pictures are to be enlarged.
@@ -247,7 +248,7 @@ def enlargement(
 
 # %% ../../nbs/11_model/01_restoration.ipynb #66d40b89
 def in_chunks(
-    model,  # what has trained, device, shape, verbose and `last_seed`
+    model: Any,  # what has trained, device, shape, verbose and `last_seed`
     n: int,  # pictures
     how: How,  # how to sample
     run: Callable[[Tensor, dict, NoiseSource, Callable], Tensor],  # (numbers of pictures, condition, noise, callback) -> (k, c, h, w)

@@ -59,7 +59,7 @@ def cut(
 
 # %% ../../nbs/11_model/04_shards.ipynb #9
 def digest_of_model(
-    model,  # a `GenerativeModel`
+    model: Any,  # a `GenerativeModel`
 ) -> str:  # 16 hexadecimal digits
     """Identify what a model knows: its weights, and the components they were trained with."""
     trained = model.trained
@@ -253,7 +253,7 @@ def _choose_seed(folder, seed, world):
 # %% ../../nbs/11_model/04_shards.ipynb #52740d39
 @reading
 def generate_shards(
-    model,  # a `GenerativeModel`
+    model: Any,  # a `GenerativeModel`
     folder: str | os.PathLike,  # of the set; made if it is not there
     n: int,  # images in the whole set
     *,

@@ -10,6 +10,7 @@ __all__ = ['training_images', 'second_shape', 'with_known', 'question', 'Transla
 # %% ../../nbs/11_model/11_translation.ipynb #transl003
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +27,13 @@ from .trained import Trained, default_batch_size, sample
 
 # %% ../../nbs/11_model/11_translation.ipynb #transl006
 def training_images(
-    dataset,  # what `diffnb.data.image_set` takes
-    condition=None,  # "image": its second images; else what `diffnb.data.paired` makes second images of; None: what there is
+    dataset: Any,  # what `diffnb.data.image_set` takes
+    condition: Any = None,  # "image": its second images; else what `diffnb.data.paired` makes second images of; None: what there is
     *,
     size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to
     classes: Sequence | None = None,  # labels to keep, by value or name
     split: str = "train",  # of a known set
-    root=None,  # where known sets are
+    root: str | Path | None = None,  # where known sets are
     limit: int | None = None,  # at most so many images
     verbose: bool = True,  # print what was found
 ):  # an ImageSet

@@ -12,6 +12,7 @@ import importlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -189,7 +190,7 @@ def images_of(
 
 
 def in_model_range(
-    images,  # an ImageSet, or a tensor (n, c, h, w) of bytes or of numbers in [0, 1]
+    images: Any,  # an ImageSet, or a tensor (n, c, h, w) of bytes or of numbers in [0, 1]
     patch: int = 1,  # the sides must be multiples of it
     batch_size: int = 256,  # images at a time
 ) -> Iterator[Tensor]:  # batches with values in [-1, 1]; float64 where the images are, else float32

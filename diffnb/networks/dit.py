@@ -229,7 +229,7 @@ def dit_settings(
 
 def named_network(
     name: str,  # one of `NETWORK_NAMES`
-    images,  # what it is for: has `shape`, `num_classes`, `captions`, `scales` and `second_settings`, as a set of images has them
+    images: Any,  # what it is for: has `shape`, `num_classes`, `captions`, `scales` and `second_settings`, as a set of images has them
     seed: int = 0,  # of the first weights
     shape: Sequence[int] | None = None,  # of what the network sees of an image; None: that of the images
 ) -> nn.Module:  # takes what is known of the images: text, classes, attributes, second images

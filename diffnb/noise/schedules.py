@@ -10,9 +10,10 @@ __all__ = ['SCHEDULES', 'bisect', 'NoiseSchedule', 'Linear', 'Cosine', 'Exponent
 
 # %% ../../nbs/01_noise/00_schedules.ipynb #e5c97452
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ..core import Registry
 
 # %% ../../nbs/01_noise/00_schedules.ipynb #fcacd42b
 def bisect(
-    f,  # a function of a tensor of times that never falls
+    f: Callable[[Tensor], Tensor],  # a function of a tensor of times that never falls
     value: Tensor,  # values wanted, any shape
     low: float = 0.0,  # left end
     high: float = 1.0,  # right end
@@ -347,7 +348,7 @@ def zero_terminal_betas(
 
 # %% ../../nbs/01_noise/00_schedules.ipynb #of-time-code
 def of_time(
-    component,  # a process or a schedule
+    component: Any,  # a process or a schedule
     name: str,  # of one of its functions of time: "alpha", "sigma", "beta", "integral"
     t: Tensor,  # times, any shape
 ) -> Tensor:  # what it returns, same shape

@@ -13,6 +13,7 @@ __all__ = ['LINES', 'velocity', 'ProbabilityFlow', 'Heun', 'RK4', 'exponential_m
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -218,7 +219,7 @@ def combine(
 # %% ../../nbs/03_samplers/01_ode.ipynb #bad9e22d
 def check_choice(
     name: str,  # name of a setting
-    value,  # what it was set to
+    value: Any,  # what it was set to
     choices: Sequence,  # what it may be
 ) -> None:
     """Refuse a setting that is none of the choices."""

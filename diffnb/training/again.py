@@ -9,6 +9,7 @@ __all__ = ['copied', 'AgainCallback']
 
 # %% ../../nbs/09_training/09_again.ipynb #ag5
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback
@@ -27,7 +28,7 @@ from .steps import is_in_fit
 
 # %% ../../nbs/09_training/09_again.ipynb #ag7
 def copied(
-    tree,  # mappings, lists, tensors and plain values
+    tree: Any,  # mappings, lists, tensors and plain values
 ):  # the same, its tensors as copies on the CPU
     """Copy what is about to change."""
     if isinstance(tree, Tensor):

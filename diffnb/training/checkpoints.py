@@ -177,7 +177,7 @@ def set_random_state(
 
 # %% ../../nbs/09_training/04_checkpoints.ipynb #pb0409006
 def loader_state(
-    loader,  # that of training; what counts are its attributes `epoch` (a number) and `generator` (of torch), if it has them
+    loader: Any,  # that of training; what counts are its attributes `epoch` (a number) and `generator` (of torch), if it has them
 ) -> dict:  # plain values and tensors
     """Read what the order of a loader's coming epoch depends on."""
     state, generator = {"epoch": getattr(loader, "epoch", None)}, getattr(loader, "generator", None)
@@ -185,7 +185,7 @@ def loader_state(
 
 
 def set_loader_state(
-    loader,  # that of training
+    loader: Any,  # that of training
     state: Mapping,  # what `loader_state` returned
 ) -> None:
     """Put a loader before an epoch."""

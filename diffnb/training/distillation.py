@@ -1,4 +1,4 @@
-"""A model of one to four evaluations, taught by one of many.
+"""Training a model that draws in one to four evaluations from a model that needs many.
 
 Docs: https://diffnb.github.io/diffnb/09_training/distillation.html.md"""
 

@@ -12,6 +12,7 @@ __all__ = ['SharedLoader', 'TrainingShare', 'ValidationShare', 'ShareCallback', 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback
@@ -192,7 +193,7 @@ def together(
 
 # %% ../../nbs/09_training/05_distributed.ipynb #5a373b5d
 def part_of(
-    images,  # a `Stored` or `Sampled` of `diffnb.metrics.gathering`
+    images: Any,  # a `Stored` or `Sampled` of `diffnb.metrics.gathering`
     size: int,  # images in a batch
     rank: int,  # number of this process
     world: int,  # number of processes

@@ -20,6 +20,7 @@ import fastai.callback.schedule  # noqa: F401  (gives Learner its lr_find and fi
 import numpy as np
 import torch
 from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 from fastcore.basics import noop
 from fastcore.meta import delegates
@@ -275,7 +276,7 @@ def _takes_settings(function):
 # %% ../../nbs/09_training/00_learner.ipynb #21
 @_takes_settings
 def diffusion_learner(
-    dls,  # fastai DataLoaders of batches (x0, label or conditions, index), training first, then validation
+    dls: DataLoaders,  # fastai DataLoaders of batches (x0, label or conditions, index), training first, then validation
     network: nn.Module,  # called as network(x, half_log_snr, ...), with its conditions in their order
     sde: SDE,  # the process
     parametrization: Parametrization | str = "karras",  # what the network predicts
@@ -284,7 +285,7 @@ def diffusion_learner(
     progress: bool = True,  # show a progress bar and a table of losses
     callbacks: Sequence[Callback] = (),  # more callbacks
     diffusion: DiffusionCallback | None = None,  # what poses the problem of a batch; None: denoising, by the settings
-    **kwargs,
+    **kwargs: Any,
 ) -> "DiffusionLearner":  # a fastai Learner: fit, fit_one_cycle, lr_find, validate, recorder.plot_loss work as ever
     """Make a Learner that trains a network to denoise.
 
@@ -418,7 +419,7 @@ class TrainingResult:
 # %% ../../nbs/09_training/00_learner.ipynb #pb0009012
 @_takes_settings
 def fit(
-    dls,  # fastai DataLoaders of batches (x0, label or conditions, index), training first, then validation
+    dls: DataLoaders,  # fastai DataLoaders of batches (x0, label or conditions, index), training first, then validation
     network: nn.Module,  # trained in place; ends with its raw weights
     sde: SDE,  # the process
     parametrization: Parametrization | str = "karras",  # what the network predicts
@@ -432,7 +433,7 @@ def fit(
     progress: bool = True,  # show a progress bar and a table of losses
     callbacks: Sequence[Callback] = (),  # more callbacks; `ResumeCallback` makes a training that can be killed
     diffusion: DiffusionCallback | None = None,  # what poses the problem of a batch; None: denoising, by the settings
-    **kwargs,
+    **kwargs: Any,
 ) -> TrainingResult:
     """Train a network with warm-up and decay, and say how it went.
 
@@ -516,7 +517,7 @@ def _record(learn, schedule):
 
 # %% ../../nbs/09_training/00_learner.ipynb #42
 def data_scale(
-    images,  # an ImageSet
+    images: Any,  # an ImageSet
 ) -> float:  # root mean square about zero of pixels in [-1, 1], three digits
     """Measure sigma_data, about which a parametrization normalises."""
     return round(images.rms, 3)

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback
@@ -124,7 +125,7 @@ def write_csv(
 
 def write_figure(
     path: str | os.PathLike,  # where; PNG
-    figure,  # of matplotlib
+    figure: Any,  # of matplotlib
 ) -> None:
     """Write a figure.
 

@@ -18,6 +18,7 @@ from html import escape
 from typing import Any
 
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
 from fastai.torch_core import rank_distrib
 from fastcore.basics import noop
 
@@ -114,7 +115,7 @@ def forecast(
 
 # %% ../../nbs/09_training/10_plans.ipynb #pb0009016
 def planned_epochs(
-    dls,  # fastai DataLoaders
+    dls: DataLoaders,  # fastai DataLoaders
     epochs: int | None = None,  # passes over the training set, if a number is asked for
     steps: int | None = None,  # optimizer steps, if a number is asked for
     accumulate: int = 1,  # batches a step

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -229,7 +230,7 @@ def write_report(
     folder: str | Path,  # where to write; made if it is not there
     denoiser: BaseDenoiser,  # what knows the data
     sampler: Sampler,  # how to sample
-    images,  # an ImageSet of real images, best of those not trained on
+    images: Any,  # an ImageSet of real images, best of those not trained on
     *,
     n: int = 8,  # images in the strip and in the reconstruction
     n_steps: int = 18,  # steps of the sampler

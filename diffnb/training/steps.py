@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelTrainException
@@ -174,7 +175,7 @@ class ScaledOptimizer(OptimWrapper):
 
 # %% ../../nbs/09_training/03_steps.ipynb #15
 def is_in_fit(
-    learn,  # a learner
+    learn: Any,  # a learner
 ) -> bool:
     """Say whether `fit` runs: neither `lr_find`, which is to leave no trace, nor `validate` on its own."""
     return not hasattr(learn, "lr_finder") and not getattr(learn, "is_validating", False)
@@ -458,7 +459,7 @@ class ScheduleCallback(Callback):
 
 # %% ../../nbs/09_training/03_steps.ipynb #13h_rate-18
 def column_value(
-    recorder,  # fastai's recorder, after an epoch
+    recorder: Any,  # fastai's recorder, after an epoch
     column: str,  # name of a column of the table of losses
 ) -> float:  # its value in the last row
     """Look up a loss or metric of the epoch.

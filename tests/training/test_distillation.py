@@ -144,6 +144,33 @@ def test_with_short_steps_the_flow_s_map_is_the_fixed_point_of_any_parametrizati
     assert loss_of(sde, made, torch.zeros_like, "heun", Gap(2.0, 2.0)) > 0.1
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_levels_and_the_weight_of_a_pair_are_those_of_the_paper(name):
+    """By hand: r = kappa (1 - 2^-a (1 + 8 sigmoid(-kappa))), not below the last level, and the weight 1 / (kappa - r), once and not squared."""
+    sde, t = PROCESSES[name], torch.linspace(0, 1, 21, dtype=torch.float64)
+    t = sde.t_min + (sde.t_max - sde.t_min) * t
+    kappa, last = torch.exp(-sde.half_log_snr(t)).clamp(max=TOP), ends(sde)[0].noise_ratio
+    r, weight = ConsistencyCallback(Gaussian(M, S**2).denoiser(sde), gap=Gap(2.0, 4.0)).pairs(t, 0.25)
+    below = (kappa * (1 - 2**-2.5 * (1 + 8 / (1 + kappa.exp())))).clamp(min=last).minimum(kappa)
+    assert torch.allclose(torch.exp(-sde.half_log_snr(r)), below, rtol=1e-5)
+    inside = kappa > last * (1 + 1e-6)
+    assert torch.allclose((weight * (kappa - below))[inside], torch.ones(int(inside.sum()), dtype=torch.float64), rtol=1e-3)
+    assert weight[0] == 0 and inside.sum() >= 19
+
+
+@pytest.mark.parametrize("d", [1, 7])
+def test_the_loss_of_a_difference_is_that_of_the_paper(d):
+    """With c = 0.00054 whatever the dimension, since d is a root mean square: quadratic far below c, linear far above, and zero at zero."""
+    c, differences = 0.00054, torch.tensor([0.0, 0.00054, 0.3], dtype=torch.float64)
+    zero, ones = torch.zeros(3, d, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    offset = differences[:, None].expand(3, d)
+    for k, expected in enumerate((0.0, (math.sqrt(2) - 1) * c, math.sqrt(0.09 + c**2) - c)):
+        assert abs(pseudo_huber(zero[k : k + 1], offset[k : k + 1], ones[:1], ones[:1]).item() - expected) < 1e-9, k
+    weighed = pseudo_huber(offset / 2, offset / 2, torch.tensor([1.0, 1.0, -3.0]), torch.tensor([1.0, 2.0, 3.0]), c=0.1)
+    by_hand = sum(w * (math.hypot(d, 0.1) - 0.1) for w, d in zip((1, 2, 3), (0.0, 0.00054, -0.3))) / 3  # of -3 * 0.15 + 0.15
+    assert abs(weighed.item() - by_hand) < 1e-7
+
+
 def test_a_step_has_the_order_of_its_method():
     sde = EDM()
     denoiser = Gaussian(M, S**2).denoiser(sde)
