@@ -1,10 +1,12 @@
-"""Read the pages as they are stored: every figure is described in words, formulas can be drawn, words are spelt right, Python in the text is Python,
-imports stand in cells of their own, and no table that a cell prints is wider than the page.
+"""Read the pages as they are stored: every figure is described in words and looks like the others, formulas can be drawn, words are spelt right,
+Python in the text is Python, imports stand in cells of their own, and no table that a cell prints is wider than the page.
 """
 
 import argparse
 import ast
+import base64
 import contextlib
+import io
 import json
 import re
 import subprocess
@@ -19,6 +21,8 @@ ALSO_SPELT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "tests", "benchmar
 WIDEST = 112  # characters of a table's row that a page shows with little scrolling
 ROW = re.compile(r"\S {2,}\S.*\S {2,}\S")  # what the site's filter (nbs/pages.lua) takes for a row of a table; other lines wrap
 LIBRARIES = re.compile(r"/\S*/site-packages/")  # where a machine keeps them
+FINEST = 190  # dots an inch that a figure has at least; .ci/execute.py stores 192
+OTHER_LOOKS: dict[tuple[str, str], str] = {}  # figures that look otherwise, by page and cell, and why
 UNREAD = re.compile(r"Could not convert TeX math (.*?), rendering as TeX", re.DOTALL)
 FENCE = re.compile(r"^```\s*\{?\.?python\b[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -57,6 +61,30 @@ def check_figures(pages) -> list[tuple[str, str]]:
 def first_line(source: str) -> str:
     """Return the first line of a cell that is no directive."""
     return next((line for line in source.splitlines() if line and not line.startswith("#|")), "a cell")
+
+
+def check_looks(pages) -> list[tuple[str, str]]:
+    """A figure of Matplotlib has enough dots for a fine screen and no ground of its own, as .ci/matplotlibrc and .ci/execute.py make it."""
+    from PIL import Image
+
+    found = []
+    for name, cells in pages.items():
+        for cell in cells:
+            pictures = [output["data"]["image/png"] for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
+            faults = set()
+            for picture in (Image.open(io.BytesIO(base64.b64decode("".join(png)))) for png in pictures):
+                if "dpi" not in picture.info:  # it is shown dot for dot, and was not made by Matplotlib
+                    continue
+                dots = round(picture.info["dpi"][0])
+                right, bottom = picture.width - 1, picture.height - 1
+                pixels = picture.convert("RGBA")
+                corners = [pixels.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+                faults |= {f"has {dots} dots an inch, fewer than {FINEST}"} if dots < FINEST else set()
+                faults |= {"has a ground of its own"} if any(corner[3] for corner in corners) else set()
+            if faults and (name, cell["id"]) not in OTHER_LOOKS:
+                said = " and ".join(sorted(faults))
+                found.append((name, f"{first_line(''.join(cell['source']))!r} shows a figure that {said}: run the page with .ci/execute.py"))
+    return found
 
 
 def check_formulas(pages) -> list[tuple[str, str]]:
@@ -136,7 +164,8 @@ def main() -> int:
     """Check all pages, and say what is wrong."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     start, pages = time.monotonic(), read_pages()
-    found = [fault for check in (check_figures, check_formulas, check_spelling, check_code, check_imports, check_outputs) for fault in check(pages)]
+    checks = (check_figures, check_looks, check_formulas, check_spelling, check_code, check_imports, check_outputs)
+    found = [fault for check in checks for fault in check(pages)]
     for name, fault in found:
         print(f"{name}: {fault}")
     print(f"{len(found)} faults in the texts of {len(pages)} pages, looked for in {time.monotonic() - start:.0f} s")

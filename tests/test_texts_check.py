@@ -1,9 +1,12 @@
 """The check of the pages' texts finds what it is for."""
 
+import base64
 import importlib.util
+import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 PATH = Path(__file__).resolve().parent.parent / ".ci" / "texts.py"
 SPEC = importlib.util.spec_from_file_location("texts_check", PATH)
@@ -53,3 +56,26 @@ def test_fault(check, cell, fault):
     """Each fault is found, and what is right is not reported."""
     found = getattr(texts, f"check_{check}")(pages(cell))
     assert (fault is None and found == []) or (fault and fault in found[0][1]), found
+
+
+@pytest.mark.parametrize(
+    "opaque, dots, fault",
+    [
+        (0, 192, None),
+        (0, 320, None),
+        (0, 160, "has 160 dots an inch"),
+        (255, 192, "has a ground of its own"),
+        (255, 80, "has 80 dots an inch, fewer than 190 and has a ground of its own"),
+        (255, None, None),  # a picture, and no figure of Matplotlib
+    ],
+)
+def test_looks(monkeypatch, opaque, dots, fault):
+    """A figure is seen by its dots and its corners, and excused by name."""
+    written = io.BytesIO()
+    Image.new("RGBA", (4, 3), (255, 255, 255, opaque)).save(written, "png", **({} if dots is None else {"dpi": (dots, dots)}))
+    shown = [{"output_type": "display_data", "data": {"image/png": base64.b64encode(written.getvalue()).decode()}}]
+    site = {"page.ipynb": [{"cell_type": "code", "source": "plot()", "outputs": shown, "id": "abc"}]}
+    found = texts.check_looks(site)
+    assert (fault is None and found == []) or (fault and fault in found[0][1]), found
+    monkeypatch.setitem(texts.OTHER_LOOKS, ("page.ipynb", "abc"), "a reason")
+    assert texts.check_looks(site) == []

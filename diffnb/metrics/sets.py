@@ -204,7 +204,7 @@ def plot_pairs(
     if not len(generated) == len(distances) == len(indices):
         raise ValueError(f"{len(generated)} generated images, {len(distances)} distances and {len(indices)} indices; there must be one each")
     nearest = distances.argsort()[:n].tolist()
-    figure = new_figure(figsize=(len(nearest), 2.4), dpi=80, layout="constrained")
+    figure = new_figure(figsize=(len(nearest), 2.4), dpi=100, layout="constrained")
     axes = figure.subplots(2, len(nearest), squeeze=False)
     for column, i in enumerate(nearest):
         for row, image in enumerate((generated[i], real[int(indices[i])])):

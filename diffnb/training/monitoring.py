@@ -232,7 +232,8 @@ def level_figure(
     figure = new_figure(figsize=(5, 2.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     for i in chosen:
-        shade = str(0.8 * (1 - i / max(1, len(history) - 1)))
+        share = i / max(1, len(history) - 1)  # from grey to blue, which are seen on a light and on a dark page
+        shade = tuple(a + (b - a) * share for a, b in zip((0.72, 0.74, 0.76), (0.13, 0.43, 0.76)))
         axes.plot(history[i]["log_sigma"], history[i]["loss"], ".-", color=shade, label=f"epoch {history[i]['epoch']}")
     axes.set(xlabel=r"$\log(\sigma/\alpha)$", ylabel="validation loss", yscale="log")
     axes.legend(fontsize=9)
