@@ -24,6 +24,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "generate files": "generate fashion_mnist --num 2 --steps 2 --files --out out",
     "generate shards": "generate fashion_mnist --num 2 --steps 2 --shards --out out",
     "train": "train photos --size 8 --network tiny --epochs 2 --out out",
+    "train of latents": "train photos --size 8 --network tiny --epochs 2 --codec pca:3 --out out",
     "distill": "distill fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out out/student.safetensors",
     "export": "export small.safetensors out/model.pt2 --overwrite",
     "score": "score photos photos --metrics kernel",
@@ -173,6 +174,11 @@ UNKNOWN = [
     "train photos --condition best --size 8 --out out",
     "train photos --condition grey --size 8 --out out",
     "train photos --condition image --size 8 --out out",
+    "train photos --codec best --size 8 --out out",
+    "train photos --codec pca:many --size 8 --out out",
+    "train photos --codec classes --size 8 --out out",
+    "train photos --codec small.safetensors --size 8 --out out",
+    "train photos --codec grey.png --size 8 --out out",
     "inspect nowhere",
     "inspect photos",
     "trust add nowhere",
@@ -193,6 +199,15 @@ def test_an_unknown_name_is_one_sentence_and_leaves_nothing(diffnb, line):
     assert code == 2 and out == "" and err.startswith("diffnb: ") and err.count("\n") == 1, err
     assert sorted(os.listdir()) == before
     assert len(err) < 500 and err[8:].strip(), err
+
+
+@pytest.mark.parametrize("options", ["--codec pca:17", "--codec wavelet:4", "--codec pca:3 --condition small:2"])
+def test_a_codec_that_does_not_suit_the_images_is_one_sentence_and_leaves_nothing(diffnb, options):
+    """It shows when the images have been read, which is told first."""
+    before = sorted(os.listdir())
+    code, out, err = diffnb(*f"train photos --size 8 {options} --out out".split())
+    assert code == 2 and out == "" and err.startswith("photos: 12 images") and err.count("\n") == 2, err
+    assert err.splitlines()[1].startswith("diffnb: ") and "codec=" not in err and sorted(os.listdir()) == before
 
 
 NAMES = ["größe", "写真", "фото", "a\u202eb", "\udcff", "naïve pictures 🎉"]
