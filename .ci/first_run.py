@@ -81,6 +81,10 @@ def commands(seconds, weights):
                 "cifar10_samples --size 16 --condition grey --steps 2 --network tiny --metric none --out translator",
                 "diffnb train --resume translator",
             ),
+            Case(
+                "cifar10_samples --size 16 --codec pca:6 --steps 2 --network tiny --metric none --out compact",
+                "diffnb train --resume compact",
+            ),
             Case("packaged --limit 64 --epochs 1 --network tiny --log-to wandb --out logged", 'pip install "diffnb[wandb]"', 2),
         ],
         "translate": [Case("translator colour --resize --steps 2 --out translated", "2 of 2 pictures")],

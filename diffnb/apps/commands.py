@@ -257,6 +257,13 @@ def _train(
         typer.Option("--labels/--no-labels", help="Whether the network is told the classes; it is, where there are any.", show_default=False),
     ] = None,
     condition: Annotated[str | None, typer.Option(help="Second images: grey, small:2, ..., or a folder of them.", show_default=False)] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on latents: pca:8 (channels), wavelet:2 (levels), a model file, or a folder of diffusers with an autoencoder.",
+            show_default=False,
+        ),
+    ] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random; not for digits or writing.", show_default=False)
     ] = None,
@@ -351,6 +358,7 @@ def _train(
         limit=limit,
         labels=labels,
         condition=condition,
+        codec=codec,
         flip=flip,
         valid=valid,
         epochs=epochs,

@@ -34,6 +34,7 @@ from diffnb.apps.recipes import (
     check_names,
     recipe_callbacks,
     recipe_images,
+    recipe_latents,
     recipe_loaders,
     recipe_network,
     recipe_parametrization,
@@ -46,6 +47,7 @@ from ..metrics.evaluation import make_metric
 from ..model.conditions import Labels
 from ..model.generative import GenerativeModel
 from ..model.trained import Trained, checkpoint_writer, choose_device
+from ..networks.codecs import IdentityCodec
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES
 from ..parallel import launched, own_device
@@ -58,7 +60,7 @@ from ..training.learner import TrainingSettings, fit
 from ..training.losses import QUANTILES, TIMES, WEIGHTS
 from ..training.monitoring import HistoryCallback, LevelLossCallback, SampleCallback, log_callbacks
 from ..training.plans import ForecastCallback, planned_epochs
-from ..training.reports import write_report
+from ..training.reports import tiled, write_report
 from ..training.steps import RATES, EarlyStopCallback
 
 # %% ../../nbs/12_apps/01_runs.ipynb #7
@@ -271,6 +273,8 @@ def _tell_origin(out, found, root, log_to):
         warn(f"diffnb: {out / SETTINGS} names the images to train on: {data}")
     if recipe.condition is not None:
         warn(f"diffnb: {out / SETTINGS} names their second images: {printable(recipe.condition)}")
+    if recipe.codec is not None:
+        warn(f"diffnb: {out / SETTINGS} names their codec: {printable(recipe.codec)}")
     if recipe.log_to is not None and log_to is None:
         asked = f"diffnb: {out / SETTINGS} asks to log to {recipe.log_to}, which is not done because a folder asks; "
         warn(asked + f"log_to={recipe.log_to!r} (--log-to {recipe.log_to}) does it")
@@ -392,6 +396,18 @@ class AboutCallback(Callback):
 
     after_fit = after_epoch
 
+# %% ../../nbs/12_apps/01_runs.ipynb #runcod01
+def _report(out, model, valid, seed, device):
+    """Draw what shows the model; of a model of latents its samples, for the noise of its process is not on pixels."""
+    if isinstance(model.codec, IdentityCodec):
+        return write_report(out, model.denoiser(), DPMSolverPP2M(), valid, seed=seed, n_steps=12, device=device)
+    from PIL import Image
+
+    columns, classes = min(len(model.labels), 10) or 8, model.labels
+    turns = [classes[k % columns] for k in range(5 * columns)] if classes else None
+    Image.fromarray(tiled(model.generate(5 * columns, 12, seed=seed, class_labels=turns), columns, gap=2).numpy()).save(out / "samples.png")
+    return {"samples.png": "images from nothing" + (f", one of the first {columns} classes a column" if turns else "")}
+
 # %% ../../nbs/12_apps/01_runs.ipynb #c6cfefde
 def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks, resume):
     """Train, from the beginning or from where the folder stands, and write everything."""
@@ -400,11 +416,12 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     check_names(recipe)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; a training writes into a folder")
-    images, valid = recipe_images(recipe, root, verbose=progress and is_first)
-    labels = Labels.of(images)
+    images, valid = recipe_latents(recipe, *recipe_images(recipe, root, verbose=progress and is_first), device)
+    labels, codec = Labels.of(images), getattr(images, "codec", IdentityCodec())
     network = recipe_network(recipe, images).to(device)
     facts = ({"pairing": images.pairing},) if images.second is not None else ()  # which files on the way have, too
-    trained = Trained(network, recipe_process(recipe), recipe_parametrization(recipe, images), tuple(images.shape), labels, facts)
+    process, parametrization = recipe_process(recipe), recipe_parametrization(recipe, images)
+    trained = Trained(network, process, parametrization, tuple(images.shape), labels, facts, codec=codec)
     sampler = SAMPLERS.resolve(recipe.sampler, Sampler)
     loaders = recipe_loaders(recipe, images, valid, device, getattr(network, "encode", None))
     epochs = planned_epochs(loaders, recipe.epochs, recipe.steps, recipe.training.accumulate)
@@ -425,7 +442,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     def keep(result):
         network.load_state_dict(result.ema_state)
         parts = network, trained.sde, trained.parametrization, trained.shape, labels, (result.record,)
-        models.append(GenerativeModel.of(Trained(*parts), None, sampler, device, False))
+        models.append(GenerativeModel.of(Trained(*parts, codec=codec), None, sampler, device, False))
         if is_first:
             models[0].save(out / "model.safetensors")
             write_file(out / "record.json", (json.dumps(result.record, indent=1) + "\n").encode())
@@ -450,7 +467,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     if is_first:
         if progress:
             announce(f"{out}: training is over; now pictures that show the model are being drawn")
-        _write_about(out, write_report(out, models[0].denoiser(), DPMSolverPP2M(), valid, seed=recipe.training.seed, n_steps=12, device=device))
+        _write_about(out, _report(out, models[0], valid, recipe.training.seed, device))
     return models[0]
 
 

@@ -314,6 +314,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # command lines without `diffnb`, by c
         "train photos --size 32 --out run --time-limit 600",
         "train --recipe fashion_mnist --out run",
         "train photos --size 32 --condition grey --out run",
+        "train photos --size 64 --codec pca:8 --out run",
         "train --resume run --epochs 200",
     ),
     "distill": ("distill run photos --out student.safetensors", "distill fashion_mnist packaged --time-limit 600 --out student.safetensors"),
@@ -437,6 +438,7 @@ def added(
 # %% ../../nbs/12_apps/04_shell.ipynb #sh17
 OPTIONS = {
     "train(pairs, condition='image')": "diffnb train --condition",
+    "without codec=": "without --codec",
     "resize=True": "--resize",
     "overwrite=True": "--overwrite",
     "class_labels": "--labels",

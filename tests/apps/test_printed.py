@@ -26,6 +26,7 @@ RUNS = {  # each in a second or a few; what they write goes into a folder "out"
     "generate files": "generate fashion_mnist --num 2 --steps 2 --files --out out",
     "generate shards": "generate fashion_mnist --num 2 --steps 2 --shards --out out",
     "train": "train photos --size 8 --network tiny --epochs 2 --out out",
+    "train of latents": "train photos --size 8 --network tiny --epochs 2 --codec pca:3 --out out",
     "distill": "distill fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out out/student.safetensors",
     "export": "export small.safetensors out/model.pt2 --overwrite",
     "score": "score photos photos --metrics kernel",
@@ -177,6 +178,11 @@ UNKNOWN = [
     "train photos --condition best --size 8 --out out",
     "train photos --condition grey --size 8 --out out",
     "train photos --condition image --size 8 --out out",
+    "train photos --codec best --size 8 --out out",
+    "train photos --codec pca:many --size 8 --out out",
+    "train photos --codec classes --size 8 --out out",
+    "train photos --codec small.safetensors --size 8 --out out",
+    "train photos --codec grey.png --size 8 --out out",
     "inspect nowhere",
     "inspect photos",
     "trust add nowhere",
@@ -328,6 +334,15 @@ def test_a_training_that_was_stopped_by_its_steps_says_how_it_goes_on(diffnb, no
     assert code == 0 and "3 steps (epochs of" in err and "go on by: diffnb train --resume out --steps N, for N in all" in out
     code, out, err = diffnb(*"train --resume out --steps 11".split())
     assert code == 0 and "8 more steps, 11 in all (epochs of" in err, err
+
+
+@pytest.mark.parametrize("options", ["--codec pca:17", "--codec wavelet:4", "--codec pca:3 --condition small:2"])
+def test_a_codec_that_does_not_suit_the_images_is_one_sentence_and_leaves_nothing(diffnb, options):
+    """It shows when the images have been read, which is told first."""
+    before = sorted(os.listdir())
+    code, out, err = diffnb(*f"train photos --size 8 {options} --out out".split())
+    assert code == 2 and out == "" and err.startswith("photos: 12 images") and err.count("\n") == 2, err
+    assert err.splitlines()[1].startswith("diffnb: ") and "codec=" not in err and sorted(os.listdir()) == before
 
 
 NAMES = ["größe", "写真", "фото", "a\u202eb", "\udcff", "naïve pictures 🎉"]

@@ -124,6 +124,27 @@ def test_the_folder_says_what_is_in_it_and_how_to_go_on(whole):
     assert read_settings(out)["recipe"] == RECIPE
 
 
+def test_a_run_of_latents_keeps_its_codec_and_goes_on_with_it(no_pictures, tmp_path, capsys):
+    """Cut off and gone on with, it is the run that was not: the codec is fitted again to the same images, and is the same."""
+    recipe = RECIPE.changed(network="tiny", codec="pca:6", flip=True, epochs=2, metric_images=12)
+    model = begin_run(recipe, tmp_path / "whole", progress=False, device="cpu", save_every=4)
+    assert (model.shape, model.trained.latent_shape, model.codec.config["channels"]) == ((1, 28, 28), (6, 7, 7), 6)
+    drawn = pixels(Image.open(tmp_path / "whole" / "samples.png"))
+    made = model.generate(2, 12, seed=0, class_labels=["Trouser", "Bag"])
+    assert drawn.shape == (5 * 30 - 2, 2 * 30 - 2, 3) and (drawn[:28, 30:58, 0] / 255 - made[1, 0]).abs().max() < 2 / 255
+    with pytest.raises(KeyboardInterrupt):
+        begin_run(recipe, tmp_path / "cut", progress=False, device="cpu", save_every=4, callbacks=[Cut(7)])
+    capsys.readouterr()
+    resumed = resume_run(tmp_path / "cut", progress=False, device="cpu", save_every=4)
+    assert "names their codec: pca:6" in capsys.readouterr().err
+    assert equal(resumed.codec.state_dict(), model.codec.state_dict())
+    for name in ("model", "last", "best_loss", "best_metric"):
+        files = [GenerativeModel.load(tmp_path / folder / f"{name}.safetensors", "cpu", verbose=False) for folder in ("whole", "cut")]
+        assert equal(*(one.denoiser().network.state_dict() for one in files)) and equal(*(one.codec.state_dict() for one in files)), name
+    again = begin_run(recipe.changed(codec=str(tmp_path / "whole" / "model.safetensors"), epochs=1), tmp_path / "again", progress=False, device="cpu")
+    assert equal(again.codec.state_dict(), model.codec.state_dict())  # the codec of a model file, as it is
+
+
 @pytest.mark.parametrize("step", [7, pytest.param(10, marks=pytest.mark.slow)])  # within an epoch; at the end of an epoch
 def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, no_pictures, tmp_path, step):
     out, model, _ = whole
