@@ -2,15 +2,18 @@
 
 import ast
 import importlib
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from wings import PACKAGE, WINGS, exported, imports, length, modules, wing_of  # noqa: E402
+from wings import PACKAGE, ROOT, WINGS, arrows, drawn, exported, imports, length, modules, wing_of  # noqa: E402
 
 
 def test_the_package_consists_of_the_wings():
@@ -55,6 +58,26 @@ def test_a_public_name_stands_for_one_thing_in_its_wing():
         for name in exported(module):
             seen.setdefault((wing_of(module), name), []).append(module)
     assert {key: found for key, found in seen.items() if len(found) > 1} == {}
+
+
+def test_the_stored_picture_shows_the_wings_as_they_are():
+    """Its file says what it shows; `python benchmarks/wings.py` draws it anew."""
+    with Image.open(ROOT / "nbs" / "images" / "wings.png") as picture:
+        assert json.loads(picture.text["Description"]) == drawn()
+
+
+def test_the_stored_table_of_the_wings_is_that_of_now():
+    """Modules and imports exactly, names and lines, which change with every page, within a twentieth; `.ci/execute.py` runs the page again."""
+    cells = json.loads((ROOT / "nbs" / "architecture.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = ["".join(out.get("data", {}).get("text/markdown", "")) for cell in cells if cell["cell_type"] == "code" for out in cell["outputs"]]
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| ([^|]+) \|$", "\n".join(shown), re.MULTILINE)
+    stored = {wing: (int(n), below.split(", ")) for wing, n, _, _, below in rows}
+    inside = {wing: [module for module in modules() if wing_of(module) == wing] for wing in WINGS}
+    below = {wing: [other for other in reversed(WINGS) if (wing, other) in arrows()] or ["nothing"] for wing in WINGS}
+    assert stored == {wing: (len(inside[wing]), below[wing]) for wing in WINGS}
+    for wing, _, names, lines, _ in rows:
+        now = sum(len(exported(module)) for module in inside[wing]), sum(map(length, inside[wing]))
+        assert all(abs(int(then) - n) <= max(3, 0.05 * n) for then, n in zip((names, lines), now)), (wing, names, lines, now)
 
 
 def additions():

@@ -40,49 +40,49 @@ METHODS = Registry("restoration method")
 
 
 @METHODS.register("calibrated")
-def calibrated(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
+def calibrated(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Callable[[], SpectralCovariance]):
     """Draw by exact reverse steps with a calibrated covariance."""
     return CalibratedPosterior(covariance(), observation), denoiser
 
 
 @METHODS.register("conditioned")
-def conditioned_mean(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
+def conditioned_mean(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Callable[[], SpectralCovariance]):
     """Steer the mean with a calibrated covariance."""
     return sampler, Conditioned(denoiser, observation, covariance())
 
 
 @METHODS.register("mmps", "tmpd")
-def mmps(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
+def mmps(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Callable[[], SpectralCovariance]):
     """Steer the mean with the exact covariance, 3 iterations."""
     return sampler, MMPS(denoiser, observation, 3)
 
 
 @METHODS.register("pigdm")
-def pigdm(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
+def pigdm(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Callable[[], SpectralCovariance]):
     """Steer by the pseudo-inverse and the Jacobian."""
     return sampler, PiGDM(denoiser, observation)
 
 
 @METHODS.register("ddnm")
-def ddnm(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
+def ddnm(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Callable[[], SpectralCovariance]):
     """Replace what the operator sees in every prediction."""
     return sampler, DDNM(denoiser, observation)
 
 
 @METHODS.register("dps")
-def dps(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
+def dps(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Callable[[], SpectralCovariance]):
     """Descend the distance to the measurement after every step."""
     return Hooked(sampler, DPS(observation)), denoiser
 
 
 @METHODS.register("replacement")
-def replacement(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
+def replacement(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Callable[[], SpectralCovariance]):
     """Put the noised measurement into every state."""
     return Hooked(sampler, Replacement(observation)), denoiser
 
 
 @METHODS.register("repaint")
-def repaint(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Any):
+def repaint(sampler: Sampler, denoiser: BaseDenoiser, observation: Observation, covariance: Callable[[], SpectralCovariance]):
     """Put the noised measurement into every state, and take every step 5 times."""
     return Resampled(Hooked(sampler, Replacement(observation)), 5), denoiser
 
@@ -110,8 +110,7 @@ class How:
 
     def __post_init__(self):
         """Check the numbers."""
-        counts = {name: getattr(self, name) for name in ("n_steps", "variants", "batch_size", "callback_frequency")}
-        check_counts(**{name: count for name, count in counts.items() if count is not None})
+        check_counts(**{name: n for name in ("n_steps", "variants", "batch_size", "callback_frequency") if (n := getattr(self, name)) is not None})
         for seed in self.seed if hasattr(self.seed, "__len__") else () if self.seed is None else (self.seed,):
             whole_number(seed, "seed", 0, 2**64 - 1)
         if isinstance(self.method, str):

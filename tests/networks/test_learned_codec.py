@@ -56,6 +56,46 @@ def test_a_group_becomes_its_mean():
         torch.testing.assert_close(codec.decode(codec.encode(x)), x.mean((2, 3), keepdim=True).expand(x.shape), atol=1e-6, rtol=0)
 
 
+def test_the_noise_of_the_training_has_the_size_of_the_latents(emoji):
+    """An encoder gains nothing by larger latents: they are disturbed as much more, channel by channel, and the loss stays what it was."""
+    losses = []
+    for larger in (torch.ones(8), torch.tensor([3.0, 0.2, 1, 1, 50, 1, 1, 7])):
+        training = CodecTraining(emoji, width=8, blocks=1, noise=0.3)
+        training.network.spread /= larger  # of what is encoded; what is decoded is multiplied by it
+        with torch.no_grad():
+            losses.append(training.loss(to_model(emoji.unit(slice(64)))).item())
+    quiet = CodecTraining(emoji, width=8, blocks=1, noise=0.0)
+    with torch.no_grad():
+        assert losses[0] > 1.05 * quiet.loss(to_model(emoji.unit(slice(64)))).item()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_the_rate_rises_for_fifty_steps_and_falls_over_the_second_half(emoji):
+    training = CodecTraining(emoji, width=8, blocks=1, batch_size=2, rate=1e-4)
+    for step, progress, share in (
+        (0, 0.0, 0.02),
+        (24, 0.1, 0.5),
+        (49, 0.2, 1.0),
+        (100, 0.5, 1.0),
+        (100, 0.75, 0.501),
+        (100, 0.95, 0.101),
+        (100, 1.0, 1e-3),
+    ):
+        training.step = step
+        training.train_step(progress)
+        assert training.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * share), (step, progress)
+
+
+def test_several_features_count_as_their_mean(emoji):
+    """One function of images, or twice the same in a list: one loss, which is added to that of the pixels."""
+    found, x = [], to_model(emoji.unit(slice(16)))
+    for features in (None, lambda x: 10 * x, lambda x: [10 * x, 10 * x]):
+        training = CodecTraining(emoji, width=8, blocks=1, noise=0.0, features=features)
+        with torch.no_grad():
+            found.append(training.loss(x).item())
+    assert found[1] == pytest.approx(11 * found[0]) and found[2] == pytest.approx(found[1])
+
+
 def test_training_begins_at_principal_components_and_gains(emoji, fitted):
     x, linear = to_model(emoji.unit(slice(None))), PatchPCA.fit(emoji, 4, 8)
     start = CodecTraining(emoji, 4, 8, 8, 1).codec()
