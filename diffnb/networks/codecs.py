@@ -174,7 +174,7 @@ def at_least(
 
 # %% ../../nbs/06_networks/05_codecs.ipynb #cod08
 def images_of(
-    images,  # an ImageSet, or a tensor (n, c, h, w) of bytes or of numbers in [0, 1]; or a name, a folder or whatever else `image_set` reads
+    images: Any,  # an ImageSet, or a tensor (n, c, h, w) of bytes or of numbers in [0, 1]; or a name, a folder or whatever else `image_set` reads
     size: int | tuple[int, int] | None = None,  # side, or (height, width), to crop and resize to; None: as they are
 ):  # what `in_model_range` takes
     """Give images, which are read where they are told by a name or shall have another size.
