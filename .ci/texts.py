@@ -22,7 +22,9 @@ WIDEST = 112  # characters of a table's row that a page shows with little scroll
 ROW = re.compile(r"\S {2,}\S.*\S {2,}\S")  # what the site's filter (nbs/pages.lua) takes for a row of a table; other lines wrap
 LIBRARIES = re.compile(r"/\S*/site-packages/")  # where a machine keeps them
 FINEST = 190  # dots an inch that a figure has at least; .ci/execute.py stores 192
-OTHER_LOOKS: dict[tuple[str, str], str] = {}  # figures that look otherwise, by page and cell, and why
+OTHER_LOOKS = {  # figures that look otherwise, by page and cell, and why
+    ("09_training/10_plans.ipynb", "pl16"): "a callback of fastai draws it anew after each epoch, at the dots of a plain screen",
+}
 UNREAD = re.compile(r"Could not convert TeX math (.*?), rendering as TeX", re.DOTALL)
 FENCE = re.compile(r"^```\s*\{?\.?python\b[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
