@@ -148,7 +148,7 @@ def main():
     print(f"{'':42} {'n':>4} {'first':>7} {'top 10':>7} {'median':>7}")
     for one in rows:
         print(f"{one['what']:42} {one['n']:4d} {one['first']:7.1%} {one['top_10']:7.1%} {one['median']:7.0f}")
-    print(f"of {stored['names']} names; kernel distance {distance:.4f} +- {error:.4f}, floor {floor:.4f}")
+    print(f"of {stored['names']} names; kernel distance {distance:.1e} +- {error:.0e}, floor {floor:.1e}")
     print(f"{share:.1%} nearer to a trained picture than 95% of originals are to one another")
 
 
