@@ -24,6 +24,7 @@ LIBRARIES = re.compile(r"/\S*/site-packages/")  # where a machine keeps them
 FINEST = 190  # dots an inch that a figure has at least; .ci/execute.py stores 192
 OTHER_LOOKS = {  # figures that look otherwise, by page and cell, and why
     ("09_training/10_plans.ipynb", "pl16"): "a callback of fastai draws it anew after each epoch, at the dots of a plain screen",
+    ("12_apps/17_workshop_pages.ipynb", "59a5d0e9"): "it is the picture that the dashboard sends to a browser, dot for dot",
 }
 UNREAD = re.compile(r"Could not convert TeX math (.*?), rendering as TeX", re.DOTALL)
 FENCE = re.compile(r"^```\s*\{?\.?python\b[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
