@@ -10,7 +10,7 @@ from diffnb.core import NoiseSource, to_model
 from diffnb.data import ImageSet, image_set, paired, second_images
 from diffnb.denoise import Denoiser, Gaussian, GaussianMixture, InformedDenoiser
 from diffnb.guidance import Blur, ClassifierFree, Downsample, Grayscale, gaussian_kernel
-from diffnb.model import Trained, with_known
+from diffnb.model import Trained, question, with_known
 from diffnb.networks import MLP, UNet
 from diffnb.noise import EDM, VP, FlowMatching
 from diffnb.samplers import Heun
@@ -112,6 +112,15 @@ def test_what_is_known_of_a_picture_stays_known(models, photos):
     hidden[:, :3, 2:5, 2:5] = 0.77  # what lies under a hole tells nothing
     torch.testing.assert_close(models["holes:0.3"].translate(hidden, variants=2, **FEW), answers)
     assert torch.equal(with_known(photo, photo, ""), photo) and torch.equal(with_known(photo, photo, "jpeg:10"), photo)
+
+
+def test_a_pixel_that_is_half_transparent_is_known_and_one_that_is_more_so_is_not(models, photos):
+    """As masks are read everywhere, alpha counts from one half on, and nothing of what lies under a hole reaches the network."""
+    alpha = torch.full((1, 1, 8, 8), 0.5)
+    alpha[..., :4], alpha[..., 6:] = 0.49, 1.0
+    asked = question(models["holes:0.3"].trained, torch.cat([photos.unit([0]), alpha], 1))
+    assert torch.equal(asked[:, 3:], (alpha >= 0.5).float())
+    assert asked[:, :3, :, :4].abs().max() == 0 and torch.equal(asked[:, :3, :, 4:], photos.unit([0])[..., 4:])
 
 
 def test_answers_belong_to_their_picture_and_seed(models, photos):
