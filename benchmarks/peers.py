@@ -1,7 +1,7 @@
 """What a sampler costs outside the network, and which distance it reaches in how many seconds: ours beside those of other libraries.
 
     python benchmarks/peers.py [--rounds 9] [--n 500] [--long 500] [--out FILE]
-    python benchmarks/peers.py --overhead      the first table alone, in a minute
+    python benchmarks/peers.py --overhead      the first table alone, in a minute; written to results/overhead.json
 
 All run the packaged Fashion-MNIST model from the same noise, in float32 on one thread, over Karras's levels, with the classes in turn:
 
@@ -259,7 +259,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9, help="turns, at least 7 for a figure that is told to others")
     parser.add_argument("--n", type=int, default=500, help="images of a distance")
     parser.add_argument("--long", type=int, default=500, help="steps of Euler-Maruyama")
-    parser.add_argument("--overhead", action="store_true", help="the first table alone; nothing is stored")
+    parser.add_argument("--overhead", action="store_true", help="the first table alone")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -271,12 +271,13 @@ def main():
         for row in outside:
             text = f"{row['min'] * 1e6:7.0f} us, median {row['median'] * 1e6:7.0f}, {row['share']:.2%} of the network's"
             print(f"{row['library']:12s} {row['name']:32s} {text}", flush=True)
+        about = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "rounds": args.rounds, "batch": BATCH}
         if args.overhead:
+            RESULT.with_name("overhead.json").write_text(json.dumps({"about": about, "overhead": outside}, indent=1) + "\n")
             return
         stored = json.loads(args.out.read_text()) if args.out.exists() else {}
         known = {f"{r['library']} {r['name']} {r['n_steps']} {r['n']}": r["distance"] for r in stored.get("quality", ())}
         rows = []
-        about = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "rounds": args.rounds, "batch": BATCH}
         for row in qualities(trained, fast, libraries, args, known):
             rows.append(row)
             print(f"{row['library']:16s} {row['name']:32s} {row['evaluations']:4d}  {row['min'] * 1e3:9.1f} ms  {row['distance']:7.3f}", flush=True)
