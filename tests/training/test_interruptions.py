@@ -273,7 +273,7 @@ def test_training_says_how_long_it_takes_and_what_would_do(plan, words):
 
 
 def test_a_training_that_goes_on_says_how_many_steps_are_left(tmp_path):
-    """Cut short by steps, in the middle of an epoch; then a second training, which counts its own steps."""
+    """One that was ended by its steps, after an epoch; then a second training, which counts its own steps."""
     said = []
 
     def run(steps, **how):
@@ -281,17 +281,17 @@ def test_a_training_that_goes_on_says_how_many_steps_are_left(tmp_path):
         return model.train(IMAGES, steps=steps, batch_size=4, callbacks=[told], **how)
 
     model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device="cpu", verbose=False)
-    run(8, checkpoints=tmp_path)
+    run(10, checkpoints=tmp_path)
     model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device="cpu", verbose=False)
-    run(20, checkpoints=tmp_path, resume=True)
-    run(10)
+    run(25, checkpoints=tmp_path, resume=True)
+    run(12)
     GenerativeModel("edm", network="tiny", device="cpu", verbose=False).train(
         IMAGES, epochs=3, batch_size=22, callbacks=[ForecastCallback(tell=said.append)]
     )  # fewer steps an epoch than are timed
     assert said[3].startswith("3 steps (epochs of 1)"), said[3]
-    assert said[0].startswith("8 steps (epochs of ") and said[0].endswith("steps=2000")
-    assert said[1].startswith("12 more steps, 20 in all (epochs of ") and said[1].endswith("steps=2000")
-    assert said[2].startswith("10 more steps, 30 in all (epochs of ") and said[2].endswith("steps=1980")
+    assert said[0].startswith("10 steps (epochs of 10)") and said[0].endswith("steps=2000")
+    assert said[1].startswith("15 more steps, 25 in all (epochs of 10)") and said[1].endswith("steps=2000")
+    assert said[2].startswith("12 more steps, 37 in all (epochs of 10)") and said[2].endswith("steps=1975")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
