@@ -515,7 +515,7 @@ def test_the_command_scores_two_folders(sets, tmp_path):
     result = CliRunner().invoke(app, [*line[:3], "--metrics", "kernel", "--by-class"])
     assert result.exit_code == 0 and result.stdout.count("class 1\nreal:") == 1
     result = CliRunner().invoke(app, ["score", str(tmp_path / "a"), str(tmp_path / "none")])
-    assert result.exit_code == 2 and result.stderr.startswith("diffnb: generated:") and result.stderr.count("\n") == 1
+    assert result.exit_code == 2 and result.stderr.startswith("diffnb: B: there is no file or folder") and result.stderr.count("\n") == 1
 
 
 def test_drawn_images_are_rounded_as_files_would_be():
