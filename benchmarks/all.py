@@ -22,6 +22,7 @@ COMMANDS = {  # script: arguments of the whole run, and of the short one; None: 
     "likelihood": ("--data {data}", None),
     "metrics": ("", None),
     "training": ("--root {data}", "--threads 1 --repeats 1 --no-compile --out {out}/training.json"),
+    "scaling": ("", "--rounds 1 --out {out}/scaling.json"),
     "programs": ("", "--rounds 2 --out {out}/programs.json"),
 }
 
