@@ -169,6 +169,13 @@ def parts_of(way, rounds=3):
     return {kind: round(share / sum(shares.values()), 3) for kind, share in shares.items()}
 
 
+def peak(dtype, side=1024, rounds=9):
+    """Billions of operations a second in a product of two large matrices: what the processor can do at most."""
+    a, b = (torch.rand(side, side).to(dtype) for _ in range(2))
+    times = timed({"product": lambda: a @ b}, rounds)[1]["product"]
+    return 2 * side**3 / min(times) / 1e9
+
+
 def measured(name, model, n, rounds, theirs=None, compile=False):
     """Rows of one network and number of images."""
     with torch.inference_mode():
@@ -222,6 +229,7 @@ def main():
     about = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "load": round(os.getloadavg()[0], 2), "rounds": args.rounds}
     about["processor"] = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
     about["bfloat16"] = " ".join(sorted(f for f in ("avx512_bf16", "amx_bf16") if f in Path("/proc/cpuinfo").read_text())) or "none"
+    about["product_gflops"] = {"float32": peak(torch.float32), "bfloat16": peak(torch.bfloat16)}
     args.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 
