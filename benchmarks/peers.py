@@ -22,12 +22,12 @@ import json
 import os
 import platform
 import statistics
-import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from scaling import in_turns
 from torch import nn
 
 from diffnb.core import NoiseSource, to_unit
@@ -164,17 +164,6 @@ def there(library):
     except ImportError as error:
         print(f"{library} is left out: {error}")
         return False
-
-
-def in_turns(ways, rounds):
-    """Seconds of every way in every round; the first, which loads what is loaded late, is not counted."""
-    times = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            times[name] += [time.perf_counter() - start] * (turn > 0)
-    return times
 
 
 def overheads(trained, libraries, rounds, n_steps=50):
