@@ -48,6 +48,7 @@ class Distilling:
         lr: float = 4e-4,  # highest learning rate
         rate: str = "cosine",  # how the learning rate falls: "cosine", "linear", "inverse-sqrt", "constant"
         method: str = "heun",  # step of the teacher's flow: "heun" or "euler"
+        matching: float | None = None,  # how strongly what is drawn is pulled towards the images, as sets; None: 1.5, or 0 with guidance
         classes: Sequence | None = None,  # labels to keep, by value or name; None: all
         size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to; None: as they are
         valid_fraction: float = 0.1,  # share of the images kept aside for the validation loss, at most 200 of them
@@ -74,12 +75,15 @@ class Distilling:
         """
         from diffnb.data.loaders import image_loaders, image_set
         from diffnb.training.distillation import ConsistencyCallback, check_end
+        from diffnb.training.losses import ConsistencyTimes
+        from diffnb.training.matching import Matching
 
         _check(self.trained, time_limit, guidance_scale)
         check_end(self.trained.sde)
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints=, the folder of the distillation that is to go on")
         whole_number(seed, "seed", 0, 2**63 - 1)
+        matching = _matching(matching, guidance_scale)
         images = encoded(aligned(image_set(dataset, size=size, classes=classes, verbose=self.verbose), self.trained), self.trained.codec, flip)
         if self.trained.labels and images.labels is None:
             raise ValueError("this model has classes, and its student learns each of them from images of it; give (images, labels)")
@@ -91,6 +95,8 @@ class Distilling:
         diffusion = ConsistencyCallback(
             teacher if guidance_scale == 1 else ClassifierFree(teacher, guidance_scale),
             teacher.parametrization,
+            ConsistencyTimes(start=0.15 if matching else 0.0),
+            matching=Matching(matching) if matching else None,
             seed=seed,
             method=method,
             about=about,
@@ -125,6 +131,18 @@ class Distilling:
             self.sde, Consistency(), network=begun.network, parametrization=begun.parametrization, device=self.device, verbose=self.verbose
         )
         return self.last_student, begun
+
+
+def _matching(matching, guidance_scale):
+    """The weight of the comparison of sets: 0 for a guided teacher, whose pictures are not meant to be distributed as images."""
+    if matching is None:
+        return 1.5 if guidance_scale == 1 else 0.0
+    if not 0 <= matching < math.inf:
+        raise ValueError(f"matching must be a number of at least 0, got {matching!r}")
+    if matching and guidance_scale != 1:
+        words = "what a guided teacher draws is more typical than images, and would be pulled back to them"
+        raise ValueError(f"matching={matching} and guidance_scale={guidance_scale} contradict each other: {words}; leave one of them out")
+    return float(matching)
 
 
 def _check(trained: Trained, time_limit, guidance_scale):

@@ -352,6 +352,20 @@ class UNet(nn.Module):
             x = stage.up(x, emb, skips)
         return F.pixel_shuffle(self.head(self.act(self.norm(x))), self.unshuffle)[..., :h, :w]
 
+    def maps(
+        self,
+        x: Tensor,  # scaled images (n, channels, h, w), noisy or not
+        half_log_snr: Tensor,  # noise level, (n,) or ()
+    ) -> list[Tensor]:  # feature maps (n, c, ., .): the last of each level, from fine to coarse, and the first of the middle
+        """Describe images as the network sees them on its way down, with no condition known."""
+        emb = self.act(embed(self, half_log_snr, None, len(x), x.dtype))
+        x = self.stem(F.pixel_unshuffle(pad_to_multiple(self.with_image(x, None), self.multiple), self.unshuffle))
+        skips, last = [x], []
+        for stage in self.down:
+            x = stage.down(x, emb, skips)
+            last.append(skips[-1 - hasattr(stage, "resample")])
+        return [*last, self.middle[0](x, emb)]
+
     def with_image(
         self,
         x: Tensor,  # noisy images (n, channels, h, w)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .interruptions import *
     from .learner import *
     from .losses import *
+    from .matching import *
     from .monitoring import *
     from .plans import *
     from .reports import *

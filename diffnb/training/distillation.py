@@ -26,6 +26,7 @@ from ..samplers.consistency import ConsistencyFunction
 from ..samplers.ode import check_choice
 from .learner import DiffusionCallback
 from .losses import TOP, TimeDistribution
+from .matching import Matching, Recent, set_features
 from .steps import TrainingError
 
 # %% ../../nbs/09_training/11_distillation.ipynb #dis10
@@ -108,7 +109,6 @@ class ConsistencyCallback(DiffusionCallback):
 
     name = "diffusion"  # the part that it takes in a learner
     aims = (300, 1000)  # steps that are too few, and steps that would do, of which a training is told
-    compare = staticmethod(pseudo_huber)
 
     def __init__(
         self,
@@ -119,12 +119,15 @@ class ConsistencyCallback(DiffusionCallback):
         seed: int = 0,  # of noise, times and dropped labels
         method: str = "heun",  # step of the teacher's flow: "heun" or "euler"
         gap: Gap = Gap(),  # how far apart the two levels are
+        matching: Matching | None = None,  # how the set of drawn samples is pulled towards that of images; None: not, as for a guided teacher
         about: Mapping[str, Any] | None = None,  # what the record shall say of the teacher: plain numbers and strings
     ):
         check_choice("method", method, ("heun", "euler"))
         check_end(teacher.sde)
         super().__init__(teacher.sde, parametrization, times, label_dropout=label_dropout, seed=seed)
         self.teacher, self.method, self.gap, self.about = teacher, method, gap, dict(about or {})
+        self.matching = matching
+        self.seen, self.drawn = (Recent(matching.kept) for _ in range(2)) if matching else (None, None)
 
     @property
     def progress(self) -> float:
@@ -157,7 +160,37 @@ class ConsistencyCallback(DiffusionCallback):
         target = torch.where(at_end(sde, r, x), reached, said)
         a, b = self.parametrization.to_x0(sde, t)
         inputs = expand(self.parametrization.input_scale(sde, t), x) * x, sde.half_log_snr(t), *condition.values()
-        return inputs, (expand(a, x) * x - target, b, weight)
+        offset = expand(a, x) * x - target
+        return inputs, (offset, b, weight, *(self._matched(x0, target, t, condition) if self.matching and self.training else ()))
+
+    @torch.no_grad()
+    def _matched(self, x0, target, t, condition):
+        """What the comparison of sets needs beside the comparison of pairs; the images of the batch are kept for it."""
+        label = condition.get("label", torch.zeros(len(x0), dtype=torch.long, device=x0.device))
+        with self._cast(x0.device):
+            self.seen.add(set_features(self.teacher, x0), label)
+        return target, -self.sde.half_log_snr(t) >= math.log(max(self.matching.lowest, 1e-12)), label
+
+    def compare(
+        self,
+        output: Tensor,  # what the network says (n, ...)
+        offset: Tensor,  # as `pseudo_huber` takes them
+        scale: Tensor,  # (n,)
+        weight: Tensor,  # (n,)
+        target: Tensor | None = None,  # what the student shall say (n, ...); None: sets are not compared
+        pulled: Tensor | None = None,  # bool (n,): which samples are pulled towards the images
+        label: Tensor | None = None,  # their classes, int64 (n,), -1 for none
+    ) -> Tensor:  # a number
+        """Compare answers in pairs, and what is drawn with the images as sets."""
+        loss = pseudo_huber(output, offset, scale, weight)
+        if target is None:
+            return loss
+        ends = expand(scale, offset) * output.float() + offset + target
+        with self._cast(ends.device):
+            features = set_features(self.teacher, ends)
+        pull = self.matching.pull(features, label, self.seen, self.drawn)
+        self.drawn.add(features.detach(), torch.where(pulled, label, -3))
+        return loss + self.matching.weight * (weight * pulled * pull).mean()
 
     def _cast(self, device):
         """The number format in which the student is trained, for the two that are only asked."""
@@ -170,7 +203,20 @@ class ConsistencyCallback(DiffusionCallback):
 
     def facts(self):
         """What the record of a training says: that it was a distillation, and of what."""
-        return {"weight": "1 / (kappa - r)", "distilled": {**self.about, "method": self.method, "gap": repr(self.gap)}}
+        how = {"method": self.method, "gap": repr(self.gap)} | ({"matching": repr(self.matching)} if self.matching else {})
+        return {"weight": "1 / (kappa - r)", "distilled": {**self.about, **how}}
+
+    def state_dict(self):
+        """What a checkpoint keeps: the samples, too, with which others are compared."""
+        kept = {"seen": self.seen.state_dict(), "drawn": self.drawn.state_dict()} if self.matching else {}
+        return super().state_dict() | kept
+
+    def load_state_dict(self, state):
+        """Go on from a checkpoint."""
+        super().load_state_dict(state)
+        if self.matching:
+            self.seen.load_state_dict(state["seen"])
+            self.drawn.load_state_dict(state["drawn"])
 
 
 def check_end(

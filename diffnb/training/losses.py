@@ -290,16 +290,24 @@ class ConsistencyTimes(LogNormal):
 
     mean: float = -0.8  # of log(sigma / alpha)
     std: float = 2.0  # of log(sigma / alpha), > 0
+    start: float = 0.0  # share of the samples that are put at t_max besides, in [0, 1)
+
+    def __post_init__(self):
+        """Check the settings."""
+        super().__post_init__()
+        if not 0 <= self.start < 1:
+            raise ValueError(f"start is a share of the samples in [0, 1), got {self.start}")
 
     def __call__(self, sde, u):
-        """The normal quantile, then the time at which the process has that noise level."""
+        """The normal quantile, then the time at which the process has that noise level; the last quantiles stand for t_max."""
+        u = u / (1 - self.start)
         low, high = (-sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))).tolist()
         top = math.log(TOP)
         below, under_top = torch.special.ndtr((torch.tensor([low, top], dtype=torch.float64) - self.mean) / self.std).tolist()
         q = below + u * (1 - below)
         level = self.mean + self.std * math.sqrt(2) * torch.erfinv((2 * q - 1).clamp(-1 + 1e-6, 1 - 1e-6))
         way = top + (2 * (q - under_top) / (1 - under_top)).clamp(0, 1) * (high - top)
-        level = torch.where(level > top, way, level).clamp(low, high)
+        level = torch.where(u >= 1, high, torch.where(level > top, way, level).clamp(low, high))
         return sde.time_of_half_log_snr(-level).clamp(sde.t_min, sde.t_max)
 
 # %% ../../nbs/09_training/01_losses.ipynb #a7a4f5a9

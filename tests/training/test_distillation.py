@@ -19,7 +19,19 @@ from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, UNet
 from diffnb.noise import EDM, PARAMETRIZATIONS, SDE, VE, VP, FlowMatching, Karras, SubVP
 from diffnb.samplers import DDIM, RK4, Consistency, ConsistencyFunction, GaussianConsistency, Heun
-from diffnb.training import TOP, ConsistencyCallback, Gap, TrainingError, fit, flow_step, pseudo_huber
+from diffnb.training import (
+    TOP,
+    ConsistencyCallback,
+    ConsistencyTimes,
+    Gap,
+    Matching,
+    Recent,
+    TrainingError,
+    fit,
+    flow_step,
+    pseudo_huber,
+    set_features,
+)
 
 PROCESSES = {"vp": VP(), "sub-vp": SubVP(), "ve": VE(), "edm": EDM(), "flow": FlowMatching()}
 M, S = 0.4, 0.3
@@ -226,6 +238,79 @@ def test_a_small_student_reaches_it():
     assert result.record["distilled"]["method"] == "heun" and result.record["train_loss"][-1] < result.record["train_loss"][0]
 
 
+# sets
+
+
+def test_a_share_of_the_times_is_where_runs_begin():
+    u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    for sde in PROCESSES.values():
+        shared, plain = ConsistencyTimes(start=0.15)(sde, u), ConsistencyTimes()(sde, u[:1700] / 0.85)
+        assert (shared[1700:] > sde.t_max - 1e-9).all() and torch.allclose(shared[:1700], plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vp", "edm", "flow"])
+def test_the_exact_function_is_the_fixed_point_of_both_losses(name):
+    """Loss of pairs: zero. Pull towards the images: no mean force, where a function that draws half as far from the mean is pushed apart."""
+    sde = PROCESSES[name]
+    oracle = Gaussian(M, S**2)
+    matching, forces = Matching(weight=1.0), {}
+    for factor in (1.0, 0.5):
+        callback = ConsistencyCallback(oracle.denoiser(sde), matching=matching)
+        callback.learn = SimpleNamespace(model=nn.Identity(), training=True, forward=SimpleNamespace(autocast_dtype=None))
+        generator = torch.Generator().manual_seed(0)
+        drawn = {}
+        for round_ in range(5):
+            x0 = oracle.sample(400, round_).float()
+            t = torch.full((400,), sde.t_max)
+            x = sde.perturb(x0, t, torch.randn(400, 1, generator=generator))
+            end = M + factor * (GaussianConsistency(sde, M, S).x0(x, t, {}) - M)
+            callback._matched(x0, end, t, {})
+            end.requires_grad_(True)
+            zero, one = torch.zeros(400), torch.ones(400)
+            loss = callback.compare(end, -end.detach(), one, zero + 1, end.detach(), one > 0, zero.long())
+            (drawn["force"],) = torch.autograd.grad(loss, end)
+            drawn["away"] = -(drawn["force"] * (end.detach() - M).sign()).sum().item()
+        forces[factor] = drawn["away"]
+    assert abs(forces[1.0]) < 0.05 and forces[0.5] > 0.15, forces
+
+
+def test_the_pull_has_the_weight_of_its_pair_and_spares_what_is_nearly_clean():
+    callback = ConsistencyCallback(Gaussian(M, S**2).denoiser(EDM()), matching=Matching(weight=3.0, lowest=0.5))
+    callback.learn = SimpleNamespace(model=nn.Identity(), training=True, forward=SimpleNamespace(autocast_dtype=None))
+    x0, label, sde = Gaussian(M, S**2).sample(200, 0).float(), torch.zeros(200).long(), EDM()
+    levels = torch.where(torch.arange(200) < 100, 0.49, 0.51).double()
+    _, pulled, _ = callback._matched(x0, x0, sde.time_of_half_log_snr(-levels.log()), {})
+    assert pulled.tolist() == [False] * 100 + [True] * 100
+    earlier = Gaussian(M, S**2).sample(200, 1).float() + 1
+    weight, gradients = torch.linspace(0.5, 2, 200), []
+    for one in (weight, torch.ones(200)):
+        callback.drawn = Recent(2000)
+        callback.drawn.add(earlier, label)
+        end = (x0 + 1).requires_grad_(True)
+        loss = callback.compare(end, -end.detach(), torch.ones(200), one, end.detach(), pulled, label)
+        gradients.append(torch.autograd.grad(loss, end)[0])
+    assert not gradients[0][:100].any() and gradients[0][100:].all()
+    assert torch.allclose(gradients[0], weight[:, None] * gradients[1], rtol=1e-3, atol=0)
+    pull = callback.matching.pull(x0 + 1, label, callback.seen, callback.drawn)
+    loss = callback.compare(x0 + 1, -x0 - 1, torch.ones(200), torch.ones(200), x0 + 1, pulled, label)
+    assert pull.mean() > 0.1 and loss.item() == pytest.approx(3 * pull[100:].mean().item() / 2, rel=0.05)
+
+
+def test_features_are_the_teacher_s_and_sets_are_compared_in_a_training():
+    model, records = trained(), {}
+    network = model.trained.network
+    found = network.maps(torch.randn(2, 1, 8, 8), torch.zeros(2))
+    assert [tuple(one.shape) for one in found] == [(2, 8, 8, 8), (2, 8, 8, 8)]
+    features = set_features(model.trained.denoiser(), torch.randn(3, 1, 8, 8))
+    assert features.shape == (3, 2 * 2 * 8 * 4)
+    assert torch.equal(set_features(Gaussian(0.0, 1.0).denoiser(EDM()), torch.ones(2, 1, 3, 3)), torch.ones(2, 9))
+    for matching in (0.0, None, 20.0):
+        records[matching] = model.distill(images(400), steps=8, batch_size=32, matching=matching)
+    assert "matching" not in records[0.0].distilled and records[20.0].distilled["matching"] == repr(Matching(20.0))
+    drawn = {matching: student.generate(2, seed=0) for matching, student in records.items()}
+    assert not torch.equal(drawn[None], drawn[0.0]) and not torch.equal(drawn[None], drawn[20.0])
+
+
 # the facade
 
 
@@ -369,6 +454,11 @@ WRONG = {
     "nothing to go on with": (ValueError, lambda t: t.distill(images(), steps=1, resume=True), "needs checkpoints="),
     "a rate": (ValueError, lambda t: t.distill(images(), steps=1, lr=-1.0), "lr must be positive"),
     "a plain model": (ValueError, lambda t: Consistency()(t.denoiser(), shape=(1, 1, 8, 8)), "needs a distilled model"),
+    "a weight": (ValueError, lambda t: t.distill(images(), steps=1, matching=-1.0), "matching must be a number of at least 0"),
+    "no weight": (ValueError, lambda t: t.distill(images(), steps=1, matching=True), "matching must be a number or None"),
+    "sets and guidance": (ValueError, lambda t: t.distill(images(), steps=1, matching=1.0, guidance_scale=2.0), "leave one of them out"),
+    "a share": (ValueError, lambda t: ConsistencyTimes(start=1.0), "share of the samples in [0, 1)"),
+    "a weight of sets": (ValueError, lambda t: Matching(0.0), "weight > 0"),
     "a gap": (ValueError, lambda t: Gap(3.0, 2.0), "0 <= first <= last"),
 }
 
