@@ -149,3 +149,20 @@ def test_check_network_says_what_is_wrong():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     check_network(network, (1, 8, 8), 3)
     assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_the_maps_of_an_image_are_those_of_the_way_down(levels):
+    """The last map of each level and the first of the middle, as they arise when the network is run without conditions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(2, widths=(8, 12, 16)[:levels], blocks=2, attention_levels=(0,), num_classes=3, groups=4, zero_init=False).eval()
+        x, noise = torch.randn(2, 2, 9, 9), torch.tensor([0.3, -1.0])
+    met = []
+    for module in (*(stage.attention[-1] for stage in network.down), network.middle[0]):
+        module.register_forward_hook(lambda _, given, out: met.append(out))
+    network(x, noise)
+    wanted = list(met)
+    found = network.maps(x, noise)
+    assert len(found) == len(wanted) == levels + 1 and all(torch.equal(a, b) for a, b in zip(found, wanted))
+    assert not torch.equal(found[-1], network.maps(x, noise + 1)[-1])
