@@ -18,7 +18,7 @@ from diffnb.likelihood import log_prob
 from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, UNet
 from diffnb.noise import EDM, PARAMETRIZATIONS, SDE, VE, VP, FlowMatching, Karras, SubVP
-from diffnb.samplers import DDIM, RK4, Consistency, ConsistencyFunction, GaussianConsistency, Heun
+from diffnb.samplers import DDIM, RK4, Consistency, ConsistencyFunction, GaussianConsistency, Heun, log_normal
 from diffnb.training import TOP, ConsistencyCallback, Gap, TrainingError, fit, flow_step, pseudo_huber
 
 PROCESSES = {"vp": VP(), "sub-vp": SubVP(), "ve": VE(), "edm": EDM(), "flow": FlowMatching()}
@@ -72,6 +72,16 @@ def test_samples_of_the_exact_function_are_exact(name, n):
     times = torch.linspace(sde.t_max, 0.3, n + 1, dtype=torch.float64)[:n]
     closed = Consistency()(f, shape=(40_000, 1), grid=times, seeds=0, dtype=torch.float64)
     assert closed.nfe == n and abs(closed.x.mean() - M) < 0.006 and abs(closed.x.std() - S) < 0.006
+
+
+@pytest.mark.parametrize("sde", [EDM(), VP()], ids=["EDM", "VP"])
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+def test_the_levels_divide_what_is_below_the_first_into_equal_parts(sde, n):
+    """Of the normal distribution of log kappa about 0, whose standard deviation is 1.8."""
+    times = log_normal(sde, n)
+    below = torch.special.ndtr(-sde.half_log_snr(times[:-1]) / 1.8)
+    torch.testing.assert_close(below, below[0] * (1 - torch.arange(n, dtype=torch.float64) / n), atol=1e-6, rtol=0)
+    assert times[0] == sde.t_max and times[-1] == sde.t_min and len(times) == n + 1
 
 
 def test_from_any_time_and_under_another_process():

@@ -41,7 +41,9 @@ def test_a_time_limit_that_is_long_makes_no_steps():
     assert "So few" not in forecast(1000, 10, 100, 1.0, limit=86400.0)
 
 
-@pytest.mark.parametrize("steps, processes, accumulate, epochs", [(1, 1, 1, 1), (20, 1, 1, 1), (21, 1, 1, 2), (21, 2, 1, 3), (21, 3, 4, 11), (5, 50, 1, 5)])
+@pytest.mark.parametrize(
+    "steps, processes, accumulate, epochs", [(1, 1, 1, 1), (20, 1, 1, 1), (21, 1, 1, 2), (21, 2, 1, 3), (21, 3, 4, 11), (5, 50, 1, 5)]
+)
 def test_epochs_are_those_that_the_steps_take(monkeypatch, steps, processes, accumulate, epochs):
     """Of 20 batches, which processes share; the last group of an epoch may be smaller than the others, and there is always a batch."""
     monkeypatch.setattr(diffnb.training.plans, "launched", lambda: (0, processes))
