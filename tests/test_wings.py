@@ -99,6 +99,11 @@ def test_the_stored_table_of_the_wings_is_that_of_now():
         assert all(abs(int(then) - n) <= max(3, 0.05 * n) for then, n in zip((names, lines), now)), (wing, names, lines, now)
 
 
+def test_the_page_of_all_names_has_every_wing():
+    cells = json.loads((ROOT / "nbs" / "api.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert set(re.findall(r'^_table\("(\w+)"\)$', "\n".join("".join(cell["source"]) for cell in cells), re.M)) == set(WINGS)
+
+
 def additions():
     """(module, home) for each module that adds names to a registry which another module, its home, defines."""
     found = set()

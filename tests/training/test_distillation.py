@@ -84,6 +84,20 @@ def test_the_levels_divide_what_is_below_the_first_into_equal_parts(sde, n):
     assert times[0] == sde.t_max and times[-1] == sde.t_min and len(times) == n + 1
 
 
+@pytest.mark.parametrize("sde", [VP(), FlowMatching(), SubVP()], ids=lambda sde: type(sde).__name__)
+def test_two_evaluations_written_out(sde):
+    """The end of the flow is noised from its own level to the next one; a run ends at its own level, at which the scale of x is not quite one."""
+    function, seeds, n = GaussianConsistency(sde), NoiseSource.of(3, 5), 2
+    result = Consistency()(ConsistencyFunction(function), shape=(5, 2), n_steps=n, seeds=seeds, dtype=torch.float64)
+    first, second, end = log_normal(sde, n)
+    ended = function.x0(sde.prior((2,), seeds, dtype=torch.float64), first, {})
+    ratio = sde.alpha(second) / sde.alpha(end)
+    z = seeds.normal((2,), "step", 0, torch.float64)
+    x = ratio * sde.alpha(end) * ended + (sde.sigma(second) ** 2 - (ratio * sde.sigma(end)) ** 2).sqrt() * z
+    torch.testing.assert_close(result.x, sde.alpha(end) * function.x0(x, second, {}), atol=1e-5, rtol=0)
+    assert result.nfe == 2
+
+
 def test_from_any_time_and_under_another_process():
     f, vp = ConsistencyFunction(GaussianConsistency(EDM(), M, S)).under(VP()), VP()
     x = vp.perturb(Gaussian(M, S**2).sample(20_000), 0.5, torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double())
