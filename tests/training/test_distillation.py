@@ -58,6 +58,14 @@ def test_the_formula_is_where_the_flow_of_a_gaussian_ends(name):
     assert (followed - GaussianConsistency(sde, M, S).x0(x, torch.tensor(sde.t_max), {})).abs().max() < 3e-5
 
 
+@pytest.mark.parametrize("sde", [VP(), EDM(), FlowMatching()], ids=lambda sde: type(sde).__name__)
+def test_the_formula_is_the_identity_at_the_end(sde):
+    """Also of data so narrow that the noise that is left there counts: then it is kept, and not scaled away."""
+    x, end = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None], torch.tensor(sde.t_min, dtype=torch.float64)
+    found = GaussianConsistency(sde, 0.4, 0.002).x0(x, end, {})
+    torch.testing.assert_close(found, x / sde.alpha(end), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_samples_of_the_exact_function_are_exact(name, n):

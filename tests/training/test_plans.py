@@ -38,6 +38,7 @@ def test_a_time_limit_that_is_long_makes_no_steps():
     long, short = (forecast(100, 10, 10, 1.0, limit=limit) for limit in (86400.0, 50.0))
     assert long.startswith("100 steps (epochs of 10), in about 1.7 min. So few steps") and long.endswith("steps=2000")
     assert short.startswith("about 50 steps within the time limit of 50 s") and short.endswith("time_limit=2000")
+    assert forecast(2500, 100, 25, 0.2, limit=60.0, before=200).endswith("would do, in 6.0 min: time_limit=360")  # for the 1,800 that are lacking
     assert "So few" not in forecast(1000, 10, 100, 1.0, limit=86400.0)
 
 
