@@ -326,7 +326,7 @@ def test_steps_of_each_of_several_trainings_that_share_a_rate():
     assert rates == pytest.approx([0.5 * min(1, max((step + 1) / n, (1 - fall) / 0.01)) * fall for step, fall in enumerate(falls)])
 
 
-@pytest.mark.parametrize("ended_by", ["steps", "time", "interrupt"])
+@pytest.mark.parametrize("ended_by", [("steps", "steps"), ("time", "time"), ("interrupt", "interrupt"), ("steps", "interrupt")], ids=" ".join)
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_training_by_steps_that_goes_on_ends_at_these_steps(tmp_path, ended_by, accumulate):
     """Wherever it ended before: a limit cuts an epoch short, so that more of them are needed. The rate falls over the steps, to zero."""
@@ -337,18 +337,18 @@ def test_a_training_by_steps_that_goes_on_ends_at_these_steps(tmp_path, ended_by
 
         order, run_valid = 71, False  # after the schedule
 
-        def __init__(self, at):
-            self.at, self.rates = at, {}
+        def __init__(self, at, by):
+            self.at, self.by, self.rates = at, by, {}
 
         def after_step(self):
             self.rates[self.schedule.steps] = self.opt.hypers[-1]["lr"]
-            if self.schedule.steps == self.at and ended_by == "time":
+            if self.schedule.steps == self.at and self.by == "time":
                 self.schedule.time_limit = 1e-9
-            if self.schedule.steps == self.at and ended_by == "interrupt":
+            if self.schedule.steps == self.at and self.by == "interrupt":
                 raise KeyboardInterrupt
 
-    def start(path, at, steps, **how):
-        ends, kept = Ends(at), []
+    def start(path, steps, at=None, by=None, **how):
+        ends, kept = Ends(at, by), []
         loaders = image_loaders(ImageSet(images), ImageSet(images[:4]), batch_size=4, device="cpu")
         callbacks = [ends, ResumeCallback(path, resume="if there")]
         how = {"lr": 0.5, "warmup": 0, "rate": "linear", "accumulate": accumulate, "steps": steps, **how}
@@ -359,13 +359,13 @@ def test_a_training_by_steps_that_goes_on_ends_at_these_steps(tmp_path, ended_by
     n = 2 * an_epoch + 3
     for at in (1, an_epoch, an_epoch + 1, n - 1):
         path = tmp_path / f"{at}.safetensors"
-        for stop in sorted({at, (at + n) // 2}):  # twice
-            record, rates = start(path, stop, stop if ended_by == "steps" else n)
+        for stop, by in dict(zip((at, (at + n) // 2), ended_by)).items():  # twice, but where there is one step left
+            record, rates = start(path, stop if by == "steps" else n, stop, by)
             assert record["steps"] == stop
-        record, rates = start(path, None, n)
+        record, rates = start(path, n)
         assert (record["steps"], record["stopped"], list(rates)) == (n, "steps", list(range(stop + 1, n + 1)))
         assert accumulate > 1 or rates == pytest.approx({step: 0.5 * (1 - (step - 1) / n) for step in rates})
-    record, _ = start(path, None, n + 50, epochs=record["epochs"] + 1)  # epochs that are asked for stay a limit
+    record, _ = start(path, n + 50, epochs=record["epochs"] + 1)  # epochs that are asked for stay a limit
     assert record["stopped"] == "epochs" and record["steps"] <= n + an_epoch
 
 
