@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffnb"
 # from the ground up: a wing imports only from wings before it
-WINGS = "printing documents arguments pickles core parallel noise denoise samplers guidance".split()
-WINGS += "likelihood networks data metrics training files model apps".split()
+WINGS = "importing printing documents arguments pickles core parallel noise denoise samplers guidance".split()
+WINGS += "likelihood data networks metrics training files model apps".split()
 
 
 @cache
@@ -67,8 +67,16 @@ def imports(
     module: str,  # dotted name
 ) -> set[tuple[str, str]]:  # (module, name) pairs; an empty name where the module itself is imported
     """Read what a module imports of the package, at its top and inside functions."""
-    found, package = set(), module.split(".")[:-1]
-    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
+    return imports_in(modules()[module].read_text(encoding="utf-8"), module.split(".")[:-1])
+
+
+def imports_in(
+    text: str,  # of a module
+    package: list[str],  # in which it stands, such as ["diffnb", "noise"]
+) -> set[tuple[str, str]]:  # (module, name) pairs
+    """Read what a text imports of the package, by statements and by calls that name a module."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*above, *filter(None, [node.module])])
@@ -76,6 +84,18 @@ def imports(
                 found |= {(_home(origin, alias.name), alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {(alias.name, "") for alias in node.names if alias.name.split(".")[0] == "diffnb"}
+    return found | {(name, "") for name in called_imports(text) if name and name.split(".")[0] == "diffnb"}
+
+
+def called_imports(
+    text: str,  # of a module
+) -> list[str | None]:  # names of modules; None: one that the program makes up as it runs
+    """Read what a text imports by calling a function."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            name = node.args[0] if node.args else None
+            found.append(name.value if isinstance(name, ast.Constant) else None)
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffnb.apps import Painter, dashboard
-from diffnb.core import EXTRAS, import_extra
+from diffnb.importing import EXTRAS, import_extra
 from diffnb.model import GenerativeModel
 from diffnb.networks import FrozenText
 from diffnb.training import log_callbacks, together
@@ -42,7 +42,7 @@ def test_everything_imported_is_a_requirement():
     foreign = {(name, file) for name, file in found if name not in sys.stdlib_module_names}
     assert {name for name, _ in foreign} >= {"torch", "fastai", "PIL", "numpy"}
     missing = {one for one in foreign if not core & {owner.lower() for owner in distributions.get(one[0], ())}}
-    assert not missing, f"{missing}: list what brings these in settings.ini, or use diffnb.core.import_extra"
+    assert not missing, f"{missing}: list what brings these in settings.ini, or use diffnb.importing.import_extra"
 
 
 def test_parts_of_fastai_that_need_more_are_imported_as_extras_only():

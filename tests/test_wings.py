@@ -13,7 +13,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from wings import PACKAGE, ROOT, WINGS, arrows, drawn, exported, imports, length, modules, wing_of  # noqa: E402
+from wings import PACKAGE, ROOT, WINGS, arrows, called_imports, drawn, exported, imports, imports_in, length, modules, wing_of  # noqa: E402
 
 
 def test_the_package_consists_of_the_wings():
@@ -25,6 +25,25 @@ def test_a_wing_imports_only_from_wings_above_it(module):
     floor = WINGS.index(wing_of(module))
     origins = {origin for origin, _ in imports(module) if origin != "diffnb"}
     assert [origin for origin in sorted(origins) if WINGS.index(wing_of(origin)) > floor] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from ..data import image_set",
+        "import diffnb.data",
+        'importlib.import_module("diffnb.data")',
+        'def f():\n    return __import__("diffnb.data")',
+    ],
+)
+def test_an_import_is_seen_in_whatever_way_it_is_made(text):
+    assert {wing_of(origin) for origin, _ in imports_in(text, ["diffnb", "noise"])} == {"data"}
+
+
+def test_names_of_modules_are_made_up_in_two_places():
+    """By what hands on the names of wings or imports an extra, and by the worker of the jail, which imports what others have imported."""
+    unseen = {module for module, path in modules().items() if None in called_imports(path.read_text(encoding="utf-8"))}
+    assert unseen == {"diffnb.importing", "diffnb.files.worker"}
 
 
 def test_no_module_imports_itself_through_others():
@@ -78,6 +97,11 @@ def test_the_stored_table_of_the_wings_is_that_of_now():
     for wing, _, names, lines, _ in rows:
         now = sum(len(exported(module)) for module in inside[wing]), sum(map(length, inside[wing]))
         assert all(abs(int(then) - n) <= max(3, 0.05 * n) for then, n in zip((names, lines), now)), (wing, names, lines, now)
+
+
+def test_the_page_of_all_names_has_every_wing():
+    cells = json.loads((ROOT / "nbs" / "api.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert set(re.findall(r'^_table\("(\w+)"\)$', "\n".join("".join(cell["source"]) for cell in cells), re.M)) == set(WINGS)
 
 
 def additions():

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from ..importing import lazily
+
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .commands import *
     from .compare_command import *
@@ -29,17 +31,4 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .workshop import *
     from .workshop_pages import *
 
-
-def _handed_on():
-    from ..core import lazily  # not at the top, as in other wings: it brings torch, of which `diffnb --help` needs nothing
-
-    return lazily(__name__)
-
-
-def __getattr__(name):
-    attribute, _, names = _handed_on()
-    return names if name == "__all__" else attribute(name)
-
-
-def __dir__():
-    return _handed_on()[1]()
+__getattr__, __dir__, __all__ = lazily(__name__)

@@ -214,7 +214,7 @@ def dashboard(
         raise ValueError(f"--language must be one of {', '.join(LANGUAGES)}, got {language!r}")
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"FOLDER must be a folder, and there is no folder {folder}")
-    from diffnb.core import import_extra  # not above: it brings torch, of which the help needs nothing
+    from diffnb.importing import import_extra
 
     import_extra("voila", "voila", "the dashboard")
     token = checked_token(secrets.token_urlsafe(16) if token is None else token)

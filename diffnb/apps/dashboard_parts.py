@@ -28,8 +28,8 @@ from torch import Tensor
 
 from .shell import grid
 from .studio import UPLOAD_LIMIT, Cancelled, Ranged
-from ..core import import_extra
 from ..data.pictures import as_images
+from ..importing import import_extra
 
 # %% ../../nbs/12_apps/14_dashboard_parts.ipynb #14p06
 PREVIEW_EVERY = 0.2  # seconds between two previews

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..core import lazily
+from ..importing import lazily
 
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .bounds import *

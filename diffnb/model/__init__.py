@@ -1,7 +1,8 @@
 """Names in, objects out: trained models and the facade before them."""
 
-import functools
 from typing import TYPE_CHECKING
+
+from ..importing import lazily
 
 if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module when one of its names is asked for
     from .conditions import *
@@ -20,18 +21,4 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .trained import *
     from .translation import *
 
-
-@functools.cache
-def _handed_on():
-    from ..core import lazily  # not at the top: it brings torch, and some modules of this wing need nothing of it
-
-    return lazily(__name__)
-
-
-def __getattr__(name):
-    attribute, _, names = _handed_on()
-    return names if name == "__all__" else attribute(name)
-
-
-def __dir__():
-    return _handed_on()[1]()
+__getattr__, __dir__, __all__ = lazily(__name__)

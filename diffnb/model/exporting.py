@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 import diffnb
 from ..arguments import reading, whole_number
-from ..core import NoiseSource, import_extra, to_unit, write_atomically
+from ..core import NoiseSource, to_unit, write_atomically
 from ..denoise.denoisers import BaseDenoiser, Denoiser
+from ..importing import import_extra
 from .pipelines import write_pipeline
 from .trained import check_pixels
 from ..noise.parametrizations import Parametrization

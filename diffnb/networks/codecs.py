@@ -8,7 +8,6 @@ Docs: https://diffnb.github.io/diffnb/06_networks/codecs.html.md"""
 __all__ = ['CODECS', 'Codec', 'at_least', 'images_of', 'in_model_range', 'IdentityCodec', 'Wavelet', 'PatchPCA', 'check_codec']
 
 # %% ../../nbs/06_networks/05_codecs.ipynb #cod03
-import importlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -185,8 +184,9 @@ def images_of(
     """
     if size is None and not isinstance(images, (str, os.PathLike)):
         return images
-    # networks know nothing of sets of images, and the wing that reads them stands upon this one: it is asked only where it is needed
-    return importlib.import_module("diffnb.data").image_set(images, size=size, verbose=False)
+    from diffnb.data.loaders import image_set  # only where it is needed: drawing pictures needs nothing of it
+
+    return image_set(images, size=size, verbose=False)
 
 
 def in_model_range(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import reading_settings
-from ..core import import_extra, whole_number
+from ..core import whole_number
+from ..importing import import_extra
 from .base import NETWORKS
 from .text import TextUNet
 

@@ -3,7 +3,7 @@
 import warnings
 from typing import TYPE_CHECKING
 
-from ..core import lazily
+from ..importing import lazily
 
 with warnings.catch_warnings():  # fastai scripts functions when it is imported, which newer versions of torch call deprecated
     warnings.simplefilter("ignore", FutureWarning)

@@ -59,7 +59,7 @@ class AgainCallback(Callback):
             return
         self.learn.seen_before = self.seen
         if getattr(self.learn.schedule, "of_epochs", None):
-            self.learn.schedule.steps = self.seen[0]  # one warm-up for all trainings
+            self.learn.schedule.steps = self.learn.schedule.apart = self.seen[0]  # one warm-up for all trainings
         if self.before is not None:
             self._restore(self.before)
         if self.before is None or self.before["seed"] != self.seed:

@@ -410,6 +410,8 @@ class ResumeCallback(Callback):
             cb.load_state_dict(state["callbacks"][name])
         position, self.epoch_start = state["position"], state["epoch start"]
         learn.begin_at, learn.train_iter = (position["epoch"], position["batch"]), position["train_iter"]
+        if hasattr(learn, "schedule"):
+            learn.schedule.go_on(*learn.begin_at)
         set_loader_state(learn.dls.train, state["loader"])
         set_random_state(state["random"])
         if position["batch"]:  # passing over batches draws numbers: put the generators back after that

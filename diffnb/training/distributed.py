@@ -19,8 +19,8 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from torch import Tensor
 
-from ..core import import_extra
 from ..data.loaders import ImageLoader
+from ..importing import import_extra
 from ..metrics.evaluation import Evaluator
 from ..metrics.gathering import Gathered, gather
 from ..parallel import among_ourselves, collected, in_group, launched, rank, total, unwrapped, world_size

@@ -449,8 +449,8 @@ def fit(
         KeyboardInterrupt: if training is interrupted.
     """
     settings = replace(settings, **kwargs)
+    schedule = ScheduleCallback(settings.lr, time_limit, settings.rate, settings.warmup, steps, of_epochs, epochs is None)
     epochs = planned_epochs(dls, epochs, steps, settings.accumulate)
-    schedule = ScheduleCallback(settings.lr, time_limit, settings.rate, settings.warmup, steps, of_epochs)
     told = [ForecastCallback()] if progress and not any(isinstance(cb, ForecastCallback) for cb in callbacks) else []
     how = {"settings": settings, "progress": progress, "callbacks": [*callbacks, *told], "diffusion": diffusion}
     learn = diffusion_learner(dls, network, sde, parametrization, **how)

@@ -26,8 +26,9 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor
 
 from ..arguments import reading_settings
-from ..core import NoiseSource, Registry, import_extra
+from ..core import NoiseSource, Registry
 from ..data.loaders import pictures_of
+from ..importing import import_extra
 from ..parallel import collected, launched
 from ..samplers.base import Sampler
 from ..samplers.multistep import DPMSolverPP2M

@@ -380,6 +380,7 @@ class ScheduleCallback(Callback):
         warmup: int = 300,  # steps of warm-up, or a hundredth of a training where that is less
         max_steps: int | None = None,  # optimizer steps after which to stop; None: no limit
         of_epochs: tuple[int, int] | None = None,  # (epochs of earlier trainings, epochs in all) that the rate falls over; None: those of this one
+        is_open: bool = False,  # whether there are as many epochs as `max_steps` take, and not a number that was asked for
     ):
         if not 0 < peak < math.inf:
             raise ValueError(f"lr must be positive and finite, such as 1e-3, got {peak}")
@@ -390,8 +391,9 @@ class ScheduleCallback(Callback):
         if max_steps is not None:
             check_counts(steps=max_steps)
         self.peak, self.time_limit, self.rate, self.warmup = peak, time_limit, RATES.resolve(rate, Rate), warmup
-        self.max_steps, self.of_epochs = max_steps, of_epochs
+        self.max_steps, self.of_epochs, self.is_open = max_steps, of_epochs, is_open and max_steps is not None
         self.stopped, self.steps, self.used, self.has_stepped = "epochs", 0, 0.0, False
+        self.apart, self.was_cut = 0, False  # steps of earlier trainings; whether a limit has ended an epoch of an earlier start
 
     def before_fit(self):
         """Start the clock."""
@@ -406,7 +408,7 @@ class ScheduleCallback(Callback):
     @property
     def limit(self) -> str | None:
         """The limit that has been reached: "steps", "time" or none."""
-        if self.max_steps is not None and self.steps >= self.max_steps:
+        if self.max_steps is not None and self.steps - self.apart >= self.max_steps:
             return "steps"
         is_over = self.time_limit is not None and agreed(self.seconds - self.used) >= self.time_limit
         return "time" if is_over and self.has_stepped else None
@@ -425,8 +427,8 @@ class ScheduleCallback(Callback):
     def part_done(self) -> float:
         """The part of training that is done, in [0, 1)."""
         done, total = self.of_epochs or (0, self.n_epoch)
-        progress = (done + self.epoch + self.iter / self.n_iter) / total
-        if self.max_steps is not None:
+        progress = 0.0 if self.was_cut and not self.of_epochs else (done + self.epoch + self.iter / self.n_iter) / total
+        if self.max_steps is not None and not self.of_epochs:
             progress = max(progress, self.steps / self.max_steps)
         if self.time_limit is not None:
             progress = max(progress, agreed(self.seconds) / (self.used + self.time_limit))
@@ -448,6 +450,18 @@ class ScheduleCallback(Callback):
         """End training at a limit."""
         if self.stopped in ("time", "steps") and self.epoch < self.n_epoch - 1:
             raise CancelFitException
+
+    def go_on(
+        self,
+        epoch: int,  # epochs done
+        batch: int,  # batches done in the one under way
+    ) -> None:
+        """Where steps alone say how long a training is, count anew the epochs that those left take: one that was cut short had fewer."""
+        if self.is_open:
+            k, done = self.learn.gradient.accumulate, self.steps - self.apart
+            an_epoch, begun = math.ceil(len(self.dls.train) / k), math.ceil(batch / k)
+            self.was_cut = done < epoch * an_epoch + begun
+            self.learn.n_epoch = max(self.n_epoch, epoch + math.ceil((max(0, self.max_steps - done) + begun) / an_epoch))
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""

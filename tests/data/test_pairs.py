@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffnb.core import NoiseSource
 from diffnb.data import ImageSet, degradation, paired, to_bytes
+from diffnb.guidance import Mask
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +42,13 @@ def test_a_hole_has_the_share_that_was_asked_for_and_may_lie_at_every_edge(share
     hidden = paired(pictures, f"holes:{share}", verbose=False).second[:, -1] < 128
     assert abs(hidden.float().mean().item() - share) < 0.03
     assert hidden[:, 0].any() and hidden[:, -1].any() and hidden[:, :, 0].any() and hidden[:, :, -1].any()
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (1, 8, 12), (3, 8, 12), (260, 1, 8, 12), (260, 3, 8, 12)])
+def test_a_mask_is_the_alpha_channel_of_what_it_leaves(pictures, shape):
+    """One where a pixel is known in all its channels, of masks of every shape, also beyond the first 256 pictures."""
+    mask = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    made = paired(pictures, Mask(mask), verbose=False)
+    hidden = mask.expand(260, 3, 8, 12).bool()
+    assert made.pairing == "holes" and torch.equal(made.second[:, :3], torch.where(hidden, 0, pictures.images).byte())
+    assert torch.equal(made.second[:, 3], (~hidden.any(1)).byte() * 255)

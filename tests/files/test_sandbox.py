@@ -170,7 +170,19 @@ def attack(name, i):
     look()
 
 
+running = {}  # a few at a time: they wait more than they compute
+
+
+def reap():
+    parent, status = os.wait()
+    i = running.pop(parent)
+    if os.WIFSIGNALED(status):
+        open(f"{i} alive", "w")
+
+
 for i, name in names:
+    if len(running) == 6:
+        reap()
     parent = os.fork()
     if parent == 0:
         if os.fork() == 0:
@@ -180,8 +192,9 @@ for i, name in names:
                 os._exit(0)
         os.wait()
         os._exit(0)
-    if os.WIFSIGNALED(os.waitpid(parent, 0)[1]):
-        open(f"{i} alive", "w")
+    running[parent] = i
+while running:
+    reap()
 """
 
 

@@ -112,6 +112,32 @@ def test_one_call_of_twice_the_size_and_only_where_it_is_needed():
         assert exact.calls == [size]
 
 
+class Two(BaseDenoiser):
+    """Answers from a table, whose rows are one condition and whose columns the other; number 0 of each is that of none."""
+
+    sde, table = VP(), normal(3, 3, seed=4)
+
+    def null(self, name):
+        return torch.tensor(-1)
+
+    def x0(self, x, t, condition):
+        return self.table[condition["a"] + 1, condition["b"] + 1][:, None].expand(len(x), 2)
+
+
+@pytest.mark.parametrize("v, w", [(2.0, 3.0), (1.0, 3.0), (0.0, 3.0), (2.0, 2.0), (2.0, 1.0), (2.0, 0.0), (0.0, 0.0)])
+def test_the_second_of_two_conditions_is_asked_beside_the_first(v, w):
+    """Equation 3 of Brooks et al.: f(0, 0) + v (f(a, 0) - f(0, 0)) + w (f(a, b) - f(a, 0)); one order of the names is not the other."""
+    a, b = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])
+    f, none = Two.table, torch.zeros(3, dtype=torch.int64)
+    for scale, both in (({"a": v, "b": w}, f[a + 1, none]), ({"b": v, "a": w}, f[none, b + 1])):
+        mine = ClassifierFree(Two(), scale)(torch.zeros(3, 2, dtype=torch.float64), 0.5, {"a": a, "b": b}).x0
+        expected = f[0, 0] + v * (both - f[0, 0]) + w * (f[a + 1, b + 1] - both)
+        torch.testing.assert_close(mine, expected[:, None].expand(3, 2), atol=1e-12, rtol=0)
+    away = ClassifierFree(Two(), {"b": w})(torch.zeros(3, 2, dtype=torch.float64), 0.5, {"a": a, "b": b, "negative_b": 1 - b}).x0
+    expected = f[a + 1, 2 - b] + w * (f[a + 1, b + 1] - f[a + 1, 2 - b])
+    torch.testing.assert_close(away, expected[:, None].expand(3, 2), atol=1e-12, rtol=0)
+
+
 def test_scales_and_intervals_of_each_sample():
     exact, x, scales = Labelled(VP()), normal(60, 2), torch.linspace(0, 5, 60, dtype=torch.float64)
     times = torch.linspace(0.02, 0.98, 60, dtype=torch.float64)

@@ -329,3 +329,12 @@ def test_non_finite_features_give_no_number():
         FrechetDistance(broken)(torch.rand(9, 1, 3, 3), torch.rand(9, 1, 3, 3))
     with pytest.raises(ValueError, match="not finite"):
         frechet_of_features(torch.full((5, 2), math.inf), torch.zeros(5, 2))
+
+
+def test_the_extrapolated_distance_and_its_error_written_out(monkeypatch):
+    """Distances 10, 13 and 18 of one, two and three parts lie about 17/3 + 4 k; the error is that of the mean of the three parts 15, 16 and 23."""
+    parts = iter([10.0, 12.0, 14.0, 15.0, 16.0, 23.0])
+    monkeypatch.setattr("diffnb.metrics.frechet.frechet_of_features", lambda x, y: next(parts))
+    value, error = frechet_infinity(torch.zeros(12, 2), torch.zeros(12, 2), levels=3)
+    assert value == pytest.approx(17 / 3)
+    assert error == pytest.approx(19**0.5 / (math.pi**0.5 / 2) / 3**0.5)  # a standard deviation of three values is short by sqrt(pi) / 2

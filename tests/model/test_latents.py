@@ -248,6 +248,7 @@ def test_dps_goes_through_any_decoder():
 # editing and likelihood
 
 
+@pytest.mark.parametrize("model", ["components"], indirect=True)  # what follows knows of no codec
 def test_editing_goes_through_the_codec(model, emoji):
     images = emoji.unit(slice(0, 2))
     noise = model.encode(images, 0.6, 30)

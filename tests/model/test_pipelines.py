@@ -32,10 +32,10 @@ CIFAR = OF_HO | {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 }
-# google/ddpm-celebahq-256 and ddpm-church-256, at a sixteenth of their side
+# google/ddpm-celebahq-256 and ddpm-church-256, at an eighth of their side and a quarter of their width
 FACES = OF_HO | {
     "sample_size": 32,
-    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "block_out_channels": (32, 32, 64, 64, 128, 128),
     "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
 }
@@ -82,7 +82,7 @@ def test_outputs_are_those_of_diffusers(diffusers, tmp_path, name):
     model = GenerativeModel.from_diffusers(tmp_path, "cpu", verbose=False)
     trained, x = model.trained, torch.randn(2, 3, *[NETWORKS[name]["sample_size"]] * 2)
     label = torch.tensor([0, 4]) if trained.labels else None
-    for k in (0, 1, 500, 999):
+    for k in (0, 1, 500, 999) if name != "cifar10" else (500,):  # the network of a published model, as large as that is
         with torch.no_grad():
             level = trained.sde.half_log_snr(torch.full((2,), (k + 1) / 1000, dtype=torch.float64)).float()
             theirs = unet(x, k, class_labels=label).sample[:, :3]

@@ -226,6 +226,12 @@ def test_the_first_band_is_the_small_copy():
         torch.testing.assert_close(Wavelet(levels).encode(x)[:, :3], 2**levels * F.avg_pool2d(x, 2**levels), atol=1e-12, rtol=0)
 
 
+def test_the_bands_of_one_block():
+    """Sum, differences from left to right and from above to below, and the rest, each divided by two; files depend on their order."""
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 5.0]]]], dtype=D)
+    assert Wavelet(1).encode(x).flatten().tolist() == [5.5, -1.5, -2.5, 0.5]
+
+
 # sets by their names
 
 

@@ -6,7 +6,8 @@ import torch
 from diffnb.core import to_model, to_unit
 from diffnb.data import image_set
 from diffnb.denoise import Gaussian
-from diffnb.networks import CODECS, CodecTraining, ConvCodec, PatchPCA, check_codec, group_averages
+from diffnb.networks import CODECS, CodecTraining, ConvCodec, PatchPCA, check_codec, group_averages, zero_start
+from diffnb.networks.learned_codec import _Double, _Halve
 
 D = torch.float64
 SMALL = {"width": 8, "blocks": 1, "batch_size": 16, "progress": False}
@@ -54,6 +55,27 @@ def test_a_group_becomes_its_mean():
     codec = ConvCodec(2, 4, 2, width=4, blocks=1)
     with torch.no_grad():
         torch.testing.assert_close(codec.decode(codec.encode(x)), x.mean((2, 3), keepdim=True).expand(x.shape), atol=1e-6, rtol=0)
+
+
+def test_without_their_convolutions_halving_averages_rows_of_two_and_doubling_copies_them():
+    halve, double = _Halve(2), _Double(4)
+    for layer in (halve.conv, double.conv):
+        zero_start(layer)
+    x, z = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((3, 2, 4, 6), (3, 4, 2, 3)))
+    with torch.no_grad():
+        rows = x.unflatten(3, (3, 2)).mean(4).unflatten(2, (2, 2))  # (n, c, h / 2, which row, w / 2)
+        torch.testing.assert_close(halve(x), rows.transpose(2, 3).flatten(1, 2))
+        assert torch.equal(halve(double(z)), z)
+
+
+def test_half_of_the_pictures_are_mirrored():
+    images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    training, seen = CodecTraining(images, 4, 4, 4, 1, batch_size=4000), []
+    training.loss = lambda x: seen.append(x) or sum(weight.sum() for weight in training.network.parameters()) * 0.0
+    training.train_step(0.0)
+    is_mirrored = (seen[0] == to_model(images).flip(-1)).flatten(1).all(1)
+    assert torch.equal(seen[0], torch.where(is_mirrored[:, None, None, None], to_model(images).flip(-1), to_model(images)))
+    assert abs(is_mirrored.double().mean() - 0.5) < 0.03
 
 
 def test_the_noise_of_the_training_has_the_size_of_the_latents(emoji):

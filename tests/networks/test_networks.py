@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from diffnb.denoise import Denoiser
-from diffnb.networks import MLP, NETWORKS, SIZES, HalfLogSNREmbedding, UNet, attend, build_network, check_network, network_settings
+from diffnb.networks import MLP, NETWORKS, SIZES, GroupNorm, HalfLogSNREmbedding, UNet, attend, build_network, check_network, network_settings
 from diffnb.noise import EDM
 
 SMALL = dict(widths=(16, 32), blocks=1, groups=8, num_classes=3, unshuffle=2, zero_init=False)
@@ -68,6 +69,20 @@ def test_memory_format_and_inference_mode_change_nothing():
         network.to(memory_format=torch.channels_last)
         last = network(x.contiguous(memory_format=torch.channels_last), level, torch.tensor([0, 1, -1]))
     torch.testing.assert_close(plain, last, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spread", [1.0, 3e-3, 0.0])
+def test_the_norm_is_the_same_in_both_layouts(spread):
+    """Also where values hardly differ, so that it is what is added to their variance that decides."""
+    norm, generator = GroupNorm(4, 12), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in norm.parameters():
+            weight.copy_(torch.randn(12, generator=generator))
+    x, scale, shift = 0.25 + spread * torch.randn(2, 12, 3, 5, generator=generator), *torch.randn(2, 2, 12, generator=generator)
+    expected = F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), 1e-5)
+    expected = expected * (1 + scale[..., None, None]) + shift[..., None, None]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.testing.assert_close(norm(x.contiguous(memory_format=layout), scale, shift).double(), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_both_attention_kernels_compute_the_definition():

@@ -18,7 +18,7 @@ from diffnb.likelihood import log_prob
 from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, UNet
 from diffnb.noise import EDM, PARAMETRIZATIONS, SDE, VE, VP, FlowMatching, Karras, SubVP
-from diffnb.samplers import DDIM, RK4, Consistency, ConsistencyFunction, GaussianConsistency, Heun
+from diffnb.samplers import DDIM, RK4, Consistency, ConsistencyFunction, GaussianConsistency, Heun, log_normal
 from diffnb.training import (
     TOP,
     ConsistencyCallback,
@@ -70,6 +70,14 @@ def test_the_formula_is_where_the_flow_of_a_gaussian_ends(name):
     assert (followed - GaussianConsistency(sde, M, S).x0(x, torch.tensor(sde.t_max), {})).abs().max() < 3e-5
 
 
+@pytest.mark.parametrize("sde", [VP(), EDM(), FlowMatching()], ids=lambda sde: type(sde).__name__)
+def test_the_formula_is_the_identity_at_the_end(sde):
+    """Also of data so narrow that the noise that is left there counts: then it is kept, and not scaled away."""
+    x, end = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None], torch.tensor(sde.t_min, dtype=torch.float64)
+    found = GaussianConsistency(sde, 0.4, 0.002).x0(x, end, {})
+    torch.testing.assert_close(found, x / sde.alpha(end), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_samples_of_the_exact_function_are_exact(name, n):
@@ -84,6 +92,30 @@ def test_samples_of_the_exact_function_are_exact(name, n):
     times = torch.linspace(sde.t_max, 0.3, n + 1, dtype=torch.float64)[:n]
     closed = Consistency()(f, shape=(40_000, 1), grid=times, seeds=0, dtype=torch.float64)
     assert closed.nfe == n and abs(closed.x.mean() - M) < 0.006 and abs(closed.x.std() - S) < 0.006
+
+
+@pytest.mark.parametrize("sde", [EDM(), VP()], ids=["EDM", "VP"])
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+def test_the_levels_divide_what_is_below_the_first_into_equal_parts(sde, n):
+    """Of the normal distribution of log kappa about 0, whose standard deviation is 1.8."""
+    times = log_normal(sde, n)
+    below = torch.special.ndtr(-sde.half_log_snr(times[:-1]) / 1.8)
+    torch.testing.assert_close(below, below[0] * (1 - torch.arange(n, dtype=torch.float64) / n), atol=1e-6, rtol=0)
+    assert times[0] == sde.t_max and times[-1] == sde.t_min and len(times) == n + 1
+
+
+@pytest.mark.parametrize("sde", [VP(), FlowMatching(), SubVP()], ids=lambda sde: type(sde).__name__)
+def test_two_evaluations_written_out(sde):
+    """The end of the flow is noised from its own level to the next one; a run ends at its own level, at which the scale of x is not quite one."""
+    function, seeds, n = GaussianConsistency(sde), NoiseSource.of(3, 5), 2
+    result = Consistency()(ConsistencyFunction(function), shape=(5, 2), n_steps=n, seeds=seeds, dtype=torch.float64)
+    first, second, end = log_normal(sde, n)
+    ended = function.x0(sde.prior((2,), seeds, dtype=torch.float64), first, {})
+    ratio = sde.alpha(second) / sde.alpha(end)
+    z = seeds.normal((2,), "step", 0, torch.float64)
+    x = ratio * sde.alpha(end) * ended + (sde.sigma(second) ** 2 - (ratio * sde.sigma(end)) ** 2).sqrt() * z
+    torch.testing.assert_close(result.x, sde.alpha(end) * function.x0(x, second, {}), atol=1e-5, rtol=0)
+    assert result.nfe == 2
 
 
 def test_from_any_time_and_under_another_process():

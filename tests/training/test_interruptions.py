@@ -1,5 +1,6 @@
 """Work is never lost: whatever ends a training, what was learned is kept, and a training that goes on ends as if nothing had been."""
 
+import contextlib
 import json
 import os
 import signal
@@ -292,6 +293,80 @@ def test_a_training_that_goes_on_says_how_many_steps_are_left(tmp_path):
     assert said[0].startswith("10 steps (epochs of 10)") and said[0].endswith("steps=2000")
     assert said[1].startswith("15 more steps, 25 in all (epochs of 10)") and said[1].endswith("steps=2000")
     assert said[2].startswith("12 more steps, 37 in all (epochs of 10)") and said[2].endswith("steps=1975")
+
+
+class Constant(torch.nn.Module):
+    """The smallest network."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, half_log_snr):
+        return self.value * x
+
+
+def test_steps_of_each_of_several_trainings_that_share_a_rate():
+    """Each makes the steps that it was asked for, the rate falls over the epochs of all, and there is one warm-up."""
+    loaders = image_loaders(ImageSet(torch.zeros(40, 1, 2, 2, dtype=torch.uint8)), batch_size=8, valid_fraction=0.2, device="cpu")
+    n, seen, done, state, rates = len(loaders.train), (0, 0), 0, None, []
+
+    class Rates(Callback):
+        order, run_valid = 71, False
+
+        def after_step(self):
+            rates.append(self.opt.hypers[-1]["lr"])
+
+    for steps in (2 * n, n, n):
+        again, how = AgainCallback(seen, done, state), {"lr": 0.5, "warmup": n, "rate": "linear", "steps": steps, "of_epochs": (done, 4)}
+        record = fit(loaders, Constant(), EDM(), progress=False, callbacks=[again, Rates()], **how).record
+        assert record["steps"] == steps
+        seen, done, state = (seen[0] + steps, seen[1] + record["images_seen"]), done + steps // n, again.state
+    falls = [1 - step / (4 * n) for step in range(4 * n)]
+    assert rates == pytest.approx([0.5 * min(1, max((step + 1) / n, (1 - fall) / 0.01)) * fall for step, fall in enumerate(falls)])
+
+
+@pytest.mark.parametrize("ended_by", [("steps", "steps"), ("time", "time"), ("interrupt", "interrupt"), ("steps", "interrupt")], ids=" ".join)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_training_by_steps_that_goes_on_ends_at_these_steps(tmp_path, ended_by, accumulate):
+    """Wherever it ended before: a limit cuts an epoch short, so that more of them are needed. The rate falls over the steps, to zero."""
+    images, an_epoch = torch.zeros(40, 1, 2, 2, dtype=torch.uint8), -(-10 // accumulate)
+
+    class Ends(Callback):
+        """End a start after so many steps in all."""
+
+        order, run_valid = 71, False  # after the schedule
+
+        def __init__(self, at, by):
+            self.at, self.by, self.rates = at, by, {}
+
+        def after_step(self):
+            self.rates[self.schedule.steps] = self.opt.hypers[-1]["lr"]
+            if self.schedule.steps == self.at and self.by == "time":
+                self.schedule.time_limit = 1e-9
+            if self.schedule.steps == self.at and self.by == "interrupt":
+                raise KeyboardInterrupt
+
+    def start(path, steps, at=None, by=None, **how):
+        ends, kept = Ends(at, by), []
+        loaders = image_loaders(ImageSet(images), ImageSet(images[:4]), batch_size=4, device="cpu")
+        callbacks = [ends, ResumeCallback(path, resume="if there")]
+        how = {"lr": 0.5, "warmup": 0, "rate": "linear", "accumulate": accumulate, "steps": steps, **how}
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(loaders, Constant(), EDM(), progress=False, callbacks=callbacks, keep=kept.append, **how)
+        return kept[0].record, ends.rates
+
+    n = 2 * an_epoch + 3
+    for at in (1, an_epoch, an_epoch + 1, n - 1):
+        path = tmp_path / f"{at}.safetensors"
+        for stop, by in dict(zip((at, (at + n) // 2), ended_by)).items():  # twice, but where there is one step left
+            record, rates = start(path, stop if by == "steps" else n, stop, by)
+            assert record["steps"] == stop
+        record, rates = start(path, n)
+        assert (record["steps"], record["stopped"], list(rates)) == (n, "steps", list(range(stop + 1, n + 1)))
+        assert accumulate > 1 or rates == pytest.approx({step: 0.5 * (1 - (step - 1) / n) for step in rates})
+    record, _ = start(path, n + 50, epochs=record["epochs"] + 1)  # epochs that are asked for stay a limit
+    assert record["stopped"] == "epochs" and record["steps"] <= n + an_epoch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
