@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 420  # pixels
+PATIENCE = 180_000  # milliseconds for a page; a busy machine opens one slowly
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Elements that end beyond the window, the innermost ones, unless something around them scrolls or cuts them.
 WIDER = """() => {
@@ -46,6 +47,7 @@ def visit():
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 900})
+        page.set_default_timeout(PATIENCE)
 
         def opened(address):
             page.goto(address, wait_until="load")

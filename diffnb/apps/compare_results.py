@@ -47,7 +47,7 @@ def result_rows(
                 raise ValueError(f"{words}; remove it, and the cell is done again") from None
     return rows
 
-
+# %% ../../nbs/12_apps/21_compare_results.ipynb #cmpc006b
 def rows_to_csv(
     rows: Sequence[dict],  # of `result_rows`
 ) -> str:
