@@ -36,11 +36,13 @@ check: dev
 	@date "+== %T $@"
 	$(BIN)/python .ci/check.py
 
-# the pages' texts are read; the site's pages are made as nbdev makes them, without Quarto, and every link and name in them leads somewhere
+# the pages' texts are read; the site's pages are made as nbdev makes them, without Quarto, and every link and name in them leads somewhere; where
+# Quarto has rendered them into _docs (`nbdev-docs`) and Chromium is installed, none is wider than the screen of a telephone
 docs-check: dev
 	@date "+== %T $@"
 	$(BIN)/python .ci/texts.py
 	$(BIN)/python .ci/docs.py
+	$(BIN)/python -m pytest -q -rs tests/test_site_width.py
 
 # cells marked slow are run where DIFFNB_SLOW is set; figures of pages are among them
 notebooks: dev

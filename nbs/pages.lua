@@ -45,3 +45,10 @@ function CodeBlock(block)
     return block
   end
 end
+
+-- A long formula inside a line does not break, as words do: it may scroll by itself where the screen is narrow (see theme.scss).
+function Math(formula)
+  if formula.mathtype == "InlineMath" and #formula.text > 40 then
+    return pandoc.Span({ formula }, pandoc.Attr("", { "long-formula" }))
+  end
+end

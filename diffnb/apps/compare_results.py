@@ -47,7 +47,7 @@ def result_rows(
                 raise ValueError(f"{words}; remove it, and the cell is done again") from None
     return rows
 
-
+# %% ../../nbs/12_apps/21_compare_results.ipynb #cmpc006b
 def rows_to_csv(
     rows: Sequence[dict],  # of `result_rows`
 ) -> str:
@@ -211,7 +211,7 @@ def quality_figure(
     marks = [Line2D([], [], color=f"C{i % 10}", marker="o", linestyle="", label=label) for i, label in enumerate(labels)]
     marks += [Line2D([], [], color="grey", marker=_SHAPES[j % 12], linestyle="", label=sampler) for j, sampler in enumerate(samplers)]
     marks += [Line2D([], [], color="grey", linestyle=":", label="floor")]
-    figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
 
 # %% ../../nbs/12_apps/21_compare_results.ipynb #1ea5debb
@@ -226,9 +226,9 @@ def time_figure(
         times = [[1000 * row["seconds"] for row in rows if (configuration(row), row["sampler"]) == (label, sampler)] for label in labels]
         places = [i + (j - (len(samplers) - 1) / 2) * 0.8 / len(samplers) for i in range(len(labels))]
         axes.bar(places, [statistics.fmean(own) if own else 0 for own in times], 0.8 / len(samplers), label=sampler)
-    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylabel("milliseconds an image")
-    axes.legend(fontsize=8, frameon=False, ncols=2)
+    axes.legend(fontsize=9, frameon=False, ncols=2)
     return figure
 
 # %% ../../nbs/12_apps/21_compare_results.ipynb #c5880f94
@@ -254,9 +254,9 @@ def sample_figure(
             panel.set_frame_on(False)
             panel.imshow(Image.open(picture), cmap="gray", vmin=0, vmax=255)
     for label, line in zip(labels, panels):
-        line[0].set_ylabel(label, fontsize=8)
+        line[0].set_ylabel(label, fontsize=9)
     for sampler, panel in zip(samplers, panels[0]):
-        panel.set_title(sampler, fontsize=8)
+        panel.set_title(sampler, fontsize=9)
     return figure
 
 # %% ../../nbs/12_apps/21_compare_results.ipynb #cmpc0013

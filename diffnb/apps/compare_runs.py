@@ -42,6 +42,7 @@ from diffnb.apps.comparisons import (
 )
 from .shell import grid, write_picture
 from ..core import write_atomically
+from ..data.image_sets import ImageSet
 from ..metrics.evaluation import Evaluator
 from ..metrics.gathering import Sampled
 from ..model.generative import GenerativeModel
@@ -191,7 +192,7 @@ def _network(cell, images):
 
 def new_model(
     cell: Cell,  # whose model
-    images,  # an ImageSet like those to train on
+    images: ImageSet,  # like those to train on
     device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
 ) -> GenerativeModel:  # with random weights
     """Make the model of a cell before its training."""

@@ -32,6 +32,7 @@ from ..guidance.operators import Grayscale
 from ..metrics.evaluation import make_metrics
 from ..metrics.gathering import Sampled, content_hash
 from ..metrics.scores import METRICS, Metric, MetricResult
+from ..model.generative import GenerativeModel
 from ..model.restoration import METHODS
 from ..model.trained import resolve_process
 from ..networks.unet import SIZES
@@ -48,10 +49,10 @@ NONE = "-"  # stands for what an axis does not have in a cell, such as the sched
 
 @COMPARED_TASKS.register("generation", "unconditional", "unconditional generation")
 def generation(
-    model,  # a `GenerativeModel` with the sampler of the cell
-    cell,  # says steps, seed and number of images
-    guidance_scale,  # how much classes are exaggerated
-    aside,  # images that were kept aside, (n, c, h, w) in [0, 1]
+    model: GenerativeModel,  # with the sampler of the cell
+    cell: "Cell",  # says steps, seed and number of images
+    guidance_scale: float,  # how much classes are exaggerated
+    aside: Tensor,  # images that were kept aside, (n, c, h, w) in [0, 1]
 ):
     """Draw images of no class."""
     return Sampled(lambda first, m: model.generate(m, cell.steps, cell.seed, first=first, batch_size=m), cell.images)
@@ -59,10 +60,10 @@ def generation(
 
 @COMPARED_TASKS.register("class-generation", "conditional", "conditional generation")
 def class_generation(
-    model,  # a `GenerativeModel` with the sampler of the cell
-    cell,  # says steps, seed and number of images
-    guidance_scale,  # how much classes are exaggerated
-    aside,  # images that were kept aside, (n, c, h, w) in [0, 1]
+    model: GenerativeModel,  # with the sampler of the cell
+    cell: "Cell",  # says steps, seed and number of images
+    guidance_scale: float,  # how much classes are exaggerated
+    aside: Tensor,  # images that were kept aside, (n, c, h, w) in [0, 1]
 ):
     """Draw images of all classes in turn."""
     labels = list(model.labels)
@@ -86,10 +87,10 @@ def middle(
 
 @COMPARED_TASKS.register("imputation", "inpainting")
 def imputation(
-    model,  # a `GenerativeModel` with the sampler of the cell
-    cell,  # says steps, seed and number of images
-    guidance_scale,  # how much classes are exaggerated
-    aside,  # images that were kept aside, (n, c, h, w) in [0, 1]
+    model: GenerativeModel,  # with the sampler of the cell
+    cell: "Cell",  # says steps, seed and number of images
+    guidance_scale: float,  # how much classes are exaggerated
+    aside: Tensor,  # images that were kept aside, (n, c, h, w) in [0, 1]
 ):
     """Fill in the middle of images."""
     return model.imputation(aside, middle(aside.shape[1:]), cell.steps, cell.seed, method=cell.method, batch_size=128)
@@ -97,10 +98,10 @@ def imputation(
 
 @COMPARED_TASKS.register("colorization", "colourisation")
 def colorization(
-    model,  # a `GenerativeModel` with the sampler of the cell
-    cell,  # says steps, seed and number of images
-    guidance_scale,  # how much classes are exaggerated
-    aside,  # images that were kept aside, (n, c, h, w) in [0, 1]
+    model: GenerativeModel,  # with the sampler of the cell
+    cell: "Cell",  # says steps, seed and number of images
+    guidance_scale: float,  # how much classes are exaggerated
+    aside: Tensor,  # images that were kept aside, (n, c, h, w) in [0, 1]
 ):
     """Give colours to the luminance of images."""
     return model.colorize(Grayscale().A(aside).clamp(0, 1), cell.steps, cell.seed, method=cell.method, batch_size=128)

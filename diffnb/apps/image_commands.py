@@ -238,7 +238,7 @@ class Progress:
 
         return observe
 
-    def finished(self, n=1, error=None, source=None):
+    def finished(self, n: int = 1, error: Exception | None = None, source: Any = None):
         """Count pictures; tell the error of one."""
         self.over, self.done = self.over + n, self.done + (n if error is None else 0)
         is_drawn = sys.stderr.isatty()  # a file gets its lines by time alone

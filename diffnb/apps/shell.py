@@ -493,7 +493,7 @@ class OneLineErrors(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl([(name, re.split(r"(?<=\.)\s|\n\n", inspect.cleandoc(command.help))[0]) for name, command in self.commands.items()])
 
-    def main(self, args=None, prog_name=None, standalone_mode=True, **extra):
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, standalone_mode: bool = True, **extra: Any):
         """Run a command; without arguments, show the help."""
         args = with_place(list(sys.argv[1:] if args is None else args)) or ["--help"]
         try:

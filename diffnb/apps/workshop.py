@@ -31,7 +31,7 @@ from ..arguments import reading_settings
 from ..data.image_sets import ImageSet
 from ..data.loaders import image_set
 from ..data.readers import DATA_SETS, data_root
-from ..metrics.evaluation import DEFAULT_METRICS, score
+from ..metrics.evaluation import DEFAULT_METRICS, Scores, score
 from ..metrics.gathering import sampled
 from ..model.generative import GenerativeModel
 from ..networks.dit import NETWORK_NAMES
@@ -378,7 +378,7 @@ class EvaluationChoices(Ranged):
 
 # %% ../../nbs/12_apps/15_workshop.ipynb #189184ae
 def score_rows(
-    scores,  # what `score` returned
+    scores: Scores,  # what `score` returned
 ) -> list[dict[str, Any]]:  # a row for each number, all with the same keys
     """Write scores as rows of a table."""
     rows = []

@@ -12,6 +12,7 @@ __all__ = ['LABELS', 'SAVED_BYTES', 'CURVE_EVERY', 'WORKSHOP_PAGES', 'WorkshopPa
 import html
 import threading
 import time
+from collections.abc import Callable
 from io import BytesIO
 
 import ipywidgets as widgets
@@ -34,7 +35,7 @@ class WorkshopPage(Work):
         self,
         workshop: Workshop,  # what does the work
         job,  # its part that this page shows: it has `choices` and `change`
-        text,  # a function from a key of `TRANSLATIONS` to the text
+        text: Callable[[str], str],  # gives the text of a key of `TRANSLATIONS`
         cancel,  # ends what is under way
         in_thread: bool = True,  # whether it goes on beside; a test waits for it instead
     ):
@@ -86,7 +87,7 @@ CURVE_EVERY = 2.0  # seconds between two drawings of the curve
 
 def curve_of(
     progress: TrainingProgress,  # of a training
-    text,  # a function from a key of `TRANSLATIONS` to the text
+    text: Callable[[str], str],  # gives the text of a key of `TRANSLATIONS`
 ) -> bytes:  # PNG, transparent, in greys that can be read on light and on dark
     """Draw the losses of a training."""
     figure = new_figure(figsize=(5.2, 2.6), dpi=110, layout="constrained")
@@ -94,8 +95,8 @@ def curve_of(
     axes.plot(*zip(*progress.losses), color="#5b8fc7", lw=1.2, label="train")
     if progress.valid:
         axes.plot(*zip(*progress.valid), "o-", color="#d98032", ms=3, lw=1.2, label="valid")
-        axes.legend(frameon=False, labelcolor=grey, fontsize=8)
-    axes.tick_params(colors=grey, labelsize=8)
+        axes.legend(frameon=False, labelcolor=grey, fontsize=9)
+    axes.tick_params(colors=grey, labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(grey)
@@ -111,7 +112,7 @@ class TrainingPage(WorkshopPage):
     def __init__(
         self,
         workshop: Workshop,  # what does the work
-        text,  # a function from a key of `TRANSLATIONS` to the text
+        text: Callable[[str], str],  # gives the text of a key of `TRANSLATIONS`
         in_thread: bool = True,  # whether it goes on beside; a test waits for it instead
     ):
         super().__init__(workshop, workshop.training, text, workshop.training.cancel, in_thread)
@@ -222,7 +223,7 @@ class EvaluationPage(WorkshopPage):
     def __init__(
         self,
         workshop: Workshop,  # what does the work
-        text,  # a function from a key of `TRANSLATIONS` to the text
+        text: Callable[[str], str],  # gives the text of a key of `TRANSLATIONS`
         in_thread: bool = True,  # whether it goes on beside; a test waits for it instead
     ):
         super().__init__(workshop, workshop.evaluation, text, workshop.evaluation.cancel, in_thread)
@@ -273,7 +274,7 @@ class RatingPage(WorkshopPage):
     def __init__(
         self,
         workshop: Workshop,  # what does the work
-        text,  # a function from a key of `TRANSLATIONS` to the text
+        text: Callable[[str], str],  # gives the text of a key of `TRANSLATIONS`
         in_thread: bool = True,  # whether it goes on beside; a test waits for it instead
     ):
         self._ended = threading.Event()

@@ -10,6 +10,7 @@ __all__ = ['DEGRADATIONS', 'Degradation', 'Grey', 'Small', 'Blurred', 'Holes', '
 # %% ../../nbs/07_data/06_pairs.ipynb #pairs003
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -271,11 +272,11 @@ def _from_folders(first, second, size, limit):
 # %% ../../nbs/07_data/06_pairs.ipynb #pairs013
 @reading
 def paired(
-    images,  # what `image_set` takes: a known set, a folder, arrays, ...
-    second,  # a degradation by name, a `Degradation`, a linear operator, a function, a folder, or images
+    images: Any,  # what `image_set` takes: a known set, a folder, arrays, ...
+    second: Any,  # a degradation by name, a `Degradation`, a linear operator, a function, a folder, or images
     *,
     size: int | tuple[int, int] | None = None,  # side or (height, width) of the images; second ones are as many times smaller as they are
-    classes=None,  # labels to keep, by value or name; None: all
+    classes: Sequence | None = None,  # labels to keep, by value or name; None: all
     split: str = "train",  # of a known set
     root: str | Path | None = None,  # where known sets are; None: the environment variable DIFFNB_DATA, or the user's cache
     limit: int | None = None,  # at most so many pairs, always the same ones; None: all

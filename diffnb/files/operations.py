@@ -147,7 +147,7 @@ class Host(NamedTuple):
     condition: Mapping[str, Tensor] = {}  # what predictions are conditioned on
     noise: Any = None  # where random numbers come from
 
-    def ask(self, x, t, which):
+    def ask(self, x: Tensor, t: Tensor, which: str) -> Tensor:
         """Ask the denoiser under the given condition, with the label taken away ("null"), or under none."""
         condition = self.condition if which != "none" else {}
         if which == "null" and "label" in condition:
@@ -157,7 +157,7 @@ class Host(NamedTuple):
             raise ComponentBadResult(f"the denoiser gave shape {tuple(x0.shape)} for {tuple(x.shape)}, the state's is {tuple(self.x.shape)}")
         return x0
 
-    def draw(self, stream, number):
+    def draw(self, stream: str, number: float) -> Tensor:
         """Draw the normal field with such a number in a stream."""
         if not 0 <= number < 2**32 or number % 1:
             raise ComponentBadResult(f"noise is numbered from 0 to 2^32 - 1, and {number} was asked for")

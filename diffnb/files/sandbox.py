@@ -116,7 +116,7 @@ class _Sandboxed:
 class SandboxedSchedule(_Sandboxed, NoiseSchedule):
     """A noise schedule whose code runs in a worker."""
 
-    def __init__(self, source, settings):
+    def __init__(self, source: ComponentSource, settings: Mapping[str, Any]):
         super().__init__(source, settings)
         self.integral(torch.linspace(0, 1, 257, dtype=torch.float64))
 
@@ -143,7 +143,7 @@ class SandboxedSDE(_Sandboxed, SDE):
     _facts: ClassVar[dict[str, Any]] = {"t_max": float, "noise_ratio_min": float, "default_grid": str}
     _methods: ClassVar[tuple[str, ...]] = ("half_log_snr",)
 
-    def __init__(self, source, settings):
+    def __init__(self, source: ComponentSource, settings: Mapping[str, Any]):
         super().__init__(source, settings)
         if not 0 < self.t_max <= 1 or not 0 < self.noise_ratio_min < 1:
             raise ComponentBadResult(f"{source.name} needs t_max in (0, 1] and noise_ratio_min in (0, 1)")
@@ -174,7 +174,7 @@ class SandboxedParametrization(_Sandboxed, Parametrization):
 
     _facts, _methods = {"sigma_data": float}, ("scale", "input_scale")
 
-    def __init__(self, source, settings):
+    def __init__(self, source: ComponentSource, settings: Mapping[str, Any]):
         super().__init__(source, settings)
         Parametrization.__post_init__(self)
 
@@ -197,7 +197,7 @@ class SandboxedSampler(_Sandboxed, Sampler):
     _facts = {"n_steps_default": int, "order": int, "is_stochastic": bool, "n_history": int, "default_grid": None}
     _methods = ("finish", "evaluations")
 
-    def __init__(self, source, settings):
+    def __init__(self, source: ComponentSource, settings: Mapping[str, Any]):
         super().__init__(source, settings)
         if not 1 <= self.n_steps_default <= 100_000 or not 0 <= self.n_history <= 16:
             raise ComponentBadResult(f"{source.name} needs n_steps_default in 1 ... 100,000 and n_history in 0 ... 16")
@@ -233,7 +233,7 @@ class SandboxedSampler(_Sandboxed, Sampler):
 class SandboxedGuidance(_Sandboxed, BaseDenoiser):
     """Guidance whose code runs in a worker: a denoiser around a denoiser."""
 
-    def __init__(self, source, settings, denoiser):
+    def __init__(self, source: ComponentSource, settings: Mapping[str, Any], denoiser: BaseDenoiser):
         super().__init__(source, settings, denoiser)
         self.denoiser, self.sde = denoiser, denoiser.sde
 

@@ -284,7 +284,7 @@ class Conversation:
             data += more
         return data
 
-    def hear(self, said):
+    def hear(self, said: Any) -> Any:
         """Understand what the master says."""
 
         def make_sde(facts):
@@ -299,12 +299,12 @@ class Conversation:
         }
         return hear(said, self.inward, makers)
 
-    def tell(self, kind, value):
+    def tell(self, kind: str, value: Any):
         """Say something to the master."""
         self.outward.used = 0
         send(self.fd, {kind: say(value, self.outward)})
 
-    def ask(self, what, method, *arguments):
+    def ask(self, what: str, method: str, *arguments: Any) -> Any:
         """Ask for an object of the master's."""
         self.tell("ask", [what, method, list(arguments)])
         answer = self.receive()
@@ -321,7 +321,7 @@ class Conversation:
             except BaseException as error:  # whatever a stranger's code raises is its answer
                 self.tell("raised", [type(error).__name__[:64], str(error)[:500], _line_of(error)])
 
-    def take(self, message):
+    def take(self, message: dict[str, Any]):
         """Run the source, make an instance of its class, and say which facts and methods it has of its own."""
         module = sys.modules["component"] = ModuleType("component")  # in which dataclasses look for the names of types
         exec(compile(message["text"], "<component>", "exec"), module.__dict__)
@@ -332,7 +332,7 @@ class Conversation:
         own = [name for name in message["methods"] if getattr(getattr(cls, name, None), "__module__", None) == "component"]
         return [[[name, value] for name, value in facts if value is None or isinstance(value, (bool, int, float, str))], own]
 
-    def call(self, message):
+    def call(self, message: dict[str, Any]) -> Any:
         """Call a method of the component."""
         return getattr(self.component, message["method"])(*self.hear(message["arguments"]))
 

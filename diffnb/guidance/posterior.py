@@ -289,7 +289,7 @@ class CalibratedPosterior(Sampler):
         times = sde.time_of_half_log_snr(-torch.log(ratio)).clamp(min=sde.t_min)
         return torch.cat([first, times[1 - skipped :]])
 
-    def draw(self, denoiser, state, t, noise):
+    def draw(self, denoiser: Callable, state: State, t: Any, noise: NoiseSource) -> Tensor:
         """Predict x_0, and draw from p(x_0 | x_t, y)."""
         x0 = _wide(denoiser(state.x, t.time).x0)
         observation = self.observation.to(x0)

@@ -51,7 +51,7 @@ def read_json(
         raise ValueError(f"{path} must hold an object with names, got {type(said).__name__}")
     return said
 
-
+# %% ../../nbs/11_model/13_diffusers_folders.ipynb #dfold06b
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the layers of attention, before 2023
 
 
@@ -62,7 +62,7 @@ def name_of_today(
     parts = name.split(".")
     return ".".join(_OLD_NAMES.get(part, part) if "attentions" in parts else part for part in parts)
 
-
+# %% ../../nbs/11_model/13_diffusers_folders.ipynb #dfold06d
 def read_diffusers_weights(
     folder: Path,  # with the file of weights
     pickled: bool = False,  # read a pickle where there is no file of safetensors
@@ -189,7 +189,7 @@ _ELSEWHERE = {"out_channels", "scaling_factor", "shift_factor", "latents_mean", 
 _MADE: dict[str, type[Codec]] = {"AutoencoderKL": DiffusersAutoencoder, "AutoencoderTiny": DiffusersTinyAutoencoder}
 CODEC_CLASSES = tuple(_MADE)  # of diffusers, which are read
 
-
+# %% ../../nbs/11_model/13_diffusers_folders.ipynb #dfold12b
 def codec_settings(
     config: Mapping,  # config.json of an autoencoder
 ) -> tuple[type[Codec], dict[str, Any]]:  # the class of the codec, and the arguments of its constructor
@@ -225,7 +225,7 @@ def codec_settings(
         arguments[f"{part}_width"] = widths[0]
     return _MADE[kind], arguments
 
-
+# %% ../../nbs/11_model/13_diffusers_folders.ipynb #dfold12d
 def latent_scale(
     config: Mapping,  # config.json of an autoencoder
     channels: int,  # of its latents

@@ -56,7 +56,7 @@ class HalfWeights(nn.Module):
             delattr(owner, last)
             owner.register_buffer(last, torch.empty(0), persistent=False)
 
-    def forward(self, *inputs, **condition):
+    def forward(self, *inputs: Tensor, **condition: Tensor) -> Tensor:
         """Run the network with its weights in float32."""
         weights = {name: getattr(self, kept).float() for name, kept in self.weights.items()}
         return torch.func.functional_call(self.bare, weights, inputs, condition)

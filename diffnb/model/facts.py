@@ -38,6 +38,9 @@ from ..samplers.base import SAMPLERS, Sampler
 class ModelSettings:
     """What a person chooses about a model: process, sampler, network, device."""
 
+    _grid: str | tuple[float, ...] | None  # None: the sampler's own
+    _n_steps: int | None  # None: the sampler's own
+
     def __init__(
         self,
         diffusion: str | type[SDE] | SDE = "ve",  # process: name, class or instance
@@ -67,7 +70,7 @@ class ModelSettings:
         return self._sampler
 
     @sampler.setter
-    def sampler(self, sampler):
+    def sampler(self, sampler: str | type[Sampler] | Sampler):
         self._sampler, self._grid, self._n_steps = SAMPLERS.resolve(sampler, Sampler), None, None
 
     @property
@@ -76,7 +79,7 @@ class ModelSettings:
         return self._grid
 
     @grid.setter
-    def grid(self, grid):
+    def grid(self, grid: str | Sequence[float] | None):
         self._grid = checked_grid(self._sde, grid)
 
     @property
@@ -87,7 +90,7 @@ class ModelSettings:
         return self._sampler.n_steps_default if self._n_steps is None else self._n_steps
 
     @n_steps.setter
-    def n_steps(self, n_steps):
+    def n_steps(self, n_steps: int | None):
         self._n_steps = None if n_steps is None else whole_number(n_steps, "n_steps", 1)
 
     @property
@@ -96,7 +99,7 @@ class ModelSettings:
         return self._sde
 
     @sde.setter
-    def sde(self, diffusion):
+    def sde(self, diffusion: str | type[SDE] | SDE):
         if self._trained is not None:
             raise AttributeError("the process of a trained model is fixed; model.under(diffusion) gives a model that samples with another one")
         self._sde = resolve_process(diffusion)

@@ -331,7 +331,7 @@ def _readme(network, card):
 
 # %% ../../nbs/11_model/07_pipelines.ipynb #84fcdb4d
 def write_pipeline(
-    model,  # a GenerativeModel whose network is a `DiffusersUNet`
+    model: Any,  # a GenerativeModel whose network is a `DiffusersUNet`
     folder: str | os.PathLike,  # where to write; made if it is not there
     *,
     weights: str = "float32",  # type of the weights in the file: "float32" or "float16"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import diffnb
 from ..core import NoiseSource, best_device, to_model, to_unit
-from ..data.image_sets import height_and_width
+from ..data.image_sets import ImageSet, height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser, null_of
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
@@ -285,7 +285,7 @@ TRAIN_HINT = ", or give condition="  # which `train` has, and `distill` has not
 
 def check_pairs(
     network: nn.Module,  # the network to train
-    images,  # the ImageSet to train on
+    images: ImageSet,  # to train on
     hint: str = "",  # what else the caller lets a person do who has no second images, such as ", or give condition="
 ) -> None:
     """Check that second images come to a network that takes them, in the form that it takes.
@@ -313,7 +313,7 @@ def begin(
     network: str | nn.Module,  # name of a size, or a network, of which a copy is used
     sde: SDE,  # the process to train under
     parametrization: str | type | Parametrization,  # name, class or instance; without an instance, sigma_data is measured
-    images,  # the ImageSet to train on, or a `LatentSet`
+    images: ImageSet,  # to train on; with their latents, a `LatentSet`
     seed: int,  # of the initial weights
 ) -> Trained:  # with random weights
     """Make the network for a set of images.
@@ -338,10 +338,10 @@ def begin(
 
 # %% ../../nbs/11_model/00_trained.ipynb #79ce9fda
 def aligned(
-    images,  # an ImageSet
+    images: ImageSet,  # more of them
     trained: Trained,  # what was trained before
     hint: str = "",  # as in `check_pairs`
-):  # the ImageSet, its labels as the network counts them, its attributes in the network's order
+) -> ImageSet:  # its labels as the network counts them, its attributes in the network's order
     """Fit more images to a model that has been trained already; attributes that the model does not know are left out, with a warning.
 
     Raises:
@@ -487,7 +487,7 @@ def from_file(
     path: str | os.PathLike,  # a model file
     *,
     code: str = "program",  # what may happen with components that are not diffnb's: "builtin", "program", "sandbox" or "inprocess"
-    trust=None,  # a diffnb.files.trust.TrustStore, asked where code shall run; None: the user's own
+    trust: Any = None,  # a diffnb.files.trust.TrustStore, asked where code shall run; None: the user's own
     components: Mapping[str, Callable] | None = None,  # your own classes by name, used in place of what the file has
     limits: Limits = Limits(),  # how much of each thing is accepted
     keep_sampler: bool = True,  # False: the default sampler instead of the file's

@@ -45,7 +45,7 @@ class SharedLoader(ImageLoader):
         return self.whole.epoch
 
     @epoch.setter
-    def epoch(self, value):
+    def epoch(self, value: int):
         self.whole.epoch = value
 
     def _own(self, parts):

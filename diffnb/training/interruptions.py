@@ -14,6 +14,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from itertools import islice
+from types import FrameType
+from typing import Any
 
 from fastai.callback.core import (
     CancelBackwardException,
@@ -48,7 +50,7 @@ class Signals:
                     self.before[number] = signal.signal(number, self.note)
         return self
 
-    def note(self, number, frame):
+    def note(self, number: int, frame: FrameType | None):
         """Handle a signal.
 
         Raises:
@@ -92,7 +94,7 @@ class ResumableLearner(Learner):
     is_epoch_over = False  # whether all callbacks have seen the end of the epoch
     signals: Signals | None = None  # while `fit` runs
 
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any):
         """Train as fastai's Learner does; an interrupt waits for the end of the step, callbacks see the end of training, and it goes on."""
         self.ended_by, self.is_whole, self._held, self._in_validation = None, True, None, False
         try:
@@ -130,7 +132,7 @@ class ResumableLearner(Learner):
         for i, batch in enumerate(batches, first):
             self.one_batch(i, batch)
 
-    def one_batch(self, i, b):
+    def one_batch(self, i: int, b: Any):
         """Go through a batch; after the step of one of training, an interrupt has its turn."""
         self._stepped = False
         super().one_batch(i, b)

@@ -378,11 +378,11 @@ class DiffusionLearner(ResumableLearner):
         self.forward.precision, self.forward.network = precision, None
         return self
 
-    def to_fp16(self, **kwargs) -> "DiffusionLearner":
+    def to_fp16(self, **kwargs: Any) -> "DiffusionLearner":
         """Train in float16, the loss scaled so that small gradients are not lost."""
         return self._in("float16")
 
-    def to_bf16(self, **kwargs) -> "DiffusionLearner":
+    def to_bf16(self, **kwargs: Any) -> "DiffusionLearner":
         """Train in bfloat16."""
         return self._in("bfloat16")
 
@@ -390,7 +390,7 @@ class DiffusionLearner(ResumableLearner):
         """Train in float32."""
         return self._in("float32")
 
-    def export(self, fname="export.pkl", **kwargs):
+    def export(self, fname: Any = "export.pkl", **kwargs: Any):
         """Refuse to pickle.
 
         Raises:

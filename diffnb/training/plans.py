@@ -171,7 +171,7 @@ class LossProgress(Callback):
                 self.bar.total = max(self.bar.n + 1, round(self.bar.n * (1 - self.begun) / (part - self.begun)) + 1)
         self.bar.update(1)
 
-    def tell(self, row):
+    def tell(self, row: Sequence):
         """Show what is known of an epoch."""
         if self.bar is None or isinstance(row[0], str):
             return

@@ -157,14 +157,14 @@ class ScaledOptimizer(OptimWrapper):
 
     scaler = None
 
-    def step(self, closure=None):
+    def step(self, closure: Callable | None = None):
         """Move the weights, unless a scaled gradient overflowed."""
         if self.scaler is None:
             return self.opt.step(closure)
         self.scaler.step(self.opt)
         self.scaler.update()
 
-    def set_hypers(self, **hypers):
+    def set_hypers(self, **hypers: Any):
         """Set settings of all groups, also by numbers of NumPy and of torch, which fastai takes for lists."""
         super().set_hypers(**{name: value.item() if hasattr(value, "item") and value.ndim == 0 else value for name, value in hypers.items()})
 
