@@ -265,6 +265,18 @@ def test_variances_are_pulled_to_their_neighbours_by_what_the_number_of_samples_
     torch.testing.assert_close((given / given[3, 3]).log(), expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("n, pull", [(32, 1 / 2), (96, 1 / 4), (10**9, 0.0)])
+def test_a_frequency_is_pulled_to_its_neighbours_too(n, pull, monkeypatch):
+    """The constant one alone stands out, so that all pixels vary alike: its logarithm moves by five ninths of the pull, as a corner's does."""
+    tall, rows = 3.0, cosines(4)
+    variance = torch.ones(4, 4, dtype=torch.float64)
+    variance[0, 0] = tall
+    errors = with_second_moment(torch.kron(rows, rows).mT * variance.flatten().sqrt(), (1, 4, 4), 32)
+    monkeypatch.setattr("diffnb.guidance.posterior._smoothed", lambda variance, _: _smoothed(variance, n))
+    found = calibrated_on(errors, errors).spectrum[0, 0]
+    assert (found[0, 0] / found[3, 3]).log() / math.log(tall) == pytest.approx(1 - pull * 5 / 9, abs=0.02)
+
+
 def sliced_w2(a, b):
     directions = normal(a.shape[1], 100, seed=9)
     directions = directions / directions.norm(dim=0)
