@@ -27,7 +27,7 @@ from ..denoise.denoisers import BaseDenoiser, Denoiser, null_of
 from ..files.errors import Limits, ModelFileError
 from ..files.model_file import Contents, load, save
 from .conditions import Labels, attributes_of, samples_of, texts_of
-from .latents import chunk_of, second_in_latents, second_seen
+from .latents import chunk_of, decode_in_parts, second_in_latents, second_seen
 from ..networks.base import check_network, first_weights
 from ..networks.codecs import Codec, IdentityCodec
 from ..networks.dit import named_network
@@ -133,7 +133,7 @@ class Trained:
         x: Tensor,  # (n, k, h, w), as samplers make them
     ) -> Tensor:  # (n, c, h, w), in [0, 1]
         """Decode what has been sampled, a chunk at a time."""
-        return torch.cat([to_unit(self.codec.decode(part)) for part in x.split(chunk_of(self.shape))])
+        return to_unit(decode_in_parts(self.codec, x))
 
     @property
     def distilled(self) -> dict | None:
@@ -456,7 +456,7 @@ def sample(
         def observe(step, total, x0):
             bar.update()
             if callback is not None and (step % callback_frequency == 0 or step == total):
-                callback(step, total, to_unit(codec.decode(x0)).float())
+                callback(step, total, to_unit(decode_in_parts(codec, x0)).float())
 
         for first, n in plan:
             own = slice(first, first + n)
@@ -471,7 +471,7 @@ def sample(
                 device=noise.device,
             )
             with torch.no_grad():
-                parts.append(to_unit(codec.decode(result.x)).float().cpu())
+                parts.append(to_unit(decode_in_parts(codec, result.x)).float().cpu())
     return torch.cat(parts)
 
 # %% ../../nbs/11_model/00_trained.ipynb #0d73f128
