@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..arguments import reading
-from ..core import best_device, check_counts, to_model, to_unit
+from ..core import best_device, check_counts, to_unit
 from .captions import EncodedCaptions
 from .image_sets import ImageSet, from_arrays, height_and_width
 from .readers import DATA_SETS, Request, data_root, from_datasets, from_folder, from_loader, is_array

@@ -203,12 +203,12 @@ def decode_in_tiles(
     """Decode images a tile at a time.
 
     Raises:
-        ValueError: if these are no latents of this codec, or a tile is too small, or no margin is given for a codec whose pixels depend on all latents.
+        ValueError: if these are no latents of this codec, or a tile is too small, or a codec whose pixels depend on all latents gets no margin.
     """
     if margin is None and codec.reach is None:
         raise ValueError(
             f"every pixel of a {type(codec).__name__} depends on the whole latent, so that its tiles have seams; give margin=, the latent pixels "
-            "around a tile, for an image that is a little different, or decode(z) for the image itself"
+            "around a tile, for another image, or call decode(z) for the image itself"
         )
     margin = whole_number(codec.reach if margin is None else margin, "margin", 0)
     step, p = whole_number(side, "side", 2 * margin + 1) - 2 * margin, codec.patch

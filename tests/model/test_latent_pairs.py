@@ -1,4 +1,4 @@
-"""Pairs through a codec: the second image on the grid of the latents, training and sampling that agree with those in pixels, files and what is refused."""
+"""Pairs through a codec: second images on the grid of latents, training and sampling as in pixels, files and what is refused."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch import nn
 from diffnb import GenerativeModel
 from diffnb.core import NoiseSource, to_model, to_unit
 from diffnb.data import ImageSet, image_loaders, image_set, paired
-from diffnb.denoise import Denoiser, Gaussian, InformedDenoiser
+from diffnb.denoise import Gaussian, InformedDenoiser
 from diffnb.files import ModelFileError
 from diffnb.guidance import ClassifierFree, Downsample, Grayscale
 from diffnb.model import Trained, encoded, image_settings, second_in_latents, second_seen
@@ -248,7 +248,10 @@ def test_bad_input_is_told_in_a_sentence(models, photos, tmp_path):
         (lambda: jpeg.translate(torch.rand(3, 9, 8)), "image is 9 x 8, this model was trained on second images of 8 x 8; give resize=True"),
         (lambda: small.translate(torch.rand(3, 8, 8)), "trained on second images of 2 x 2"),
         (lambda: jpeg.train(photos), "takes a second image, and the data has none"),
-        (lambda: jpeg.train(photos, condition="grey"), "takes second images of 6 x 4 x 4, these are 1 x 8 x 8, and 4 x 4 x 4 beside latents of a ConvCodec"),
+        (
+            lambda: jpeg.train(photos, condition="grey"),
+            "images of 6 x 4 x 4, these are 1 x 8 x 8, and 4 x 4 x 4 beside latents of a ConvCodec",
+        ),
         (lambda: plain.train(photos, condition="small:2"), "this model was trained on second images of 3 x 8 x 8, these are 3 x 4 x 4"),
         (lambda: Trained(*parts, (3, 16, 16), codec=jpeg.codec, records=told), "makes second images of 3 x 8 x 8, and the network takes 6 x 8 x 8"),
         (lambda: Trained(*parts, (3, 12, 12), codec=jpeg.codec, records=told), "second images must be as large as the images"),
