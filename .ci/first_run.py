@@ -85,9 +85,16 @@ def commands(seconds, weights):
                 "cifar10_samples --size 16 --codec pca:6 --steps 2 --network tiny --metric none --out compact",
                 "diffnb train --resume compact",
             ),
+            Case(
+                "cifar10_samples --size 16 --condition grey --codec pca:6 --steps 2 --network tiny --metric none --out both",
+                "diffnb train --resume both",
+            ),
             Case("packaged --limit 64 --epochs 1 --network tiny --log-to wandb --out logged", 'pip install "diffnb[wandb]"', 2),
         ],
-        "translate": [Case("translator colour --resize --steps 2 --out translated", "2 of 2 pictures")],
+        "translate": [
+            Case("translator colour --resize --steps 2 --out translated", "2 of 2 pictures"),
+            Case("both colour --resize --steps 2 --out answered", "2 of 2 pictures"),
+        ],
         "distill": [Case("fashion_mnist packaged --limit 20 --batch-size 4 --steps 1 --out student.safetensors", "student.safetensors")],
         "export": [
             Case("run/model.safetensors model.pt2 --weights float16", "a denoiser"),

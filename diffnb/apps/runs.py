@@ -419,7 +419,7 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     images, valid = recipe_latents(recipe, *recipe_images(recipe, root, verbose=progress and is_first), device)
     labels, codec = Labels.of(images), getattr(images, "codec", IdentityCodec())
     network = recipe_network(recipe, images).to(device)
-    facts = ({"pairing": images.pairing},) if images.second is not None else ()  # which files on the way have, too
+    facts = (images.pair_facts,) if images.second is not None else ()  # which files on the way have, too
     process, parametrization = recipe_process(recipe), recipe_parametrization(recipe, images)
     trained = Trained(network, process, parametrization, tuple(images.shape), labels, facts, codec=codec)
     sampler = SAMPLERS.resolve(recipe.sampler, Sampler)

@@ -438,7 +438,6 @@ def added(
 # %% ../../nbs/12_apps/04_shell.ipynb #sh17
 OPTIONS = {
     "train(pairs, condition='image')": "diffnb train --condition",
-    "without codec=": "without --codec",
     "resize=True": "--resize",
     "overwrite=True": "--overwrite",
     "class_labels": "--labels",

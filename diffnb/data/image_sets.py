@@ -199,6 +199,11 @@ class ImageSet:
         return {} if self.second is None else {"image_channels": self.second.shape[1], "image_factor": self.shape[1] // self.second.shape[2]}
 
     @property
+    def pair_facts(self) -> dict[str, Any]:
+        """What the record of a training says of second images: what they are of the images, and their shape; empty where there are none."""
+        return {} if self.second is None else {"pairing": self.pairing, "second_shape": list(self.second.shape[1:])}
+
+    @property
     def rms(self) -> float:
         """Root mean square of the pixels in [-1, 1]: what a parametrization calls `sigma_data`."""
         counts = sum(torch.bincount(part.flatten(), minlength=256) for part in self.images.split(4096)).double()
@@ -219,6 +224,16 @@ class ImageSet:
     ) -> Tensor:  # (m, *shape), in [-1, 1]
         """Take images as a network sees them."""
         x = to_model(self.images[rows].to(device, non_blocking=True).float() / 255)
+        return x if mirrored is None else torch.where(mirrored.to(device)[:, None, None, None], x.flip(-1), x)
+
+    def second_batch(
+        self,
+        rows: Tensor,  # int64 (m,)
+        mirrored: Tensor | None = None,  # bool (m,), which of them to mirror; None: none
+        device: str | torch.device = "cpu",  # where to make the batch
+    ) -> Tensor:  # (m, c', h / k, w / k), in [-1, 1]
+        """Take second images as a network is given them."""
+        x = to_model(self.second[rows].to(device, non_blocking=True).float() / 255)
         return x if mirrored is None else torch.where(mirrored.to(device)[:, None, None, None], x.flip(-1), x)
 
     def pictures(

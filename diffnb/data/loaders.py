@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..arguments import reading
-from ..core import best_device, check_counts, to_model, to_unit
+from ..core import best_device, check_counts, to_unit
 from .captions import EncodedCaptions
 from .image_sets import ImageSet, from_arrays, height_and_width
 from .readers import DATA_SETS, Request, data_root, from_datasets, from_folder, from_loader, is_array
@@ -187,8 +187,8 @@ class ImageLoader:
 
     @property
     def facts(self) -> dict:
-        """What the record of a training says of the images: what second images are of them."""
-        return {} if self.dataset.second is None else {"pairing": self.dataset.pairing}
+        """What the record of a training says of the images: what second images are of them, and which shape these have."""
+        return self.dataset.pair_facts
 
     @property
     def n(self) -> int:
@@ -279,8 +279,7 @@ class ImageLoader:
         if self.dataset.attributes is not None:
             further["attributes"] = torch.stack([values[index] for values in self.dataset.attributes.values()], 1)
         if self.dataset.second is not None:
-            second = to_model(self.dataset.second[index].float() / 255)
-            further["image"] = second if mirrored is None else torch.where(mirrored[:, None, None, None], second.flip(-1), second)
+            further["image"] = self.dataset.second_batch(index, mirrored, self.device)
         condition = {"label": label} | {name: entry.to(self.device) for name, entry in further.items()} if further else label
         return x, condition, index.to(self.device)
 

@@ -29,6 +29,7 @@ class Codec(nn.Module):
 
     exact = False  # whether decode(encode(x)) is x; then `analyse` is orthonormal, or `log_det` is the subclass's own
     is_linear = False  # whether `decode` is an affine function
+    reach: int | None = None  # a pixel of an image depends on latent pixels at most so far from its own; None: on all of them
     how_fitted = "{name}.fit(images) makes one that has"  # what to do where `is_fitted` is false
 
     def __init__(
@@ -219,6 +220,7 @@ class IdentityCodec(Codec):
     """Images as they are, of any shape."""
 
     exact = is_linear = True
+    reach = 0
 
     def __init__(self):
         super().__init__(None, None, 1)
@@ -258,6 +260,7 @@ class Wavelet(Codec):
     """
 
     exact = is_linear = True
+    reach = 0
 
     def __init__(
         self,
@@ -311,6 +314,7 @@ class PatchPCA(Codec):
     """
 
     is_linear = True
+    reach = 0
 
     def __init__(
         self,

@@ -202,6 +202,10 @@ class DiffusersTinyAutoencoder(Codec):
         self.config |= {"encoder_width": encoder_width, "decoder_width": decoder_width}
         self.config |= {"encoder_blocks": list(encoder_blocks), "decoder_blocks": list(decoder_blocks), "magnitude": magnitude, "shift": shift}
         self.magnitude, self.shift = magnitude, shift
+        reach = 3 * decoder_blocks[-1] + 1  # of the convolutions after the last doubling; what is twice as fine sees half as far
+        for n in decoder_blocks[-2::-1]:
+            reach = -(-(reach + 1) // 2) + 3 * n
+        self.reach = reach + 1
         down: list[nn.Module] = []
         for level, n in enumerate(encoder_blocks):
             first = nn.Conv2d(encoder_width, encoder_width, 3, stride=2, padding=1, bias=False)

@@ -103,6 +103,10 @@ class ConvCodec(Codec):
             down += ([_Halve(one // 2)] if one > width else []) + [_Residual(one) for _ in range(blocks)]
         for one in reversed(widths):
             up += [_Residual(one) for _ in range(blocks)] + ([_Double(one)] if one > width else [])
+        reach = 2 * blocks + 1  # of the convolutions after the last doubling; what is twice as fine sees half as far
+        for _ in widths[1:]:
+            reach = -(-reach // 2) + 2 * blocks + 1
+        self.reach = reach + 1
         self.encoder = nn.Sequential(*down, nn.SiLU(), zero_start(nn.Conv2d(widths[-1], channels, 3, padding=1)))
         self.decoder = nn.Sequential(*up, nn.SiLU(), zero_start(nn.Conv2d(width, 4 * image_channels, 3, padding=1)), nn.PixelShuffle(2))
 

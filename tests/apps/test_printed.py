@@ -336,7 +336,17 @@ def test_a_training_that_was_stopped_by_its_steps_says_how_it_goes_on(diffnb, no
     assert code == 0 and "8 more steps, 11 in all (epochs of" in err, err
 
 
-@pytest.mark.parametrize("options", ["--codec pca:17", "--codec wavelet:4", "--codec pca:3 --condition small:2"])
+def test_pairs_are_learned_and_answered_through_a_codec(diffnb, no_pictures):
+    code, out, err = diffnb(*"train photos --size 8 --network tiny --steps 2 --codec pca:3 --condition small:2 --out out".split())
+    assert code == 0 and "go on by: diffnb train --resume out" in out, err
+    assert GenerativeModel.load("out/model.safetensors", "cpu", verbose=False).trained.second_shape == (1, 4, 4)
+    code, out, err = diffnb(*"translate out grey.png --resize --variants 2 --steps 1 --seed 1 --out answers".split())
+    assert code == 0 and "1 of 1 pictures" in out and len(os.listdir("answers")) == 2, err
+    code, out, err = diffnb(*"translate out grey.png --steps 1 --out answers".split())
+    assert code == 2 and "trained on second images of 4 x 4" in err
+
+
+@pytest.mark.parametrize("options", ["--codec pca:17", "--codec wavelet:4", "--codec wavelet:4 --condition small:2"])
 def test_a_codec_that_does_not_suit_the_images_is_one_sentence_and_leaves_nothing(diffnb, options):
     """It shows when the images have been read, which is told first."""
     before = sorted(os.listdir())

@@ -316,7 +316,6 @@ WRONG = {
     "bits where there are none": (lambda m: m.score(torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16), ["bpd"]), "loses something"),
     "an exported file": (lambda m: m.export("m.pt2"), "works on latents of a PatchPCA; model.save"),
     "further training on other images": (lambda m: m.train(torch.rand(8, 3, 32, 32), steps=1), "trained on images of shape"),
-    "second images": (lambda m: GenerativeModel(codec=m.codec).train(torch.rand(8, 3, 16, 16), condition="grey", steps=1), "takes no second images"),
     "a codec of one's own in a file": (lambda m: exact_model(Bent(), (3, 4, 4)).save("m.safetensors"), "is of your own"),
 }
 

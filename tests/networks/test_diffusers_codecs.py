@@ -310,7 +310,7 @@ def test_a_new_object_is_no_codec_of_a_model(name, monkeypatch):
 def test_memory_is_bounded(model, monkeypatch):
     """Sets are encoded, and what is drawn is decoded, some images at a time."""
     sizes, decode = [], model.codec.decode
-    monkeypatch.setattr("diffnb.model.trained.chunk_of", lambda shape: 2)
+    monkeypatch.setattr("diffnb.model.latents.chunk_of", lambda shape: 2)
     monkeypatch.setattr(type(model.codec), "decode", lambda self, z: sizes.append(len(z)) or decode(z))
     assert model.trained.to_pictures(torch.zeros(5, 4, 4, 4)).shape == (5, 3, 16, 16) and sizes == [2, 2, 1]
 
