@@ -46,7 +46,8 @@ from ..data.readers import DATA_SETS, data_root
 from ..metrics.evaluation import make_metric
 from ..model.conditions import Labels
 from ..model.generative import GenerativeModel
-from ..model.trained import Trained, checkpoint_writer, choose_device
+from ..model.saved import checkpoint_writer
+from ..model.trained import Trained, choose_device
 from ..networks.codecs import IdentityCodec
 from ..noise.schedules import SCHEDULES
 from ..noise.sdes import SDES

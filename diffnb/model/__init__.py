@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # read by editors and by `lazily`, which imports a module whe
     from .packaged import *
     from .pipelines import *
     from .restoration import *
+    from .saved import *
     from .shards import *
     from .trained import *
     from .translation import *

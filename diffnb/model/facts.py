@@ -19,9 +19,9 @@ from torch import nn
 import diffnb
 from ..arguments import reading, whole_number
 from .latents import chosen_codec
+from .saved import checked_grid
 from diffnb.model.trained import (
     Trained,
-    checked_grid,
     choose_device,
     resolve_process,
 )

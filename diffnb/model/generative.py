@@ -36,14 +36,13 @@ from .learning import teach
 from .packaged import packaged_models
 from .pipelines import FromDiffusers
 from .restoration import Restoration
+from .saved import contents_of, from_file
 from diffnb.model.trained import (
     TRAIN_HINT,
     Trained,
     aligned,
     begin,
-    contents_of,
     default_batch_size,
-    from_file,
     sample,
 )
 from .translation import Translating, training_images

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from .trained import Trained, checkpoint_writer
+from .saved import checkpoint_writer
+from .trained import Trained
 from ..printing import announce, counted
 from ..samplers.base import Sampler
 

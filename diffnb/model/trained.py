@@ -6,13 +6,11 @@ Docs: https://diffnb.github.io/diffnb/11_model/trained.html.md"""
 
 # %% auto #0
 __all__ = ['FAR_SIZE', 'TRAIN_HINT', 'resolve_process', 'choose_device', 'Trained', 'check_pixels', 'check_pairs', 'second_taken',
-           'begin', 'aligned', 'chunks', 'default_batch_size', 'sample', 'checked_grid', 'to_file', 'contents_of',
-           'from_file', 'checkpoint_writer']
+           'begin', 'aligned', 'chunks', 'default_batch_size', 'sample']
 
 # %% ../../nbs/11_model/00_trained.ipynb #1f865b00
 import copy
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -24,8 +22,6 @@ import diffnb
 from ..core import NoiseSource, best_device, to_model, to_unit
 from ..data.image_sets import ImageSet, height_and_width
 from ..denoise.denoisers import BaseDenoiser, Denoiser, null_of
-from ..files.errors import Limits, ModelFileError
-from ..files.model_file import Contents, load, save
 from .conditions import Labels, attributes_of, samples_of, texts_of
 from .latents import chunk_of, decode_in_parts, second_in_latents, second_seen
 from ..networks.base import check_network, first_weights
@@ -36,7 +32,7 @@ from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.schedules import SCHEDULES, NoiseSchedule
 from ..noise.sdes import SDE, SDES
 from ..printing import printable, progress_bar, warn_caller
-from ..samplers.base import SAMPLERS, Sampler, make_grid
+from ..samplers.base import Sampler
 from ..samplers.consistency import ConsistencyFunction
 
 # %% ../../nbs/11_model/00_trained.ipynb #f5803f2d
@@ -473,111 +469,3 @@ def sample(
             with torch.no_grad():
                 parts.append(to_unit(decode_in_parts(codec, result.x)).float().cpu())
     return torch.cat(parts)
-
-# %% ../../nbs/11_model/00_trained.ipynb #0d73f128
-def checked_grid(
-    sde: SDE,  # the process to sample with
-    grid: str | Sequence[float] | None,  # a name, falling times of the process, or None for the sampler's own
-) -> str | tuple[float, ...] | None:  # as it is kept
-    """Check a time grid before it is kept.
-
-    Raises:
-        ValueError: if the name is unknown, or the times do not fall or are not of the process.
-    """
-    if grid is not None and not isinstance(grid, str):
-        grid = tuple(torch.as_tensor(grid, dtype=torch.float64).tolist())
-    make_grid(sde, len(grid) if isinstance(grid, tuple) else 2, grid=grid)
-    return grid
-
-# %% ../../nbs/11_model/00_trained.ipynb #c7046590
-def to_file(
-    path: str | os.PathLike,  # where to write
-    trained: Trained,  # what to save
-    sde: SDE,  # the process to sample with
-    sampler: Sampler,  # the sampler
-    dtype: torch.dtype | None = torch.float32,  # type of the weights in the file; None: as they are
-) -> None:
-    """Write a model as one file.
-
-    Raises:
-        ValueError: if a part of it cannot be saved, or a weight does not fit into `dtype`.
-    """
-    save(contents_of(trained, sde, sampler), path, dtype)
-
-# %% ../../nbs/11_model/00_trained.ipynb #b6412e15
-def contents_of(
-    trained: Trained,  # what was trained
-    sde: SDE,  # the process to sample with
-    sampler: Sampler,  # the sampler
-    grid: str | tuple[float, ...] | None = None,  # its time grid: a name, or times; None: its own
-    n_steps: int | None = None,  # its number of steps; None: its own
-) -> Contents:  # all that a file holds
-    """Put together what is saved of a model."""
-    return Contents(
-        network=trained.network,
-        sde=trained.sde,
-        parametrization=trained.parametrization,
-        shape=tuple(trained.shape),
-        labels=tuple(trained.labels.values),
-        names=trained.labels.names,
-        records=tuple(trained.records),
-        version=trained.version,
-        sampling_sde=sde,
-        sampler=sampler,
-        grid=grid,
-        n_steps=n_steps,
-        raw=trained.raw,
-        guidance=tuple(trained.guidance),
-        metrics=tuple(trained.metrics),
-        calibration=trained.calibration,
-        codec=trained.codec,
-    )
-
-# %% ../../nbs/11_model/00_trained.ipynb #231e6598
-def from_file(
-    path: str | os.PathLike,  # a model file
-    *,
-    code: str = "program",  # what may happen with components that are not diffnb's: "builtin", "program", "sandbox" or "inprocess"
-    trust: Any = None,  # a diffnb.files.trust.TrustStore, asked where code shall run; None: the user's own
-    components: Mapping[str, Callable] | None = None,  # your own classes by name, used in place of what the file has
-    limits: Limits = Limits(),  # how much of each thing is accepted
-    keep_sampler: bool = True,  # False: the default sampler instead of the file's
-) -> tuple[Trained, SDE, Sampler, str | Sequence[float] | None, int | None]:  # what was trained; process, sampler, grid and steps to sample with
-    """Read a model. Unless code is allowed, nothing in the file runs.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ModelFileError: if the file is wrong or damaged.
-        CodeNotTrusted: if a component is code, and running it has not been allowed.
-    """
-    found = load(path, code=code, trust=trust, components=components, limits=limits, keep_sampler=keep_sampler)
-    if found.value_range != (-1, 1):
-        raise ModelFileError(f"{path} holds a network for values in {list(found.value_range)}; this version knows [-1, 1]")
-    try:
-        labels, grid = Labels(found.labels, found.names), checked_grid(found.sampling_sde, found.grid)
-    except ValueError as error:
-        raise ModelFileError(f"{path}: {error}") from None
-    own: dict[str, Any] = {"raw": found.raw, "guidance": found.guidance, "metrics": found.metrics, "calibration": found.calibration}
-    own["codec"] = found.codec
-    try:
-        trained = Trained(found.network, found.sde, found.parametrization, found.shape, labels, found.records, found.version, **own)
-    except ValueError as error:
-        raise ModelFileError(f"{path}: {error}") from None
-    usual = SAMPLERS["euler-maruyama" if trained.distilled is None else "consistency"]
-    return trained, found.sampling_sde, found.sampler or usual(), grid, found.n_steps
-
-# %% ../../nbs/11_model/00_trained.ipynb #23ce0f2a
-def checkpoint_writer(
-    folder: str | os.PathLike,  # where to write; made if it is not there
-    trained: Trained,  # the model in training; its network is not touched
-    sampler: Sampler,  # the sampler to save with it
-) -> Callable[[str, dict[str, Tensor]], None]:  # called with a name and the weights, writes NAME.safetensors
-    """Make what `CheckpointCallback` calls."""
-    os.makedirs(folder, exist_ok=True)
-    network = copy.deepcopy(trained.network)
-
-    def write(name, state):
-        network.load_state_dict(state)
-        to_file(os.path.join(folder, f"{name}.safetensors"), replace(trained, network=network, raw=None, calibration=None), trained.sde, sampler)
-
-    return write
