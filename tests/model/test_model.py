@@ -215,7 +215,7 @@ def network(channels=1, num_classes=0):
 @pytest.fixture(scope="module")
 def trained():
     model = GenerativeModel("edm", "dpm++2m", network=network(num_classes=2), device="cpu", verbose=False)
-    model.train(two_classes(), epochs=30, batch_size=8, lr=3e-3)
+    model.train(two_classes(), epochs=12, batch_size=8, lr=6e-3)
     return model
 
 

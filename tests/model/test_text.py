@@ -10,7 +10,7 @@ from diffnb.core import NoiseSource, to_unit
 from diffnb.data import ImageSet, image_set
 from diffnb.files.report import inspect
 from diffnb.guidance import ClassifierFree
-from diffnb.networks import TextUNet
+from diffnb.networks import TextUNet, UNet, first_weights
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +178,10 @@ def bright():
     images[..., :4] += 35 * (1 - 2 * dark_left.float())[:, None, None, None]
     known = torch.where(torch.arange(800) % 5 == 0, torch.nan, 100 * level)  # in per cent, of every fifth nobody knows it
     data = ImageSet(images.clamp(0, 255).round().byte(), attributes={"brightness": known, "dark_left": dark_left})
-    model = GenerativeModel("edm", "dpm-solver++2m", network="tiny", device="cpu", verbose=False)
-    model.train(data, steps=150, batch_size=32, valid_fraction=0.04, lr=4e-3)
+    with first_weights(0):
+        network = UNet(1, widths=(24, 24), blocks=1, attention_levels=(), groups=4, attributes=data.scales)
+    model = GenerativeModel("edm", "dpm-solver++2m", network=network, device="cpu", verbose=False)
+    model.train(data, steps=200, batch_size=32, valid_fraction=0.04, lr=4e-3)
     return data, model
 
 
