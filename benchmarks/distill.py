@@ -1,7 +1,7 @@
 """How good is a distilled model, and how much training does it take? Distance at 1, 2 and 4 evaluations, beside the teacher's at up to 20.
 
     python benchmarks/distill.py --teacher fashion_mnist --data fashion_mnist --time-limit 3600 --out student.safetensors [--guidance-scale 1]
-                                 [--root ROOT] [--limit N] [--batch-size N] [--lr 4e-4] [--method heun] [--precision auto] [--seed 0] [--threads 1]
+                                 [--root ROOT] [--limit N] [--batch-size N] [--lr 4e-4] [--method heun] [--matching 1.5] [--precision auto] [--seed 0] [--threads 1]
                                  [--checkpoints DIR [--resume]] [--n 2000] [--seeds 0 1 2] [--grids log-normal ...]
                                  [--teacher-evaluations 1 2 4 10 20]
     python benchmarks/distill.py ... --evaluate-only      measure the student in --out again, without training
@@ -150,6 +150,7 @@ def main():
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--method", default="heun", help="step of the teacher's flow: heun or euler")
+    parser.add_argument("--matching", type=float, help="weight of the comparison of sets; none: 1.5, or 0 with guidance")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--checkpoints", type=Path, help="folder for what is needed to go on")
@@ -174,6 +175,7 @@ def main():
     images = image_set(args.data, root=args.root, limit=args.limit)
     if not args.evaluate_only:
         plan = {"batch_size": args.batch_size, "lr": args.lr, "method": args.method, "precision": args.precision, "seed": args.seed}
+        plan["matching"] = args.matching
         try:
             teacher.distill(images, args.time_limit, args.guidance_scale, checkpoints=args.checkpoints, resume=args.resume, **plan)
         finally:  # an interrupt, too, leaves what was learned until then
