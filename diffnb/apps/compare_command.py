@@ -15,17 +15,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .image_commands import Device
 from .shell import check_there, made, ready_to_compute, tell, warn
 from ..printing import Table, counted, typed
-
-# %% ../../nbs/12_apps/22_compare_command.ipynb #cmpd0003a
-if TYPE_CHECKING:  # for readers and checkers of types; the command imports it when it is called
-    from diffnb.apps.compare_runs import WorkPlan
 
 # %% ../../nbs/12_apps/22_compare_command.ipynb #6d3f59d5
 EXAMPLE_CONFIG = """\
@@ -84,7 +80,7 @@ def read_only(
 
 # %% ../../nbs/12_apps/22_compare_command.ipynb #cmpd0009
 def seconds_left(
-    plan: "WorkPlan",  # what the cells are, and which of them are done
+    plan: Any,  # a `WorkPlan`: what the cells are, and which of them are done
     device: str | None = None,  # None: CUDA, MPS or the CPU, the first there is
     workers: int = 1,  # computer processes that work side by side
 ) -> float:
@@ -120,7 +116,7 @@ def _duration(seconds):
 
 # %% ../../nbs/12_apps/22_compare_command.ipynb #cmpd0012
 def job_lines(
-    plan: "WorkPlan",  # what the cells are, and which of them are done
+    plan: Any,  # a `WorkPlan`: what the cells are, and which of them are done
     words: Sequence[str],  # the command line, without --cell
 ) -> list[str]:  # a command for each cell that is missing
     """Write the cells that are missing as commands, such that the first ones are of different models."""

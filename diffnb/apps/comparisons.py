@@ -50,7 +50,7 @@ NONE = "-"  # stands for what an axis does not have in a cell, such as the sched
 @COMPARED_TASKS.register("generation", "unconditional", "unconditional generation")
 def generation(
     model: GenerativeModel,  # with the sampler of the cell
-    cell: "Cell",  # says steps, seed and number of images
+    cell: Any,  # a `Cell`: says steps, seed and number of images
     guidance_scale: float,  # how much classes are exaggerated
     aside: Tensor,  # images that were kept aside, (n, c, h, w) in [0, 1]
 ):
@@ -61,7 +61,7 @@ def generation(
 @COMPARED_TASKS.register("class-generation", "conditional", "conditional generation")
 def class_generation(
     model: GenerativeModel,  # with the sampler of the cell
-    cell: "Cell",  # says steps, seed and number of images
+    cell: Any,  # a `Cell`: says steps, seed and number of images
     guidance_scale: float,  # how much classes are exaggerated
     aside: Tensor,  # images that were kept aside, (n, c, h, w) in [0, 1]
 ):
@@ -88,7 +88,7 @@ def middle(
 @COMPARED_TASKS.register("imputation", "inpainting")
 def imputation(
     model: GenerativeModel,  # with the sampler of the cell
-    cell: "Cell",  # says steps, seed and number of images
+    cell: Any,  # a `Cell`: says steps, seed and number of images
     guidance_scale: float,  # how much classes are exaggerated
     aside: Tensor,  # images that were kept aside, (n, c, h, w) in [0, 1]
 ):
@@ -99,7 +99,7 @@ def imputation(
 @COMPARED_TASKS.register("colorization", "colourisation")
 def colorization(
     model: GenerativeModel,  # with the sampler of the cell
-    cell: "Cell",  # says steps, seed and number of images
+    cell: Any,  # a `Cell`: says steps, seed and number of images
     guidance_scale: float,  # how much classes are exaggerated
     aside: Tensor,  # images that were kept aside, (n, c, h, w) in [0, 1]
 ):
