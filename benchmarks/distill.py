@@ -1,7 +1,8 @@
 """How good is a distilled model, and how much training does it take? Distance at 1, 2 and 4 evaluations, beside the teacher's at up to 20.
 
     python benchmarks/distill.py --teacher fashion_mnist --data fashion_mnist --time-limit 3600 --out student.safetensors [--guidance-scale 1]
-                                 [--root ROOT] [--limit N] [--batch-size N] [--lr 4e-4] [--method heun] [--matching 1.5] [--precision auto] [--seed 0] [--threads 1]
+                                 [--root ROOT] [--limit N] [--batch-size N] [--lr 4e-4] [--method heun] [--matching 1.5] [--precision auto]
+                                 [--seed 0] [--threads 1]
                                  [--checkpoints DIR [--resume]] [--n 2000] [--seeds 0 1 2] [--grids log-normal ...]
                                  [--teacher-evaluations 1 2 4 10 20]
     python benchmarks/distill.py ... --evaluate-only      measure the student in --out again, without training
