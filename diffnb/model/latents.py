@@ -6,7 +6,8 @@ Docs: https://diffnb.github.io/diffnb/11_model/latents.html.md"""
 
 # %% auto #0
 __all__ = ['LARGEST', 'LatentSet', 'encoded', 'second_seen', 'image_settings', 'second_in_latents', 'chosen_codec', 'chunk_of',
-           'decode_in_parts', 'decode_in_tiles', 'Decoded', 'latent_observation', 'InLatents']
+           'check_pairs', 'second_taken', 'decode_in_parts', 'decode_in_tiles', 'Decoded', 'latent_observation',
+           'InLatents']
 
 # %% ../../nbs/11_model/10_latents.ipynb #lat03
 import copy
@@ -17,12 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import reading, whole_number
 from ..core import NoiseSource, check_counts, to_model, to_unit
 from ..data.image_sets import ImageSet
 from ..data.pictures import opaque, resized, with_channels
+from ..denoise.denoisers import null_of
 from ..guidance.operators import LinearOperator, Observation
 from ..likelihood import log_prob
 from ..networks.codecs import CODECS, Codec, IdentityCodec
@@ -172,6 +174,43 @@ def chunk_of(
 ) -> int:  # images
     """Say how many images to encode or decode at a time: about a million pixels."""
     return max(1, 2**20 // math.prod(image_shape[1:]))
+
+# %% ../../nbs/11_model/10_latents.ipynb #lat07h
+def check_pairs(
+    network: nn.Module,  # the network to train
+    images: ImageSet,  # to train on
+    hint: str = "",  # what else the caller lets a person do who has no second images, such as ", or give condition="
+    codec: Codec = IdentityCodec(),  # that stands between the images and the network
+) -> None:
+    """Check that second images come to a network that takes them, in the form that it takes.
+
+    Raises:
+        ValueError: if one of the two knows no second image, or theirs differ.
+    """
+    name, taken = type(network).__name__, "image" in getattr(network, "condition_names", ())
+    if images.second is None and taken:
+        raise ValueError(f"{name} takes a second image, and the data has none: make pairs by diffnb.data.paired{hint}")
+    if images.second is None:
+        return
+    if not taken:
+        how = "make it with image_channels=" if hasattr(network, "with_image") else "list 'image' in condition_names"
+        raise ValueError(f"the data has second images, and {name} takes none: {how}, or train on the images alone")
+    own = tuple(images.second.shape[1:])
+    seen, wanted = second_seen(codec, images.shape, own), second_taken(network, codec.shape(images.shape))
+    if seen != wanted:
+        shapes = [" x ".join(map(str, shape)) for shape in (wanted, own, seen)]
+        through = "" if seen == own else f", and {shapes[2]} beside latents of a {type(codec).__name__}"
+        raise ValueError(f"{name} takes second images of {shapes[0]}, these are {shapes[1]}{through}")
+
+
+def second_taken(
+    network: nn.Module,  # a network that takes a second image
+    shape: Sequence[int],  # of what it is given noisy: an image, or its latent
+) -> tuple[int, ...]:  # (channels, height, width)
+    """Say what second images a network takes."""
+    channels, *sides = null_of(network, "image").shape
+    factor = getattr(network, "config", {}).get("image_factor", 1)
+    return channels, *(-(-own // factor) if side == 1 else side for own, side in zip(shape[1:], sides))
 
 # %% ../../nbs/11_model/10_latents.ipynb #lat07b
 LARGEST = 2**20  # pixels that are decoded at a time
