@@ -10,7 +10,7 @@ from diffnb.core import NoiseSource, to_model
 from diffnb.data import ImageSet, image_set, paired, second_images
 from diffnb.denoise import Denoiser, Gaussian, GaussianMixture, InformedDenoiser
 from diffnb.guidance import Blur, ClassifierFree, Downsample, Grayscale, gaussian_kernel
-from diffnb.model import Trained, question, second_shape, with_known
+from diffnb.model import Trained, question, with_known
 from diffnb.networks import MLP, UNet
 from diffnb.noise import EDM, VP, FlowMatching, Karras
 from diffnb.samplers import Heun
@@ -294,7 +294,7 @@ def test_a_distillation_does_not_speak_of_an_argument_that_it_has_not(models, ph
 def test_a_second_image_covers_all_of_the_first(shape, factor, wanted):
     """Where the sides are no multiples of the factor, its last blocks stick out; the network takes what this says."""
     network = UNet(shape[0], widths=(8,), blocks=1, attention_levels=(), groups=4, image_channels=2, image_factor=factor)
-    found = second_shape(Trained(network, EDM(), Karras(0.5), shape))
+    found = Trained(network, EDM(), Karras(0.5), shape).second_shape
     assert found == (2, *wanted)
     with torch.no_grad():
         assert network(torch.zeros(1, *shape), torch.tensor(0.0), image=torch.zeros(1, *found)).shape == (1, *shape)
