@@ -8,6 +8,7 @@ Docs: https://diffnb.github.io/diffnb/09_training/matching.html.md"""
 __all__ = ['energy_pull', 'Recent', 'set_features', 'Matching']
 
 # %% ../../nbs/09_training/12_matching.ipynb #mat00003
+import math
 from dataclasses import dataclass
 
 import torch
@@ -80,8 +81,8 @@ def set_features(
     sde = teacher.sde
     if not (isinstance(teacher, Denoiser) and hasattr(teacher.network, "maps")):
         return x0.flatten(1).float()
-    level = torch.tensor(-kappa, dtype=torch.float64).abs().log().neg()
-    t = sde.snap(sde.time_of_half_log_snr(level[None]).clamp(sde.t_min, sde.t_max).to(x0).expand(len(x0)))
+    level = torch.tensor([-math.log(kappa)], dtype=torch.float64)
+    t = sde.snap(sde.time_of_half_log_snr(level).clamp(sde.t_min, sde.t_max).to(x0).expand(len(x0)))
     scale = teacher.parametrization.input_scale(sde, t) * sde.alpha(t)
     parts = []
     for found in teacher.network.maps(expand(scale, x0) * x0, sde.half_log_snr(t)):
