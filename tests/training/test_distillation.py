@@ -12,7 +12,7 @@ from torch import nn
 
 from diffnb.core import NoiseSource, expand
 from diffnb.data import ImageSet
-from diffnb.denoise import Gaussian, GaussianMixture
+from diffnb.denoise import Denoiser, Gaussian, GaussianMixture
 from diffnb.guidance import ClassifierFree
 from diffnb.likelihood import log_prob
 from diffnb.model import GenerativeModel
@@ -326,6 +326,19 @@ def test_the_pull_has_the_weight_of_its_pair_and_spares_what_is_nearly_clean():
     pull = callback.matching.pull(x0 + 1, label, callback.seen, callback.drawn)
     loss = callback.compare(x0 + 1, -x0 - 1, torch.ones(200), torch.ones(200), x0 + 1, pulled, label)
     assert pull.mean() > 0.1 and loss.item() == pytest.approx(3 * pull[100:].mean().item() / 2, rel=0.05)
+
+
+def test_features_are_means_and_deviations_of_the_quarters():
+    class Plain(nn.Module):
+        def maps(self, x, half_log_snr):
+            assert torch.allclose(half_log_snr, torch.full((len(x),), -math.log(0.1)), atol=1e-3)
+            return [x, 2 * x]
+
+    teacher, x = Denoiser(Plain(), EDM(), Karras(0.5)), torch.randn(3, 2, 6, 4, generator=torch.Generator().manual_seed(0))
+    scaled = x / math.hypot(0.5, 0.1)
+    quarters = scaled.unflatten(3, (2, 2)).unflatten(2, (2, 3)).permute(0, 1, 2, 4, 3, 5).flatten(4)  # (n, c, 2, 2, places)
+    mean, deviation = quarters.mean(-1).flatten(1), quarters.std(-1, correction=0).flatten(1)
+    assert torch.allclose(set_features(teacher, x), torch.cat([mean, deviation, 2 * mean, 2 * deviation], 1), atol=1e-4)
 
 
 def test_features_are_the_teacher_s_and_sets_are_compared_in_a_training():
