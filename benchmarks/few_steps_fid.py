@@ -5,8 +5,8 @@
 DIR holds the weights of the FID's Inception (`diffnb weights DIR`); features of real images are kept there. The quick features
 of few_steps.py belong to a classifier of Fashion-MNIST, and samplers were compared by them; Inception has never seen such pictures. Reported: the
 kernel distance of n generated images (its mean does not depend on how many they are) and the Frechet distance (which does, alike in all rows) to
-2,000 of the packaged images, for a few samplers and numbers of evaluations, and for n other packaged images: the floor. Each row is written to
-results/few_steps_fid.json as soon as it is there; rows that are there are not measured again.
+2,000 of the packaged images, for a few samplers and numbers of evaluations, for the packaged student ("consistency"), and for n other packaged
+images: the floor. Each row is written to results/few_steps_fid.json as soon as it is there; rows that are there are not measured again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from quality import extract, real_features
 
 from diffnb.data import image_set
 from diffnb.metrics import FrechetDistance, InceptionFeatures, KernelDistance
-from diffnb.model import GenerativeModel
+from diffnb.model import GenerativeModel, digest_of_model
 
 RESULT = Path(__file__).parent / "results" / "few_steps_fid.json"
 ROWS = [
@@ -35,6 +35,9 @@ ROWS = [
     ("dpm-solver++2m", 5),
     ("sde-dpm-solver++2m", 5),
     ("ipndm", 5),
+    ("consistency", 4),
+    ("consistency", 2),
+    ("consistency", 1),
 ]
 
 
@@ -57,14 +60,18 @@ def main():
     extractor = InceptionFeatures(args.weights)
     packaged = image_set("packaged", verbose=False).images
     reference = real_features(lambda: extractor, packaged[:2000], "packaged", args.weights)
-    denoiser = functools.cache(lambda: make_denoiser(GenerativeModel.pretrained("fashion_mnist", verbose=False), "bfloat16", True))
+    teacher = functools.cache(lambda: make_denoiser(GenerativeModel.pretrained("fashion_mnist", verbose=False), "bfloat16", True))
+    student = GenerativeModel.pretrained("fashion_mnist", fast=True, verbose=False)
     for name, evaluations in [("real images", 0), *ROWS]:
-        if any((row["name"], row["evaluations"], row["n"]) == (name, evaluations, args.n) for row in rows):
+        key = {"name": name, "evaluations": evaluations, "n": args.n} | ({"student": digest_of_model(student)} if name == "consistency" else {})
+        if any(key.items() <= row.items() for row in rows):
             continue
-        images, nfe = images_of(denoiser(), name, evaluations, args.n) if evaluations else (packaged[2000 : 2000 + args.n], 0)
+        rows = [row for row in rows if (row["name"], row["evaluations"], row["n"]) != (name, evaluations, args.n)]  # of an earlier student
+        denoiser = student.denoiser(precision="bfloat16") if name == "consistency" else teacher() if evaluations else None
+        images, nfe = images_of(denoiser, name, evaluations, args.n) if evaluations else (packaged[2000 : 2000 + args.n], 0)
         features = extract(extractor, images, f"{name}, {nfe} evaluations")
         frechet, kernel = (metric(extractor).from_features(reference, features) for metric in (FrechetDistance, KernelDistance))
-        rows.append({"name": name, "evaluations": evaluations, "nfe": nfe, "n": args.n, "fid": frechet.value, "kid": kernel.value})
+        rows.append({**key, "nfe": nfe, "fid": frechet.value, "kid": kernel.value})
         rows[-1]["kid_error"] = kernel.error
         RESULT.with_suffix(".part").write_text(json.dumps({"reference": "2,000 packaged images", "rows": rows}, indent=1) + "\n")
         os.replace(RESULT.with_suffix(".part"), RESULT)
