@@ -1,6 +1,7 @@
 """Models of latents through the facade: trained, drawn from, restored, edited, kept in files; and what does not fit is told in a sentence."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -183,12 +184,19 @@ BROKEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def kept(emoji, tmp_path_factory):
+    """The file of a model of six components; each test that changes it, or loads and trains it, has a copy of its own."""
+    made = GenerativeModel("edm", network="tiny", codec=PatchPCA.fit(emoji, 2, 6), device="cpu", verbose=False)
+    made.train(emoji, steps=1, batch_size=16)
+    made.save(path := tmp_path_factory.mktemp("kept") / "m.safetensors")
+    return path
+
+
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_refused(name, emoji, tmp_path):
+def test_a_broken_file_is_refused(name, kept, tmp_path):
     change, error, words = BROKEN[name]
-    model, path = GenerativeModel("edm", network="tiny", codec=PatchPCA.fit(emoji, 2, 6), device="cpu", verbose=False), tmp_path / "m.safetensors"
-    model.train(emoji, steps=1, batch_size=16)
-    model.save(path)
+    path = shutil.copy(kept, tmp_path / "m.safetensors")
     rewritten(path, change)
     with pytest.raises(error, match=words) as caught:
         GenerativeModel.load(path, device="cpu", verbose=False)
@@ -198,10 +206,23 @@ def test_a_broken_file_is_refused(name, emoji, tmp_path):
 # restoration
 
 
-@pytest.mark.parametrize("method", ["calibrated", "conditioned", "mmps"])
-@pytest.mark.parametrize("channels", [5, 12])
-@pytest.mark.parametrize("operator", [Mask(torch.tensor([[0.0, 1.0], [1.0, 0.0]])), Grayscale()], ids=["mask", "grey"])
+OPERATORS = {"mask": Mask(torch.tensor([[0.0, 1.0], [1.0, 0.0]])), "grey": Grayscale()}
+
+
+@pytest.mark.parametrize(
+    ("method", "channels", "operator"),
+    [
+        ("calibrated", 5, "mask"),
+        ("calibrated", 12, "grey"),
+        ("conditioned", 5, "grey"),
+        ("conditioned", 12, "mask"),
+        ("mmps", 5, "mask"),
+        ("mmps", 12, "grey"),
+    ],
+)
 def test_restoration_draws_from_the_posterior(method, channels, operator, patches):
+    """Each method with each operator, and with a codec that loses something as well as with one that does not."""
+    operator = OPERATORS[operator]
     codec = PatchPCA.of(patches.mean, patches.covariance, 2, channels).float()
     model = exact_model(codec)
     truth = codec.decode(torch.randn(1, channels, 1, 1, generator=torch.Generator().manual_seed(1)))
@@ -321,10 +342,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_does_not_fit_is_told_in_a_sentence(name, emoji, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_told_in_a_sentence(name, kept, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = GenerativeModel("edm", network="tiny", codec=PatchPCA.fit(emoji, 2, 6), device="cpu", verbose=False)
-    model.train(emoji, steps=1, batch_size=16)
+    model = GenerativeModel.load(kept, device="cpu", verbose=False)
     call, words = WRONG[name]
     with pytest.raises(ValueError, match=words) as caught:
         call(model)

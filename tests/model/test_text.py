@@ -226,7 +226,7 @@ def test_attributes_that_cannot_be_asked_for(bright, attributes, message):
         bright[1].generate(2, 1, seed=0, attributes=attributes)
 
 
-def test_a_shell_trains_on_captions_too(tmp_path, monkeypatch):
+def test_a_shell_trains_on_captions_too(tmp_path, monkeypatch, no_pictures):
     from PIL import Image
 
     from diffnb.apps.commands import app

@@ -11,7 +11,7 @@ from diffnb.data import ImageSet, image_set, paired, second_images
 from diffnb.denoise import Denoiser, Gaussian, GaussianMixture, InformedDenoiser
 from diffnb.guidance import Blur, ClassifierFree, Downsample, Grayscale, gaussian_kernel
 from diffnb.model import Trained, question, with_known
-from diffnb.networks import MLP, UNet
+from diffnb.networks import MLP, UNet, first_weights
 from diffnb.noise import EDM, VP, FlowMatching, Karras
 from diffnb.samplers import Heun
 
@@ -146,6 +146,22 @@ def test_pictures_come_in_every_form(models, photos, tmp_path, form):
     forms = {"array": tensor[0].permute(1, 2, 0).numpy(), "list": [tensor[0]], "file": tmp_path / "one.png", "pillow": picture}
     answers = models["jpeg:10"].translate(forms[form], **FEW)
     torch.testing.assert_close(answers, models["jpeg:10"].translate(tensor, **FEW), atol=1e-4, rtol=0)
+
+
+def test_coloured_pictures_have_no_tint():
+    """Of flat pictures whose colour does not depend on their grey: what is added to the grey has the mean and the spread that it has in the data."""
+    generator, shift = torch.Generator().manual_seed(0), torch.tensor([0.05, 0.0, -0.05])[:, None, None]
+    grey, colour = 0.35 + 0.3 * torch.rand(2000, 1, 1, 1, generator=generator), 0.08 * torch.randn(2000, 3, 1, 1, generator=generator)
+    images = ((grey + colour - colour.mean(1, keepdim=True) + shift).expand(-1, -1, 2, 2).clamp(0, 1) * 255).round().byte()
+    pairs = paired(ImageSet(images), "grey", verbose=False)
+    with first_weights(0):
+        network = MLP(12, width=64, image_shape=(1, 2, 2))
+    model = GenerativeModel("edm", "dpm-solver++2m", network=network, device="cpu", verbose=False)
+    model.train(pairs, condition="image", steps=300, batch_size=128, lr=3e-3)
+    drawn, truth = model.translate(pairs.second[:500].float() / 255, n_steps=8, seed=0), images.float() / 255
+    added, wanted = (x - Grayscale().A(x) for x in (drawn, truth))
+    assert (added.mean((0, 2, 3)) - wanted.mean((0, 2, 3))).abs().max() < 0.012  # a tenth of the spread is 0.007, the standard error 0.004
+    assert (added.std((0, 2, 3)) / wanted.std((0, 2, 3)) - 1).abs().max() < 0.2
 
 
 @pytest.mark.parametrize("name", ["grey", "small:2"])

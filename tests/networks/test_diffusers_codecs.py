@@ -602,18 +602,26 @@ BROKEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The file of a model of the latents of a small autoencoder."""
+    folder = tmp_path_factory.mktemp("kept")
+    by_hand(folder / "codec")
+    made = GenerativeModel("edm", network="tiny", codec=read_codec(folder / "codec"), device="cpu", verbose=False)
+    made.train(torch.rand(4, 3, 16, 16), steps=1, batch_size=2)
+    made.save(folder / "m.safetensors")
+    return folder / "m.safetensors"
+
+
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_refused(name, tmp_path):
+def test_a_broken_file_is_refused(name, kept, tmp_path):
     from safetensors import safe_open
 
     from diffnb.files import write_container
 
     change, kind = BROKEN[name]
-    by_hand(tmp_path / "codec")
-    made, path = GenerativeModel("edm", network="tiny", codec=read_codec(tmp_path / "codec"), device="cpu", verbose=False), tmp_path / "m.safetensors"
-    made.train(torch.rand(4, 3, 16, 16), steps=1, batch_size=2)
-    made.save(path)
-    with safe_open(path, "pt") as file:
+    path = tmp_path / "m.safetensors"
+    with safe_open(kept, "pt") as file:
         texts, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     texts.pop("diffnb.digest")
     manifest = json.loads(texts["diffnb.manifest"])
