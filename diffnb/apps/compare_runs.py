@@ -54,8 +54,8 @@ from ..printing import progress_bar
 from ..samplers.base import SAMPLERS, Sampler
 
 # %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb0006
-class WorkPlan:
-    """The cells of a comparison by digest, and the folder in which their results are."""
+class _Cells:
+    """The cells of a comparison by digest, with their images and what scores them."""
 
     def __init__(
         self,
@@ -100,6 +100,10 @@ class WorkPlan:
             self._evaluators[key] = Evaluator(sets.train, self.metrics[key], floor=sets.aside, few_images=None, progress=False)
         return self._evaluators[key]
 
+# %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb006b
+class _Files(_Cells):
+    """Where the results of cells are, and which of them are there."""
+
     def result_file(
         self,
         digest: str,  # of a cell
@@ -128,6 +132,10 @@ class WorkPlan:
     def to_train(self) -> dict[str, str]:
         """List the models that unfinished cells need and that are not trained; each with a cell that needs it."""
         return {self.model_of[own]: own for own in reversed(self.missing()) if not self.model_file(own).is_file()}
+
+# %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb006d
+class WorkPlan(_Files):
+    """The cells of a comparison by digest, and the folder in which their results are."""
 
     def evaluations(
         self,
@@ -199,7 +207,7 @@ def new_model(
     trained = begin(_network(cell, images), cell.sde(), "karras", images, cell.training_seed)
     return GenerativeModel.of(trained, device=device, verbose=False)
 
-
+# %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb010b
 def train_model(
     plan: WorkPlan,  # what there is to do
     digest: str,  # of a cell that needs the model
@@ -264,7 +272,7 @@ def _counted(network, tick):
     finally:
         handle.remove()
 
-
+# %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb013b
 def _made(model, cell, comparison, aside):
     """The images of a cell (n, c, h, w), and the root mean square error of a restoration."""
     n = min(cell.images, len(aside)) if cell.task in RESTORATIONS else cell.images
@@ -276,7 +284,7 @@ def _made(model, cell, comparison, aside):
     weight = changed.expand_as(clean)
     return made, ((made - clean).square().mul(weight).sum() / weight.sum()).sqrt().item()
 
-
+# %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb013d
 def evaluate_cell(
     plan: WorkPlan,  # what there is to do
     digest: str,  # of the cell
@@ -337,6 +345,17 @@ def _attempt(plan, digest, device, tick):
     return mine
 
 
+def _did(plan, digest, device, tick, failed):
+    """Try a cell until it is done; False where somebody else is at it, or at its model."""
+    try:
+        while not plan.is_done(digest):
+            if not _attempt(plan, digest, device, tick):
+                return False
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        failed[digest] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return True
+
+# %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb016b
 def work(
     plan: WorkPlan,  # what there is to do
     device: str | torch.device | None = None,  # None: CUDA, MPS or the CPU, the first there is
@@ -357,17 +376,6 @@ def work(
                 time.sleep(WAIT)
     return failed
 
-
-def _did(plan, digest, device, tick, failed):
-    """Try a cell until it is done; False where somebody else is at it, or at its model."""
-    try:
-        while not plan.is_done(digest):
-            if not _attempt(plan, digest, device, tick):
-                return False
-    except (ValueError, RuntimeError, ArithmeticError) as error:
-        failed[digest] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return True
-
 # %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb0018
 @contextlib.contextmanager
 def _by_itself():
@@ -386,7 +394,7 @@ def _worker(number, comparison, folder, root, only, device):
         device = f"cuda:{number % torch.cuda.device_count()}"
     work(WorkPlan(comparison, folder, root, only), device, progress=False)
 
-
+# %% ../../nbs/12_apps/20_compare_runs.ipynb #cmpb018b
 def run_comparison(
     comparison: Comparison | Mapping | str | Path,  # what is compared: an object, a mapping, or a TOML or JSON file
     out: str | Path,  # folder for everything; made if it is not there

@@ -57,7 +57,7 @@ def generation(
     """Draw images of no class."""
     return Sampled(lambda first, m: model.generate(m, cell.steps, cell.seed, first=first, batch_size=m), cell.images)
 
-
+# %% ../../nbs/12_apps/19_comparisons.ipynb #cmpa006b
 @COMPARED_TASKS.register("class-generation", "conditional", "conditional generation")
 def class_generation(
     model: GenerativeModel,  # with the sampler of the cell
@@ -175,7 +175,7 @@ def _read_name(registry, base=None):
 
     return read
 
-
+# %% ../../nbs/12_apps/19_comparisons.ipynb #cmpa013b
 def _read_text(value, key):
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError(f"{key} must be known sets or folders, such as 'mnist', got {value!r}")
@@ -212,7 +212,7 @@ def _read_network(value, key):
         raise ValueError(f"{key} must be {', '.join(map(repr, SIZES))}, or a table of arguments of UNet such as {{widths = [16, 32]}}, got {value!r}")
     return value
 
-
+# %% ../../nbs/12_apps/19_comparisons.ipynb #cmpa013d
 def _read_count(least):
     return lambda value, key: whole_number(value, key, least)
 
@@ -233,6 +233,30 @@ _AXES: dict[str, Callable] = {  # how one value of each list is read
     "seeds": _read_count(0),
 }
 _BETWEEN = {"guidance_scale": (-1e-9, 1e9, "of at least 0"), "lr": (0, 1e9, "above 0"), "aside": (0, 1, "between 0 and 1")}
+
+
+def _read_settings(given):
+    """What the fields of a comparison shall be, from what a person has written."""
+    found: dict[str, Any] = {}
+    if not isinstance(given.seeds, (list, tuple, range)):
+        found["seeds"] = tuple(range(whole_number(given.seeds, "seeds", 1)))
+    for key, read in _AXES.items():
+        value = found.get(key, getattr(given, key))
+        values = list(value) if isinstance(value, (list, tuple, range)) else [value]
+        if not values:
+            raise ValueError(f"{key} must hold at least one value, got an empty list")
+        found[key] = tuple(dict.fromkeys(read(one, key) for one in values))
+    for key, (low, high, words) in _BETWEEN.items():
+        found[key] = real_number(getattr(given, key), key)
+        if not low < found[key] < high:
+            raise ValueError(f"{key} must be a number {words}, got {getattr(given, key)!r}")
+    found["retrain"] = truth_value(given.retrain, "retrain")
+    for key, least in {"batch_size": 1, "limit": 10, "size": 4}.items():
+        value = getattr(given, key)
+        found[key] = value if value is None and key != "batch_size" else whole_number(value, key, least)
+    if given.extractor is not None and (not isinstance(given.extractor, str) or not given.extractor):
+        raise ValueError(f"extractor must be the name of an extractor, got {given.extractor!r}")
+    return found
 
 # %% ../../nbs/12_apps/19_comparisons.ipynb #cmpa0014
 @dataclass(frozen=True)
@@ -263,26 +287,7 @@ class Comparison:
 
     def __post_init__(self):
         """Read and check every value."""
-        found: dict[str, Any] = {}
-        if not isinstance(self.seeds, (list, tuple, range)):
-            found["seeds"] = tuple(range(whole_number(self.seeds, "seeds", 1)))
-        for key, read in _AXES.items():
-            value = found.get(key, getattr(self, key))
-            values = list(value) if isinstance(value, (list, tuple, range)) else [value]
-            if not values:
-                raise ValueError(f"{key} must hold at least one value, got an empty list")
-            found[key] = tuple(dict.fromkeys(read(one, key) for one in values))
-        for key, (low, high, words) in _BETWEEN.items():
-            found[key] = real_number(getattr(self, key), key)
-            if not low < found[key] < high:
-                raise ValueError(f"{key} must be a number {words}, got {getattr(self, key)!r}")
-        found["retrain"] = truth_value(self.retrain, "retrain")
-        for key, least in {"batch_size": 1, "limit": 10, "size": 4}.items():
-            value = getattr(self, key)
-            found[key] = value if value is None and key != "batch_size" else whole_number(value, key, least)
-        if self.extractor is not None and (not isinstance(self.extractor, str) or not self.extractor):
-            raise ValueError(f"extractor must be the name of an extractor, got {self.extractor!r}")
-        for key, value in found.items():
+        for key, value in _read_settings(self).items():
             object.__setattr__(self, key, value)
 
     @classmethod
@@ -311,8 +316,8 @@ class Comparison:
 
     def quick(self) -> "Comparison":  # a minute or so of work
         """Try the same combinations with little: one seed, few steps, few images, hardly any training."""
-        little: dict[str, Any] = {"seeds": self.seeds[:1], "steps": (min(5, *self.steps, 5),), "images": (min(*self.images, 32, 32),)}
-        return replace(self, **little, train_steps=(min(*self.train_steps, 20, 20),), limit=min(self.limit or 400, 400))
+        little: dict[str, Any] = {"seeds": self.seeds[:1], "steps": (min(5, *self.steps),), "images": (min(32, *self.images),)}
+        return replace(self, **little, train_steps=(min(20, *self.train_steps),), limit=min(self.limit or 400, 400))
 
 # %% ../../nbs/12_apps/19_comparisons.ipynb #cmpa0015
 def _read_file(path):
@@ -453,7 +458,7 @@ def model_digest(
         {"diffnb": diffnb.__version__, "data": sets.digest, "network": network, "process": repr(cell.sde()), "training": training}
     )
 
-
+# %% ../../nbs/12_apps/19_comparisons.ipynb #cmpa028b
 def metrics_of(
     comparison: Comparison,  # what is compared
     images: int,  # generated images

@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -398,6 +398,35 @@ class AboutCallback(Callback):
     after_fit = after_epoch
 
 # %% ../../nbs/12_apps/01_runs.ipynb #runcod01
+def _made(recipe, root, device, verbose):
+    """The model before its training, with all that it is trained on; nothing in the folder of the run is touched."""
+    images, valid = recipe_latents(recipe, *recipe_images(recipe, root, verbose=verbose), device)
+    network = recipe_network(recipe, images).to(device)
+    facts = (images.pair_facts,) if images.second is not None else ()  # which files on the way have, too
+    parts = network, recipe_process(recipe), recipe_parametrization(recipe, images), tuple(images.shape), Labels.of(images), facts
+    trained = Trained(*parts, codec=getattr(images, "codec", IdentityCodec()))
+    return trained, recipe_loaders(recipe, images, valid, device, getattr(network, "encode", None)), images, valid
+
+
+def _tell_unused(images, network):
+    """Say what is known of the images and is not learned, because a recipe has a network that takes none of it."""
+    taken = getattr(network, "condition_names", ())
+    if unused := [
+        name for name, condition in (("captions", "text"), ("attributes", "attributes")) if getattr(images, name) and condition not in taken
+    ]:
+        announce(f"the {' and '.join(unused)} of the images are not used: the network of this recipe takes none; --network small takes them")
+
+# %% ../../nbs/12_apps/01_runs.ipynb #runkeep2
+def _write_model(out, model, record, epochs):
+    """Keep what training has made, and say how to go on where it was interrupted."""
+    model.save(out / "model.safetensors")
+    write_file(out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
+    _write_about(out, {})
+    if record["stopped"] == "interrupted":
+        where = f"step {record['steps']:,}, after {record['epochs']} of {epochs} epochs"
+        announce(f"{out}: interrupted at {where}; state and averaged weights are kept. Go on by: diffnb train --resume {typed(out)}")
+
+
 def _report(out, model, valid, seed, device):
     """Draw what shows the model; of a model of latents its samples, for the noise of its process is not on pixels."""
     if isinstance(model.codec, IdentityCodec):
@@ -417,14 +446,8 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
     check_names(recipe)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; a training writes into a folder")
-    images, valid = recipe_latents(recipe, *recipe_images(recipe, root, verbose=progress and is_first), device)
-    labels, codec = Labels.of(images), getattr(images, "codec", IdentityCodec())
-    network = recipe_network(recipe, images).to(device)
-    facts = (images.pair_facts,) if images.second is not None else ()  # which files on the way have, too
-    process, parametrization = recipe_process(recipe), recipe_parametrization(recipe, images)
-    trained = Trained(network, process, parametrization, tuple(images.shape), labels, facts, codec=codec)
+    trained, loaders, images, valid = _made(recipe, root, device, progress and is_first)
     sampler = SAMPLERS.resolve(recipe.sampler, Sampler)
-    loaders = recipe_loaders(recipe, images, valid, device, getattr(network, "encode", None))
     epochs = planned_epochs(loaders, recipe.epochs, recipe.steps, recipe.training.accumulate)
     settings = _settings(recipe, root)  # before anything is removed: a part without a name is an error here
     if is_first and not resume:
@@ -436,25 +459,19 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
         write_file(out / SETTINGS, settings)
         _write_about(out, {})
         if progress:
-            _tell_unused(images, network)
+            _tell_unused(images, trained.network)
             announce(f"after an interruption: diffnb train --resume {typed(out)}")
     models = []
 
     def keep(result):
-        network.load_state_dict(result.ema_state)
-        parts = network, trained.sde, trained.parametrization, trained.shape, labels, (result.record,)
-        models.append(GenerativeModel.of(Trained(*parts, codec=codec), None, sampler, device, False))
+        trained.network.load_state_dict(result.ema_state)
+        models.append(GenerativeModel.of(replace(trained, records=(result.record,)), None, sampler, device, False))
         if is_first:
-            models[0].save(out / "model.safetensors")
-            write_file(out / "record.json", (json.dumps(result.record, indent=1) + "\n").encode())
-            _write_about(out, {})
-        if is_first and result.record["stopped"] == "interrupted":
-            where = f"step {result.record['steps']:,}, after {result.record['epochs']} of {epochs} epochs"
-            announce(f"{out}: interrupted at {where}; state and averaged weights are kept. Go on by: diffnb train --resume {typed(out)}")
+            _write_model(out, models[0], result.record, epochs)
 
     fit(
         loaders,
-        network,
+        trained.network,
         trained.sde,
         trained.parametrization,
         epochs=recipe.epochs,
@@ -470,12 +487,3 @@ def _run(recipe, out, root, device, time_limit, save_every, progress, callbacks,
             announce(f"{out}: training is over; now pictures that show the model are being drawn")
         _write_about(out, _report(out, models[0], valid, recipe.training.seed, device))
     return models[0]
-
-
-def _tell_unused(images, network):
-    """Say what is known of the images and is not learned, because a recipe has a network that takes none of it."""
-    taken = getattr(network, "condition_names", ())
-    if unused := [
-        name for name, condition in (("captions", "text"), ("attributes", "attributes")) if getattr(images, name) and condition not in taken
-    ]:
-        announce(f"the {' and '.join(unused)} of the images are not used: the network of this recipe takes none; --network small takes them")

@@ -250,36 +250,21 @@ class Made:
         return written.getvalue()
 
 # %% ../../nbs/12_apps/10_studio.ipynb #10s14
-class Cancelled(Exception):
-    """A run was ended before it was done."""
-
-
-class Studio:
-    """Models, settings and results, behind whatever face."""
+class _Models:
+    """The models that may be chosen: those of the package, of a folder, and what somebody has sent."""
 
     def __init__(
         self,
-        folder: str | Path | None = None,  # where more models may lie; None: only the packaged ones
-        device: str | None = None,  # "cpu", "cuda" or "mps"; None: the fastest there is
+        folder: str | Path | None,  # where more models may lie; None: only the packaged ones
     ):
         if not isinstance(folder, (str, Path, type(None))):
             raise TypeError(f"folder must be the path of a folder, or None, got {folder!r:.80}")
-        self.folder, self.device = None if folder is None else Path(folder), choose_device(device)
+        self.folder = None if folder is None else Path(folder)
         if self.folder is not None and not self.folder.is_dir():
             raise FileNotFoundError(f"folder must be a folder, and there is no folder {self.folder}")
-        self.settings = Settings()
-        self.model: GenerativeModel | None = None
-        self.name: str | None = None  # of the model
-        self.made: Made | None = None  # by the last run
-        self._uploads, self._cancel = tempfile.TemporaryDirectory(prefix="diffnb-"), threading.Event()
-        self._seconds: dict[tuple[str | None, str], float] = {}  # of one step for one image, by model and task
+        self._uploads = tempfile.TemporaryDirectory(prefix="diffnb-")
         self.models: dict[str, Listed] = {}
         self.rescan()
-
-    def __repr__(self):
-        """Describe it in a line."""
-        usable = sum(one.fault is None for one in self.models.values())
-        return f"Studio({counted(usable, 'model')} to choose from, {f'{self.name} is chosen' if self.name else 'none is chosen'})"
 
     def rescan(self) -> dict[str, Listed]:  # by the name that the list shows
         """Look again at what may be chosen."""
@@ -289,26 +274,6 @@ class Studio:
         known = {one.path: one for one in self.models.values() if one.fault is None}
         self.models = {name: known.get(path) or listed(name, path) for name, path in files.items()}
         return self.models
-
-    def upload(
-        self,
-        name: str,  # of the file
-        data: bytes,  # what is in it
-    ) -> Listed:
-        """Take a model file that somebody sends.
-
-        Raises:
-            ValueError: if it is too large.
-            TypeError: if it is not the bytes of a file.
-        """
-        if not isinstance(data, bytes):
-            raise TypeError(f"data must be the bytes of a file, got {type(data).__name__}")
-        if len(data) > UPLOAD_LIMIT:
-            raise ValueError(f"{name} has {len(data):,} bytes; a file of at most {UPLOAD_LIMIT:,} bytes can be uploaded")
-        path = Path(self._uploads.name) / f"{Path(name).stem or 'model'}.safetensors"
-        path.write_bytes(data)
-        self.models.pop(path.name, None)
-        return self.rescan()[path.name]
 
     def found(
         self,
@@ -333,6 +298,30 @@ class Studio:
         """List what a fact is among the models."""
         return sorted({str(one.facts[fact]) for one in self.models.values() if one.facts.get(fact)})
 
+# %% ../../nbs/12_apps/10_studio.ipynb #10s14d
+class _Shelf(_Models):
+    """The models that may be chosen, to which more can be added."""
+
+    def upload(
+        self,
+        name: str,  # of the file
+        data: bytes,  # what is in it
+    ) -> Listed:
+        """Take a model file that somebody sends.
+
+        Raises:
+            ValueError: if it is too large.
+            TypeError: if it is not the bytes of a file.
+        """
+        if not isinstance(data, bytes):
+            raise TypeError(f"data must be the bytes of a file, got {type(data).__name__}")
+        if len(data) > UPLOAD_LIMIT:
+            raise ValueError(f"{name} has {len(data):,} bytes; a file of at most {UPLOAD_LIMIT:,} bytes can be uploaded")
+        path = Path(self._uploads.name) / f"{Path(name).stem or 'model'}.safetensors"
+        path.write_bytes(data)
+        self.models.pop(path.name, None)
+        return self.rescan()[path.name]
+
     def keep(
         self,
         model: GenerativeModel,  # one that was trained
@@ -355,6 +344,20 @@ class Studio:
         told = [*contents.records[:-1], *({**record, "data": data} for record in contents.records[-1:])]
         save(dataclasses.replace(contents, records=tuple(told)), path)
         return self.rescan()[path.name]
+
+# %% ../../nbs/12_apps/10_studio.ipynb #10s14f
+class _Choice(_Shelf):
+    """The model that is chosen, and the settings of the next run."""
+
+    def __init__(
+        self,
+        folder: str | Path | None,  # where more models may lie; None: only the packaged ones
+        device: str | None,  # "cpu", "cuda" or "mps"; None: the fastest there is
+    ):
+        super().__init__(folder)
+        self.device, self.settings = choose_device(device), Settings()
+        self.model: GenerativeModel | None = None
+        self.name: str | None = None  # of the model
 
     def choose(
         self,
@@ -422,6 +425,29 @@ class Studio:
         self.settings = self.settings.changed(**settings)
         return self.settings
 
+# %% ../../nbs/12_apps/10_studio.ipynb #10s14h
+class Cancelled(Exception):
+    """A run was ended before it was done."""
+
+
+class Studio(_Choice):
+    """Models, settings and results, behind whatever face."""
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,  # where more models may lie; None: only the packaged ones
+        device: str | None = None,  # "cpu", "cuda" or "mps"; None: the fastest there is
+    ):
+        super().__init__(folder, device)
+        self.made: Made | None = None  # by the last run
+        self._cancel = threading.Event()
+        self._seconds: dict[tuple[str | None, str], float] = {}  # of one step for one image, by model and task
+
+    def __repr__(self):
+        """Describe it in a line."""
+        usable = sum(one.fault is None for one in self.models.values())
+        return f"Studio({counted(usable, 'model')} to choose from, {f'{self.name} is chosen' if self.name else 'none is chosen'})"
+
     def obstacle(
         self,
         task: str,  # a key of `TASKS`
@@ -438,16 +464,30 @@ class Studio:
         """Estimate how long a run would take: from the last one, or from two steps for one image where there has been none."""
         if self.obstacle(task) is not None:
             return None
-        if (self.name, task) not in self._seconds:
+        each = self._seconds.get((self.name, task), self._seconds.get((self.name, "")))
+        if each is None:
             start = time.perf_counter()
             self.model.generate(1, 2, 0)
-            self._seconds.setdefault((self.name, ""), (time.perf_counter() - start) / 2)
-        each = self._seconds.get((self.name, task), self._seconds.get((self.name, "")))
+            each = self._seconds[self.name, ""] = (time.perf_counter() - start) / 2
         return each * (self.settings.steps or self.model.n_steps) * self._at_once(task)
 
     def _at_once(self, task):
         """Images of a step, each counted as often as the network looks at it."""
         return getattr(self.settings, TASKS[task].count) * (2 if self.conditions(task) and self.settings.guidance != 1 else 1)
+
+    def condition(
+        self,
+        task: str = "generate",  # a key of `TASKS`
+    ) -> dict[str, Any]:  # by the names that the methods of a model use
+        """Say what the chosen model is told of the images; settings that it does not take are left out."""
+        settings = self.settings
+        told = {
+            "label": ("class_labels", None if settings.label is None else self.model.labels[self.labels.index(settings.label)]),
+            "prompt": ("prompt", settings.prompt.strip() or None),
+            "negative": ("negative_prompt", settings.negative.strip() or None),
+            "guidance": ("guidance_scale", settings.guidance),
+        }
+        return dict(told[name] for name in self.conditions(task))
 
     def cancel(self):
         """End the run that is under way at its next step."""
@@ -490,20 +530,6 @@ class Studio:
         self._seconds[self.name, task] = seconds / max(len(beliefs), 1) / self._at_once(task)
         self.made = Made(task, images, seed, seconds, self.name, settings, tuple(beliefs), _shown(picture))
         return self.made
-
-    def condition(
-        self,
-        task: str = "generate",  # a key of `TASKS`
-    ) -> dict[str, Any]:  # by the names that the methods of a model use
-        """Say what the chosen model is told of the images; settings that it does not take are left out."""
-        settings = self.settings
-        told = {
-            "label": ("class_labels", None if settings.label is None else self.model.labels[self.labels.index(settings.label)]),
-            "prompt": ("prompt", settings.prompt.strip() or None),
-            "negative": ("negative_prompt", settings.negative.strip() or None),
-            "guidance": ("guidance_scale", settings.guidance),
-        }
-        return dict(told[name] for name in self.conditions(task))
 
 
 def _shown(picture):

@@ -11,7 +11,9 @@ __all__ = ['LANGUAGES', 'TRANSLATIONS']
 LANGUAGES = {"en": "English", "es": "Español", "zh": "中文"}
 
 # %% ../../nbs/12_apps/13_translations.ipynb #13t05
-_TEXTS = {  # by key: English, Spanish, Chinese
+_Rows = dict[str, tuple[str, str, str]]  # by key: English, Spanish, Chinese
+
+_PAGES: _Rows = {
     "title": ("Image generation", "Generación de imágenes", "图像生成"),
     "models": ("Models", "Modelos", "模型"),
     "generate": ("Generate", "Generar", "生成"),
@@ -21,6 +23,13 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "deblur": ("Deblur", "Enfocar", "去模糊"),
     "denoise": ("Denoise", "Quitar ruido", "去噪"),
     "edit": ("Edit", "Editar", "编辑"),
+    "train": ("Train", "Entrenar", "训练"),
+    "evaluate": ("Evaluate", "Evaluar", "评估"),
+    "rate": ("Compare", "Comparar", "对比"),
+}
+
+# %% ../../nbs/12_apps/13_translations.ipynb #13tc01
+_SETTINGS: _Rows = {
     "number": ("images", "imágenes", "图像数量"),
     "variants": ("variants", "variantes", "结果数量"),
     "steps": ("steps", "pasos", "步数"),
@@ -32,6 +41,10 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "strength": ("strength", "intensidad", "编辑强度"),
     "noise": ("noise", "ruido", "噪声"),
     "blur": ("blur in pixels", "desenfoque en píxeles", "模糊半径（像素）"),
+}
+
+# %% ../../nbs/12_apps/13_translations.ipynb #13tc02
+_RUN: _Rows = {
     "start": ("Start", "Empezar", "开始"),
     "cancel": ("Cancel", "Cancelar", "取消"),
     "cancelled": ("Cancelled.", "Cancelado.", "已取消。"),
@@ -59,13 +72,15 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "preview": ("images on their way", "imágenes en camino", "生成中的图像"),
     "given": ("the picture that was given", "la imagen dada", "输入的图片"),
     "image": ("image", "imagen", "图像"),
+    "cannot": ("This page cannot be used now:", "Esta página no se puede usar ahora:", "此页面目前无法使用："),
+}
+
+# %% ../../nbs/12_apps/13_translations.ipynb #13tc03
+_MODELS: _Rows = {
     "search": ("search by name, process, sampler ...", "buscar por nombre, proceso, método ...", "按名称、过程、采样器搜索……"),
     "use": ("Use this model", "Usar este modelo", "使用此模型"),
     "rescan": ("Look again", "Buscar de nuevo", "重新扫描"),
     "chosen": ("{name} is loaded.", "{name} está cargado.", "已加载 {name}。"),
-    "train": ("Train", "Entrenar", "训练"),
-    "evaluate": ("Evaluate", "Evaluar", "评估"),
-    "rate": ("Compare", "Comparar", "对比"),
     "filter_data": ("learned from", "aprendido de", "训练数据"),
     "filter_shape": ("size of images", "tamaño", "图像尺寸"),
     "filter_process": ("process", "proceso", "扩散过程"),
@@ -77,6 +92,10 @@ _TEXTS = {  # by key: English, Spanish, Chinese
         "Partes de este modelo son propias de su autor (∗). Se calculan con estas ecuaciones y ningún código del archivo se ejecuta:",
         "该模型含有作者自定义的部分（∗），按下列公式计算，文件中的代码不会被执行：",
     ),
+}
+
+# %% ../../nbs/12_apps/13_translations.ipynb #13tc04
+_TRAINING: _Rows = {
     "data": ("images", "imágenes", "图像集"),
     "size": ("side, 0: as it is", "lado, 0: como es", "边长（0 为原样）"),
     "classes": ("classes, or empty", "clases, o vacío", "类别（可留空）"),
@@ -116,6 +135,10 @@ _TEXTS = {  # by key: English, Spanish, Chinese
     "curve": ("loss against steps", "pérdida según los pasos", "损失随步数变化"),
     "samples": ("samples with the averaged weights", "muestras con los pesos promediados", "用平均权重生成的样本"),
     "step_number": ("Loss until step {step}.", "Pérdida hasta el paso {step}.", "截至第 {step} 步的损失。"),
+}
+
+# %% ../../nbs/12_apps/13_translations.ipynb #13tc05
+_EVALUATION: _Rows = {
     "model": ("model", "modelo", "模型"),
     "chosen_model": ("the chosen one: {name}", "el elegido: {name}", "当前模型：{name}"),
     "generated": ("images to generate", "imágenes a generar", "生成图像数"),
@@ -135,6 +158,10 @@ _TEXTS = {  # by key: English, Spanish, Chinese
         "El suelo es la misma métrica con imágenes reales en lugar de las generadas.",
         "下限是用真实图像代替生成图像时的同一指标。",
     ),
+}
+
+# %% ../../nbs/12_apps/13_translations.ipynb #13tc06
+_RATING: _Rows = {
     "first": ("model", "modelo", "模型"),
     "second": ("against", "frente a", "对比对象"),
     "fixed_seed": ("seed", "semilla", "种子"),
@@ -171,6 +198,8 @@ _TEXTS = {  # by key: English, Spanish, Chinese
         "{asked}: el azar puede explicar la diferencia entre {first} y {second}.",
         "{asked}：{first} 与 {second} 的差别可能出于偶然。",
     ),
-    "cannot": ("This page cannot be used now:", "Esta página no se puede usar ahora:", "此页面目前无法使用："),
 }
+
+# %% ../../nbs/12_apps/13_translations.ipynb #13tend2
+_TEXTS: _Rows = _PAGES | _SETTINGS | _RUN | _MODELS | _TRAINING | _EVALUATION | _RATING
 TRANSLATIONS = {language: {key: texts[k] for key, texts in _TEXTS.items()} for k, language in enumerate(LANGUAGES)}
