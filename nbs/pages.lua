@@ -9,7 +9,10 @@ function Image(image)
   file:close()
   local known, size = pcall(pandoc.image.size, bytes)
   if known and bytes:find("pHYs", 1, true) then
-    image.attributes.width = string.format("%d", math.floor(size.width * 96 / size.dpi_horz + 0.5))
+    local width = string.format("%d", math.floor(size.width * 96 / size.dpi_horz + 0.5))
+    image.attributes.width = width
+    image.attributes.style = "--own: " .. width .. "px" -- on narrow screens it keeps a part of this width (see theme.scss)
+    image.classes:insert("figure-of-size")
     return image
   end
 end
@@ -19,6 +22,17 @@ local function is_row(line)
   return line:find("%S  +%S.*%S  +%S") ~= nil
 end
 
+-- Whether a text is a table, whose rows must not break: it has some, and either more than two of them or no line that is very long. (.ci/texts.py sees to
+-- it that rows of a table have at most 112 characters.)
+local function is_table(text)
+  local rows, longest = 0, 0
+  for line in text:gmatch("[^\n]+") do
+    rows = rows + (is_row(line) and 1 or 0)
+    longest = math.max(longest, utf8.len(line) or #line)
+  end
+  return rows > 2 or rows > 0 and longest <= 112
+end
+
 -- What a cell prints wraps at the end of the line, unless it is a table, which scrolls.
 function Div(div)
   if not div.classes:includes("cell-output") then
@@ -26,13 +40,10 @@ function Div(div)
   end
   return div:walk({
     CodeBlock = function(block)
-      for line in block.text:gmatch("[^\n]+") do
-        if is_row(line) then
-          return nil
-        end
+      if not is_table(block.text) then
+        block.classes:insert("wrapped")
+        return block
       end
-      block.classes:insert("wrapped")
-      return block
     end,
   })
 end
@@ -46,9 +57,30 @@ function CodeBlock(block)
   end
 end
 
--- A long formula inside a line does not break, as words do: it may scroll by itself where the screen is narrow (see theme.scss).
-function Math(formula)
-  if formula.mathtype == "InlineMath" and #formula.text > 40 then
-    return pandoc.Span({ formula }, pandoc.Attr("", { "long-formula" }))
+-- A long formula inside a line does not break, as words do: it may scroll by itself where the screen is narrow (see theme.scss). A short one is held
+-- together with the sign of punctuation behind it, which a browser would let begin the next line.
+local LONG = 40
+
+function Inlines(inlines)
+  local out = pandoc.Inlines({})
+  local i = 1
+  while i <= #inlines do
+    local formula, behind = inlines[i], inlines[i + 1]
+    local signs = behind and behind.t == "Str" and behind.text:match("^[.,;:!?)]+")
+    if formula.t ~= "Math" or formula.mathtype ~= "InlineMath" then
+      out:insert(formula)
+    elseif #formula.text > LONG then
+      out:insert(pandoc.Span({ formula }, pandoc.Attr("", { "long-formula" })))
+    elseif signs then
+      out:insert(pandoc.Span({ formula, pandoc.Str(signs) }, pandoc.Attr("", { "held" })))
+      if #signs < #behind.text then
+        out:insert(pandoc.Str(behind.text:sub(#signs + 1)))
+      end
+      i = i + 1
+    else
+      out:insert(formula)
+    end
+    i = i + 1
   end
+  return out
 end

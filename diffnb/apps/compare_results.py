@@ -184,6 +184,9 @@ def quality_figure(
     against: str = "nfe",  # what it costs: "nfe" or "seconds"
 ):  # a figure
     """Draw a score against what an image costs, a panel for each group."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     groups = {heading: own for heading, own in grouped(rows).items() if any(score in row for row in own)}
     if not groups:
         raise ValueError(f"no row has the score {score!r}; there are {', '.join(score_names(rows))}")
@@ -204,10 +207,10 @@ def quality_figure(
             axes.axhline(statistics.fmean(floors), color="grey", linestyle=":", linewidth=1)
         axes.set(title=heading, xlabel="evaluations an image" if against == "nfe" else "seconds an image", ylabel=score, xscale="log")
         axes.title.set_fontsize(9)
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-    from matplotlib.lines import Line2D
-
+        axes.xaxis.set_minor_formatter(NullFormatter())
     marks = [Line2D([], [], color=f"C{i % 10}", marker="o", linestyle="", label=label) for i, label in enumerate(labels)]
     marks += [Line2D([], [], color="grey", marker=_SHAPES[j % 12], linestyle="", label=sampler) for j, sampler in enumerate(samplers)]
     marks += [Line2D([], [], color="grey", linestyle=":", label="floor")]
@@ -228,7 +231,7 @@ def time_figure(
         axes.bar(places, [statistics.fmean(own) if own else 0 for own in times], 0.8 / len(samplers), label=sampler)
     axes.set_xticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylabel("milliseconds an image")
-    axes.legend(fontsize=9, frameon=False, ncols=2)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
 
 # %% ../../nbs/12_apps/21_compare_results.ipynb #c5880f94
