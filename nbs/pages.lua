@@ -57,8 +57,8 @@ function CodeBlock(block)
   end
 end
 
--- A long formula inside a line does not break, as words do: it may scroll by itself where the screen is narrow (see theme.scss). A short one is held
--- together with the sign of punctuation behind it, which a browser would let begin the next line.
+-- A formula inside a line is held together with the signs of punctuation behind it, which a browser would let begin the next line. A long one does not
+-- break, as words do: it may scroll by itself where the screen is narrow (see theme.scss).
 local LONG = 40
 
 function Inlines(inlines)
@@ -66,18 +66,19 @@ function Inlines(inlines)
   local i = 1
   while i <= #inlines do
     local formula, behind = inlines[i], inlines[i + 1]
-    local signs = behind and behind.t == "Str" and behind.text:match("^[.,;:!?)]+")
-    if formula.t ~= "Math" or formula.mathtype ~= "InlineMath" then
-      out:insert(formula)
-    elseif #formula.text > LONG then
-      out:insert(pandoc.Span({ formula }, pandoc.Attr("", { "long-formula" })))
-    elseif signs then
-      out:insert(pandoc.Span({ formula, pandoc.Str(signs) }, pandoc.Attr("", { "held" })))
-      if #signs < #behind.text then
-        out:insert(pandoc.Str(behind.text:sub(#signs + 1)))
+    if formula.t == "Math" and formula.mathtype == "InlineMath" then
+      local long = #formula.text > LONG
+      local signs = behind and behind.t == "Str" and behind.text:match("^[.,;:!?)]+")
+      if long or signs then
+        local held = pandoc.Inlines({ formula })
+        if signs then
+          held:insert(pandoc.Str(signs))
+          behind.text = behind.text:sub(#signs + 1)
+        end
+        formula = pandoc.Span(held, pandoc.Attr("", { long and "long-formula" or "held" }))
       end
-      i = i + 1
-    else
+    end
+    if formula.t ~= "Str" or formula.text ~= "" then
       out:insert(formula)
     end
     i = i + 1
