@@ -20,6 +20,11 @@ NOT_MISSPELT = "autor,clases,pares,titel,nd,theis,hart,oclock,whats,caf,smal,edn
 ALSO_SPELT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "tests", "benchmarks", ".ci")
 WIDEST = 112  # characters of a table's row that a page shows with little scrolling
 ROW = re.compile(r"\S {2,}\S.*\S {2,}\S")  # what the site's filter (nbs/pages.lua) takes for a row of a table; other lines wrap
+# what tells a reader nothing: the name of an object in the place of its picture or of nothing at all, and a warning with the file of a kernel
+EMPTY_WORDS = re.compile(
+    r"<Figure size|^\(?<(?:IPython|diffnb|function|class|Axes)\b|^\(None(?:, None)*\)$|torch\.autograd\.grad_mode|ipykernel_\d|\bat 0x[0-9a-f]{6}",
+    re.MULTILINE,
+)
 LIBRARIES = re.compile(r"/\S*/site-packages/")  # where a machine keeps them
 FINEST = 190  # dots an inch that a figure has at least; .ci/execute.py stores 192
 OTHER_LOOKS = {  # figures that look otherwise, by page and cell, and why
@@ -97,8 +102,10 @@ def check_formulas(pages) -> list[tuple[str, str]]:
     texts = {name: prose(cells) for name, cells in pages.items()}
     command = [pypandoc.get_pandoc_path(), "--from=markdown", "--to=html", "--mathml"]
     said = subprocess.run(command, input="\n\n".join(texts.values()), capture_output=True, text=True, check=True, encoding="utf-8").stderr
-    formulas = {formula.strip() for formula in UNREAD.findall(said)}
-    return [(name, f"{formula}: not a formula that can be drawn") for formula in sorted(formulas) for name, text in texts.items() if formula in text]
+    formulas = {" ".join(formula.split()) for formula in UNREAD.findall(said)}  # the lines of a long one are indented in what is said
+    lines = {name: " ".join(text.split()) for name, text in texts.items()}
+    places = {formula: [name for name, text in lines.items() if formula in text] or ["a page"] for formula in sorted(formulas)}
+    return [(name, f"{formula}: not a formula that can be drawn") for formula, names in places.items() for name in names]
 
 
 def check_spelling(pages) -> list[tuple[str, str]]:
@@ -143,13 +150,16 @@ def check_imports(pages) -> list[tuple[str, str]]:
 
 
 def check_outputs(pages) -> list[tuple[str, str]]:
-    """No printed table is wider than the page, since a wide one is Markdown, and no path is that of one machine."""
+    """No printed table is wider than the page, since a wide one is Markdown, no path is of one machine, and no output is the name of an object."""
     found = []
     for name, cells in pages.items():
         for cell in cells:
             lines = [line for output in cell.get("outputs", ()) for line in printed(output).splitlines()]
             if place := LIBRARIES.search("\n".join(lines)):
                 found.append((name, f"{first_line(''.join(cell['source']))!r} shows {place[0]}, a path of one machine: run the page again"))
+            if words := EMPTY_WORDS.search("\n".join(lines)):
+                said = f"shows {words[0]!r}, which tells nothing: end the cell with a semicolon, or run the page again"
+                found.append((name, f"{first_line(''.join(cell['source']))!r} {said}"))
             rows = [line for line in lines if ROW.search(line)]
             if len(rows) > 2 and max(map(len, rows)) > WIDEST:
                 said = f"prints a table of {max(map(len, rows))} characters: at most {WIDEST}, or show Markdown"

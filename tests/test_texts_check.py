@@ -35,6 +35,7 @@ def pages(*cells):
         ("formulas", ("markdown", r"$$\begin{aligned} a &= b$$", []), "not a formula"),
         ("formulas", ("markdown", r"$c_{\rm in}$", []), "not a formula"),
         ("formulas", ("markdown", r"`$\frac{a$`", []), None),
+        ("formulas", ("markdown", "$$a = b\\Bigl[c\n= d \\Bigm| e\\Bigr]$$", []), "not a formula"),  # of two lines
         ("spelling", ("markdown", "The recieved colour", []), "recieved"),  # codespell:ignore
         ("spelling", ("code", "# a comment with an adress", []), "adress"),  # codespell:ignore
         ("code", ("markdown", "```python\nx = (1\n```", []), "does not compile"),
@@ -49,6 +50,14 @@ def pages(*cells):
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE}] * 3), "prints a table of 124"),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": WIDE}]), None),  # one row is no table
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": "/home/me/lib/site-packages/a.py:1: Warning"}]), "of one machine"),
+        (
+            "outputs",
+            ("code", "plot()", [{"output_type": "execute_result", "data": {"text/plain": "<Figure size 2x3 with 4 Axes>"}}]),
+            "tells nothing",
+        ),
+        ("outputs", ("code", "plot()", [{"output_type": "execute_result", "data": {"text/plain": "(None, None)"}}]), "tells nothing"),
+        ("outputs", ("code", "f()", [{"output_type": "stream", "text": "/tmp/ipykernel_28853/39.py:2: UserWarning: far"}]), "tells nothing"),
+        ("outputs", ("code", "f()", [{"output_type": "stream", "text": "a figure <b> of None (None of it)"}]), None),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": "a sentence of many words " * 10}]), None),  # it wraps
     ],
 )
