@@ -1,11 +1,13 @@
 """The rendered site on a screen of 420 pixels: no page is wider, and nothing has to be pushed aside to be read.
 
-Quarto renders the site; the folder is the one that DIFFNB_SITE names, or `_docs`, where `nbdev-docs` puts it. Without such a folder, or without
-Chromium and playwright, only a reason is given. Where DIFFNB_SITE is set, as in the workflow of the site, their absence is a failure.
+The page on which a browser draws is no page of Quarto, and is measured without it, in both themes. Quarto renders the others; the folder is the
+one that DIFFNB_SITE names, or `_docs`, where `nbdev-docs` puts it. Without such a folder, or without Chromium and playwright, only a reason is given.
+Where DIFFNB_SITE is set, as in the workflow of the site, their absence is a failure.
 """
 
 import functools
 import http.server
+import json
 import os
 import shutil
 import threading
@@ -34,7 +36,7 @@ WIDER = """() => {
 
 @pytest.fixture
 def visit():
-    """A function that opens a page of a folder in a narrow window and returns the elements that make it wider than the window."""
+    """A function that opens a page of a folder in a narrow window and returns what is wrong: the elements that make it wider than the window."""
     said = os.environ.get("DIFFNB_SITE")
     if said and CHROMIUM is None:
         pytest.fail("DIFFNB_SITE is set, and neither chromium nor google-chrome is installed")
@@ -49,9 +51,10 @@ def visit():
         page = browser.new_page(viewport={"width": WIDTH, "height": 900})
         page.set_default_timeout(PATIENCE)
 
-        def opened(address):
+        def opened(address, scheme="light", look=WIDER):
+            page.emulate_media(color_scheme=scheme)
             page.goto(address, wait_until="load")
-            return page.evaluate(WIDER)
+            return page.evaluate(look)
 
         yield opened
         browser.close()
@@ -94,6 +97,63 @@ def test_no_page_of_the_site_is_wider_than_a_telephone(visit, served):
     pages = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
     wide = {page: found[:5] for page in pages if (found := visit(f"{address}/{page}"))}
     assert len(pages) > 1 and not wide, "\n".join(f"{page}: {element}" for page, found in wide.items() for element in found)
+
+
+# Texts whose contrast with what is behind them is lower than 4.5, by the formula of the WCAG.
+PALE = """() => {
+  const numbers = colour => colour.match(/[\\d.]+/g).map(Number)
+  const channel = v => v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4
+  const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2])
+  const ground = e => { for (let p = e; p; p = p.parentElement) {
+    const c = numbers(getComputedStyle(p).backgroundColor); if (c.length < 4 || c[3] === 1) return c } return [255, 255, 255] }
+  const contrast = e => { const [a, b] = [light(numbers(getComputedStyle(e).color)), light(ground(e))]
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) }
+  const said = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.getClientRects().length && !e.matches(':disabled')
+  return [...document.body.querySelectorAll('*')].filter(e => said(e) && contrast(e) < 4.5).map(e =>
+    `<${e.tagName.toLowerCase()}> has the contrast ${contrast(e).toFixed(1)}: ${e.textContent.trim().slice(0, 60)}`)
+}"""
+DRAWN = """
+for (let k = 0; k < 50; k++) {
+  const item = document.createElement("li")
+  item.append(document.createElement("canvas"), document.createElement("canvas"), "0.0023")
+  document.getElementById("states").append(item)
+}
+"""
+
+
+@pytest.fixture
+def drawing(tmp_path):
+    """The page that draws, with long names and the pictures of 50 steps, and without a network, which it says."""
+    levels = {"ddim": [[1.0]] * 50, "dpm-solver++2m": [[1.0]] * 50}
+    card = {"shape": [1, 28, 28], "labels": [0, 1], "names": ["a class whose name is longer than any " * 3, "Bag"], "levels": levels, "own": "ddim"}
+    card |= {
+        "sampler": {"name": "dpm-solver++2m", "n_steps": 20},
+        "distilled": False,
+        "python": f'GenerativeModel.load("{"long/" * 30}model.safetensors")',
+    }
+    for path in (ROOT / "diffnb" / "assets" / "page").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "page.html").rename(tmp_path / "index.html")
+    (tmp_path / "card.js").write_text(f"window.DIFFNB = {json.dumps({'card': card | {'foot': 'of a licence and a program ' * 9}})};")
+    with (tmp_path / "page.js").open("a") as file:
+        file.write(DRAWN)
+    return tmp_path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_that_draws_fits_and_can_be_read(visit, served, drawing, scheme):
+    address = f"{served(drawing)}/index.html"
+    assert visit(address, scheme, "() => document.querySelectorAll('#states li').length") == 50
+    assert visit(address, scheme) == []
+    assert visit(address, scheme, PALE) == []
+
+
+def test_a_text_that_can_hardly_be_read_is_found(visit, served, tmp_path):
+    (tmp_path / "index.html").write_text(
+        "<body style='background: #1a1d21; color: #ddd'><p>a</p><p style='color: #000'>b</p></body>", encoding="utf-8"
+    )
+    (found,) = visit(f"{served(tmp_path)}/index.html", "dark", PALE)
+    assert found.endswith(": b"), found
 
 
 LINE = "x" * 200
