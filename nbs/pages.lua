@@ -1,18 +1,24 @@
 -- A figure is shown at the size that it was drawn for: its width in dots, its dots an inch, and 96 dots of the page an inch. Pictures that do not
--- say how many dots an inch they have are shown dot for dot.
-function Image(image)
+-- say how many dots an inch they have are shown dot for dot. On narrow screens a figure keeps a part of its width (see theme.scss).
+local function width_of(image)
   local file = io.open(image.src, "rb")
   if image.attributes.width or not file then
-    return nil
+    return image.attributes.width
   end
   local bytes = file:read("a")
   file:close()
   local known, size = pcall(pandoc.image.size, bytes)
-  if known and bytes:find("pHYs", 1, true) then
-    local width = string.format("%d", math.floor(size.width * 96 / size.dpi_horz + 0.5))
+  return known and bytes:find("pHYs", 1, true) and string.format("%d", math.floor(size.width * 96 / size.dpi_horz + 0.5))
+end
+
+function Image(image)
+  local width = width_of(image)
+  if width then
     image.attributes.width = width
-    image.attributes.style = "--own: " .. width .. "px" -- on narrow screens it keeps a part of this width (see theme.scss)
-    image.classes:insert("figure-of-size")
+    if width:match("^%d+$") then
+      image.attributes.style = "--own: " .. width .. "px"
+      image.classes:insert("figure-of-size")
+    end
     return image
   end
 end

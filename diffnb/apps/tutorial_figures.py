@@ -133,9 +133,8 @@ def _framed(rows, alt):
     rows = rows if isinstance(rows, (list, tuple)) else [rows]
     whole = (torch.cat([side_by_side(row) for row in rows]) * 255).round().byte()
     grey = all(row.shape[1] == 1 for row in rows)  # a third of the bytes
-    return _html(
-        Image.fromarray((whole[..., 0] if grey else whole).contiguous().numpy()), alt, "width:100%;max-width:640px;image-rendering:pixelated"
-    )
+    picture = Image.fromarray((whole[..., 0] if grey else whole).contiguous().numpy())
+    return _html(picture, alt, f"width:100%;max-width:{min(640, 4 * picture.width)}px;image-rendering:pixelated")  # a pixel is up to 4 wide
 
 
 def _html(picture, alt, style):

@@ -181,6 +181,7 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, 
         settings, such as "lr", "batch_size" and "seed".
 
         Example:
+
             >>> model = GenerativeModel("vp", "dpm++2m", network="tiny")
             >>> record = model.train("packaged", steps=2000)  # or a folder: model.train("photos", size=32, time_limit=600)
             >>> model.generate(16, seed=0).shape
