@@ -180,7 +180,7 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, 
         "steps", "images_seen" and "seconds", all of this call; "stopped", what ended it: "epochs", "steps", "time" or "interrupted"; and the
         settings, such as "lr", "batch_size" and "seed".
 
-        Example:
+        As a person types it:
 
             >>> model = GenerativeModel("vp", "dpm++2m", network="tiny")
             >>> record = model.train("packaged", steps=2000)  # or a folder: model.train("photos", size=32, time_limit=600)
