@@ -61,7 +61,15 @@ def ctrl_c():
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Trainings draw nothing, where a test does not look at pictures: drawing takes longer than a few steps of a small network."""
+def no_figures(monkeypatch):
+    """Trainings draw no figures: drawing takes longer than a few steps of a small network."""
     monkeypatch.setattr("diffnb.apps.runs.write_report", lambda *arguments, **settings: {})
     monkeypatch.setattr("diffnb.training.monitoring.write_figure", lambda *arguments: None)
+
+
+@pytest.fixture
+def no_pictures(no_figures, monkeypatch):
+    """Trainings draw no figures either, and their samples in two steps, where a test does not look at pictures."""
+    for name in ("SampleCallback", "MetricCallback"):
+        few = property(lambda self: 2, lambda self, n_steps: None)
+        monkeypatch.setattr(f"diffnb.training.monitoring.{name}.n_steps", few, raising=False)

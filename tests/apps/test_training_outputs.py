@@ -124,7 +124,7 @@ def test_the_folder_says_what_is_in_it_and_how_to_go_on(whole):
     assert read_settings(out)["recipe"] == RECIPE
 
 
-def test_a_run_of_latents_keeps_its_codec_and_goes_on_with_it(no_pictures, tmp_path, capsys):
+def test_a_run_of_latents_keeps_its_codec_and_goes_on_with_it(no_figures, tmp_path, capsys):
     """Cut off and gone on with, it is the run that was not: the codec is fitted again to the same images, and is the same."""
     recipe = RECIPE.changed(network="tiny", codec="pca:6", flip=True, epochs=2, metric_images=12)
     model = begin_run(recipe, tmp_path / "whole", progress=False, device="cpu", save_every=4)
@@ -146,7 +146,7 @@ def test_a_run_of_latents_keeps_its_codec_and_goes_on_with_it(no_pictures, tmp_p
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(10, marks=pytest.mark.slow)])  # within an epoch; at the end of an epoch
-def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, no_pictures, tmp_path, step):
+def test_a_run_that_is_cut_off_ends_as_if_it_had_not_been(whole, no_figures, tmp_path, step):
     out, model, _ = whole
     with pytest.raises(KeyboardInterrupt):
         begin_run(RECIPE, tmp_path, progress=False, device="cpu", save_every=4, callbacks=[Cut(step)])
