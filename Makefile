@@ -47,11 +47,12 @@ docs-check: dev
 # cells marked slow are run where DIFFNB_SLOW is set; figures of pages are among them
 notebooks: dev
 	@date "+== %T $@"
-	PATH="$(abspath $(BIN)):$$PATH" DIFFNB_QUICK=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing $(if $(DIFFNB_SLOW),--flags slow)
+	PATH="$(abspath $(BIN)):$$PATH" DIFFNB_QUICK=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 3 --do-print --timing $(if $(DIFFNB_SLOW),--flags slow)
 
+# three processes, also on two cores: some tests wait for a browser or for processes of their own
 pytest: dev
 	@date "+== %T $@"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=3
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=3
 
 # the dashboard in a real browser, all that a visitor may do; `make test` has a short part of it where Chromium is installed
 test-browser: dev
@@ -59,7 +60,7 @@ test-browser: dev
 
 # the same tests, and how many lines of the package they run, those of processes of their own not counted; fewer than the floor is a failure
 coverage: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=diffnb --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov=diffnb --cov-report=term:skip-covered --cov-fail-under=90
 
 # run pages again, with the looks that all figures share:  make pages PAGES="nbs/01_noise/01_sdes.ipynb"
 PAGES ?= $(error name the pages to run: make pages PAGES="nbs/01_noise/01_sdes.ipynb")

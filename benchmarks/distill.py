@@ -1,8 +1,8 @@
 """How good is a distilled model, and how much training does it take? Distance at 1, 2 and 4 evaluations, beside the teacher's at up to 20.
 
     python benchmarks/distill.py --teacher fashion_mnist --data fashion_mnist --time-limit 3600 --out student.safetensors [--guidance-scale 1]
-                                 [--root ROOT] [--limit N] [--batch-size N] [--lr 4e-4] [--method heun] [--matching 1.5] [--precision auto]
-                                 [--seed 0] [--threads 1]
+                                 [--root ROOT] [--limit N] [--batch-size N] [--lr 4e-4] [--method heun] [--matching 1.5] [--gap 4]
+                                 [--precision auto] [--seed 0] [--threads 1]
                                  [--checkpoints DIR [--resume]] [--snapshots DIR] [--n 2000] [--seeds 0 1 2] [--grids log-normal ...]
                                  [--teacher-evaluations 1 2 4 10 20]
     python benchmarks/distill.py ... --evaluate-only      measure the student in --out again, without training
@@ -16,9 +16,9 @@ consistency sampler on each of the grids, the teacher by its own sampler on its 
 of evaluations, since few evaluations want another grid than many. With a guidance scale the teacher is guided, which takes two evaluations a step.
 
 With --checkpoints a distillation that is cut short goes on by --resume. With --snapshots the averaged weights are kept every ten minutes. A row of
---levels begins with n real images with noise of one level: with it the student's one evaluation, and the teacher's 20, which end where the
-student should, are measured at that level alone. Every row is written to results/distill.json as soon as it is measured,
-under the name of the student's file, and is not measured again unless its weights have changed.
+--levels begins with n real images with noise of one level, so that the student's one evaluation is measured at that level alone; the teacher's
+many, which end where the student should, are measured beside it for each of --teacher-evaluations. Every row is written to
+results/distill.json as soon as it is measured, under the name of the student's file, and is not measured again unless its weights have changed.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def settings(student, teacher, args):
 def runs_of(student, teacher, images, args):
     """What to measure: (what a row says of it, a function of a seed that yields batches of images)."""
     if args.levels:
-        own = (("student", student, Consistency(), 1), ("teacher", teacher, teacher.sampler, 20))
+        own = [("student", student, Consistency(), 1), *(("teacher", teacher, teacher.sampler, n) for n in args.teacher_evaluations)]
         for kappa, (who, model, sampler, n_steps) in itertools.product(args.levels, own):
             about = {"who": who, "sampler": repr(sampler), "grid": "from real images", "kappa": kappa, "evaluations": n_steps, "steps": n_steps}
             yield about, partial(from_real, model, sampler, n_steps, kappa, images, args)
@@ -206,6 +206,7 @@ def main():
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--method", default="heun", help="step of the teacher's flow: heun or euler")
     parser.add_argument("--matching", type=float, help="weight of the comparison of sets; none: 1.5, or 0 with guidance")
+    parser.add_argument("--gap", type=float, default=4.0, help="last of the two numbers that say how far apart two levels are: 4, a sixteenth")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--checkpoints", type=Path, help="folder for what is needed to go on")
@@ -232,7 +233,7 @@ def main():
     images = image_set(args.data, root=args.root, limit=args.limit)
     if not args.evaluate_only:
         plan = {"batch_size": args.batch_size, "lr": args.lr, "method": args.method, "precision": args.precision, "seed": args.seed}
-        plan["matching"] = args.matching
+        plan |= {"matching": args.matching, "gap": (2.0, args.gap)}
         try:
             kept = [Snapshots(args.snapshots)] if args.snapshots else []
             teacher.distill(images, args.time_limit, args.guidance_scale, checkpoints=args.checkpoints, resume=args.resume, callbacks=kept, **plan)

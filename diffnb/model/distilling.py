@@ -48,6 +48,7 @@ class Distilling:
         lr: float = 4e-4,  # highest learning rate
         rate: str = "cosine",  # how the learning rate falls: "cosine", "linear", "inverse-sqrt", "constant"
         method: str = "heun",  # step of the teacher's flow: "heun" or "euler"
+        gap: tuple[float, float] = (2.0, 4.0),  # the two levels of a pair, at first and at last: a of r / kappa = 1 - 2^-a, but for high noise
         matching: float | None = None,  # how strongly what is drawn is pulled towards the images, as sets; None: 1.5, or 0 with guidance
         classes: Sequence | None = None,  # labels to keep, by value or name; None: all
         size: int | tuple[int, int] | None = None,  # side or (height, width) to crop and resize to; None: as they are
@@ -74,7 +75,7 @@ class Distilling:
             Song et al. (2023), "Consistency models"; Geng et al. (2024), "Consistency models made easy".
         """
         from diffnb.data.loaders import image_loaders, image_set
-        from diffnb.training.distillation import ConsistencyCallback, check_end
+        from diffnb.training.distillation import ConsistencyCallback, Gap, check_end
         from diffnb.training.losses import ConsistencyTimes
         from diffnb.training.matching import Matching
 
@@ -99,6 +100,7 @@ class Distilling:
             matching=Matching(matching) if matching else None,
             seed=seed,
             method=method,
+            gap=Gap(*gap),
             about=about,
         )
         network = copy.deepcopy(teacher.network).to(self.device).requires_grad_(True)

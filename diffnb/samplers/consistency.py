@@ -81,7 +81,7 @@ class Consistency(Sampler):
 
     is_stochastic = True
     n_steps_default = 2
-    default_grid = "log-normal"
+    default_grid = "open-karras"
 
     def asked(self, denoiser):
         """Take a consistency function.
