@@ -179,7 +179,7 @@ def evaluate(student, teacher, images, args, about):
 
 
 def show():
-    """Print a table of means over seeds: of each student, the best grid of each number of evaluations."""
+    """Print a table of means over seeds: for each student, number of evaluations and grid."""
     groups, columns = {}, ("file", "data", "extractor", "n", "who", "kappa", "evaluations")
     for row in load_rows():
         minutes = round(row["training"]["seconds"] / 60)
@@ -187,10 +187,10 @@ def show():
     widths = (31, 16, 27, 6, 9, 6, 12)
     print("".join(f"{name:>{width}}" for name, width in zip(columns, widths)), f"{'minutes':>8}{'distance':>10}{'floor':>8}{'seeds':>6}  grid")
     for (minutes, _, *about), grids in groups.items():
-        grid, rows = min(grids.items(), key=lambda item: statistics.mean(row["distance"] for row in item[1]))
-        mean = statistics.mean(row["distance"] for row in rows)
         facts = "".join(f"{value:>{width}}" for value, width in zip(about, widths))
-        print(facts, f"{minutes:8}{mean:10.3f}{rows[0]['floor']:8.3f}{len(rows):6}  {grid}")
+        for grid, rows in grids.items():
+            mean = statistics.mean(row["distance"] for row in rows)
+            print(facts, f"{minutes:8}{mean:10.3f}{rows[0]['floor']:8.3f}{len(rows):6}  {grid}")
 
 
 def main():
