@@ -84,6 +84,8 @@ class Distilling:
         if resume and checkpoints is None:
             raise ValueError("resume=True needs checkpoints=, the folder of the distillation that is to go on")
         whole_number(seed, "seed", 0, 2**63 - 1)
+        if len(gap) != 2:
+            raise ValueError(f"gap must hold two numbers, for the beginning and the end of the training, got {gap!r}")
         matching = _matching(matching, guidance_scale)
         images = encoded(aligned(image_set(dataset, size=size, classes=classes, verbose=self.verbose), self.trained), self.trained.codec, flip)
         if self.trained.labels and images.labels is None:

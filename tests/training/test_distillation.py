@@ -490,6 +490,7 @@ WRONG = {
     "no labels": (ValueError, lambda t: t.distill(images(labels=False), steps=1), "give (images, labels)"),
     "an unknown class": (ValueError, lambda t: t.distill(ImageSet(images().images, images().labels, [3, 8], None), steps=1), "unknown label 8"),
     "a moment": (ValueError, lambda t: t.distill(images(), time_limit=1), "at least 10 seconds"),
+    "three gaps": (ValueError, lambda t: t.distill(images(), steps=1, gap=(2, 3, 4)), "gap must hold two numbers"),
     "levels that come apart": (ValueError, lambda t: t.distill(images(), steps=1, gap=(4, 2)), "Gap needs 0 <= first <= last, got 4"),
     "no time": (ValueError, lambda t: t.distill(images(), time_limit=0), "at least 10 seconds"),
     "not a time": (ValueError, lambda t: t.distill(images(), time_limit=math.nan), "at least 10 seconds"),
