@@ -18,7 +18,7 @@ from diffnb.likelihood import log_prob
 from diffnb.model import GenerativeModel
 from diffnb.networks import MLP, UNet
 from diffnb.noise import EDM, PARAMETRIZATIONS, SDE, VE, VP, FlowMatching, Karras, SubVP
-from diffnb.samplers import DDIM, RK4, Consistency, ConsistencyFunction, GaussianConsistency, Heun, log_normal
+from diffnb.samplers import DDIM, RK4, Consistency, ConsistencyFunction, GaussianConsistency, Heun, log_normal, make_grid
 from diffnb.training import (
     TOP,
     ConsistencyCallback,
@@ -109,7 +109,7 @@ def test_two_evaluations_written_out(sde):
     """The end of the flow is noised from its own level to the next one; a run ends at its own level, at which the scale of x is not quite one."""
     function, seeds, n = GaussianConsistency(sde), NoiseSource.of(3, 5), 2
     result = Consistency()(ConsistencyFunction(function), shape=(5, 2), n_steps=n, seeds=seeds, dtype=torch.float64)
-    first, second, end = log_normal(sde, n)
+    first, second, end = make_grid(sde, n, grid="open-karras")
     ended = function.x0(sde.prior((2,), seeds, dtype=torch.float64), first, {})
     ratio = sde.alpha(second) / sde.alpha(end)
     z = seeds.normal((2,), "step", 0, torch.float64)
