@@ -181,8 +181,9 @@ class Karras(Parametrization):
 
     def to_x0(self, sde, t):
         """c_skip = alpha sd^2 / D^2 and c_out = sigma sd / D: the form in which nothing cancels."""
-        inverse_d = self.input_scale(sde, t)
-        return sde.alpha(t) * (self.sigma_data * inverse_d) ** 2, sde.sigma(t) * self.sigma_data * inverse_d
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        per_d = self.sigma_data * torch.rsqrt(alpha.square() * self.sigma_data**2 + sigma.square())
+        return alpha * per_d.square(), sigma * per_d
 
 # %% ../../nbs/01_noise/02_parametrizations.ipynb #ef31cb42
 def check_target(

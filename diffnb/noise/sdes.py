@@ -364,7 +364,11 @@ class EDM(SDE):
     def sigma(self, t):
         """((1 - t) sigma_min^(1/rho) + t sigma_max^(1/rho))^rho."""
         low, high = self._ends
-        return (low + t * (high - low)) ** self.rho
+        return torch.pow(low + t * (high - low), self.rho)
+
+    def half_log_snr(self, t):
+        """-log sigma, because alpha is one."""
+        return -torch.log(self.sigma(t))
 
     def time_of_half_log_snr(self, value):
         """Inverse of `sigma`."""

@@ -13,6 +13,7 @@ __all__ = ['LINES', 'velocity', 'ProbabilityFlow', 'Heun', 'RK4', 'exponential_m
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -149,7 +150,8 @@ def exponential_moments(
 ) -> list[float]:  # the integrals of u^k exp(z (1 - u)) over u from 0 to 1, k = 0 ... n - 1
     """Integrate powers against an exponential, to rounding for any z."""
     if abs(z) < 1:
-        return [sum(z**j * math.factorial(k) / math.factorial(k + j + 1) for j in range(20)) for k in range(n)]
+        # the sum of z^j k! / (k + j + 1)!, in which each term is the one before it times z / (k + j + 1)
+        return [sum(accumulate(range(k + 2, k + 21), lambda term, m: term * z / m, initial=1 / (k + 1))) for k in range(n)]
     moments = [math.expm1(z) / z]
     for k in range(1, n):
         moments.append((k * moments[-1] - 1) / z)
