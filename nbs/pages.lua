@@ -81,6 +81,14 @@ function Table(of)
   return of
 end
 
+-- The option of a command, such as --out, would break behind its dashes.
+function Code(code)
+  if code.text:match("^%-%-?%w[%w-]*$") then
+    code.classes:insert("held")
+    return code
+  end
+end
+
 -- A class without a constructor of its own is documented with the arguments of Python's object, which it does not take: its name is shown alone.
 function CodeBlock(block)
   local name = block.text:match("^def (%u%w*)%(\n%s+%*args, %*%*kwargs\n%):?$")
@@ -130,6 +138,6 @@ local function without_source(formula)
 end
 
 return { -- the formulas after the rest, which looks at their source
-  { Image = Image, Div = Div, Table = Table, CodeBlock = CodeBlock, Inlines = Inlines },
+  { Image = Image, Div = Div, Table = Table, Code = Code, CodeBlock = CodeBlock, Inlines = Inlines },
   { Math = without_source },
 }
