@@ -54,6 +54,41 @@ function Div(div)
   })
 end
 
+-- Columns of a table that hold sentences are kept from becoming as narrow as a word where another column has long names (see theme.scss).
+local SENTENCE = 30
+
+function Table(of)
+  local longest = {}
+  local function each_cell(does)
+    for _, body in ipairs(of.bodies) do
+      for _, row in ipairs(body.body) do
+        for column, cell in ipairs(row.cells) do
+          does(column, cell)
+        end
+      end
+    end
+  end
+  each_cell(function(column, cell)
+    local text = pandoc.utils.stringify(cell.contents)
+    local words = select(2, text:gsub("%S+", ""))
+    longest[column] = math.max(longest[column] or 0, words > 2 and #text or 0)
+  end)
+  each_cell(function(column, cell)
+    if longest[column] > SENTENCE then
+      cell.classes:insert("sentence")
+    end
+  end)
+  return of
+end
+
+-- The option of a command, such as --out, would break behind its dashes.
+function Code(code)
+  if code.text:match("^%-%-?%w[%w-]*$") then
+    code.classes:insert("held")
+    return code
+  end
+end
+
 -- A class without a constructor of its own is documented with the arguments of Python's object, which it does not take: its name is shown alone.
 function CodeBlock(block)
   local name = block.text:match("^def (%u%w*)%(\n%s+%*args, %*%*kwargs\n%):?$")
@@ -91,3 +126,18 @@ function Inlines(inlines)
   end
   return out
 end
+
+-- A formula carries its source with it, which no browser shows, but which the search of the site would show behind the formula. It is left out, unless a
+-- formula cannot be written as MathML; pandoc then warns of it, as it does of itself.
+local MATHML = pandoc.WriterOptions({ html_math_method = "mathml" })
+
+local function without_source(formula)
+  local written = pandoc.write(pandoc.Pandoc({ pandoc.Plain({ formula }) }), "html", MATHML)
+  local bare, sources = written:gsub('<annotation encoding="application/x%-tex">.-</annotation>', "")
+  return sources == 1 and pandoc.RawInline("html", bare) or nil
+end
+
+return { -- the formulas after the rest, which looks at their source
+  { Image = Image, Div = Div, Table = Table, Code = Code, CodeBlock = CodeBlock, Inlines = Inlines },
+  { Math = without_source },
+}

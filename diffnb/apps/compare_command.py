@@ -215,7 +215,7 @@ def compare(
         if launched()[0] == 0:
             _finish(WorkPlan(settings, folder, root) if chosen else plan, failed)
 
-
+# %% ../../nbs/12_apps/22_compare_command.ipynb #cmdcut01c
 def _finish(plan, failed):
     """Write the tables, and say what there is."""
     from diffnb.apps.compare_results import write_results

@@ -234,7 +234,7 @@ _AXES: dict[str, Callable] = {  # how one value of each list is read
 }
 _BETWEEN = {"guidance_scale": (-1e-9, 1e9, "of at least 0"), "lr": (0, 1e9, "above 0"), "aside": (0, 1, "between 0 and 1")}
 
-
+# %% ../../nbs/12_apps/19_comparisons.ipynb #cmpcut02c
 def _read_settings(given):
     """What the fields of a comparison shall be, from what a person has written."""
     found: dict[str, Any] = {}
@@ -365,7 +365,7 @@ class Cell:
         """Make the noising process."""
         return resolve_process(self.process, None if self.schedule == NONE else self.schedule)
 
-
+# %% ../../nbs/12_apps/19_comparisons.ipynb #cmpcut01c
 AXES = tuple(field.name for field in fields(Cell))
 MODEL_AXES = AXES[:7]  # what a model depends on
 

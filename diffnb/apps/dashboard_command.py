@@ -90,7 +90,7 @@ def server_settings(
         "KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"},
     }
 
-
+# %% ../../nbs/12_apps/12_dashboard_command.ipynb #12dcut01c
 def write_page_files(
     place: Path,  # an empty folder
     folder: Path | None,  # where more models may lie

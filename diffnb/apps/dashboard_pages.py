@@ -169,7 +169,7 @@ def equations_of(
         rows.append(f"<li>{html.escape(slots)}: {html.escape(program.name)}<pre>{html.escape(chr(10).join(formulas))}</pre></li>")
     return f"<ul>{''.join(rows)}</ul>" if rows else ""
 
-
+# %% ../../nbs/12_apps/11_dashboard_pages.ipynb #11dcut01c
 class ModelPage:
     """The page on which a model is chosen."""
 

@@ -17,6 +17,26 @@ from .image_commands import load_model
 from .shell import check_absent, made, tell
 
 # %% ../../nbs/12_apps/09_export_command.ipynb #xco04
+def _write_program(model, out, steps, weights, size, licence):
+    """Write the model for another program, and tell what came of it."""
+    with made(out.parent):
+        done = model.export(out, steps, weights=weights, size=size, licence=licence)
+    line = f"{out}: {done.card['holds']}, {done.size / 1e6:.1f} MB, differs from the model by {done.difference:.1g}"
+    tell(line, file=str(out), size=done.size, difference=done.difference, card=done.card)
+
+# %% ../../nbs/12_apps/09_export_command.ipynb #xco04pc
+def _write_page(model, name, page, weights, licence, runtime):
+    """Write the page that draws, and tell what came of it."""
+    from diffnb.apps.web_page import write_page
+    from diffnb.model.packaged import packaged_models
+
+    source = f'GenerativeModel.pretrained("{name}")' if name in packaged_models() else f'GenerativeModel.load("{Path(name).name}")'
+    with made(page):
+        done = write_page(model, page, source=source, weights=weights, licence=licence, runtime=runtime)
+    line = f"{page / 'index.html'}: open it in a browser; {len(done.sizes)} files, {sum(done.sizes.values()) / 1e6:.1f} MB"
+    tell(line, page=str(page), sizes=done.sizes)
+
+# %% ../../nbs/12_apps/09_export_command.ipynb #xco04qc
 def export(
     model: Annotated[str, typer.Argument(help="A model file, the folder of a training, or a packaged model.", metavar="MODEL", show_default=False)],
     out: Annotated[
@@ -50,16 +70,6 @@ def export(
     check_absent([one for one in (target, page and page / "index.html") if one is not None], overwrite, "another OUT or --page")
     found = load_model(model, "cpu")
     if out is not None:
-        with made(out.parent):
-            done = found.export(out, steps, weights=weights or "float32", size=size, licence=licence)
-        line = f"{out}: {done.card['holds']}, {done.size / 1e6:.1f} MB, differs from the model by {done.difference:.1g}"
-        tell(line, file=str(out), size=done.size, difference=done.difference, card=done.card)
+        _write_program(found, out, steps, weights or "float32", size, licence)
     if page is not None:
-        from diffnb.apps.web_page import write_page
-        from diffnb.model.packaged import packaged_models
-
-        source = f'GenerativeModel.pretrained("{model}")' if model in packaged_models() else f'GenerativeModel.load("{Path(model).name}")'
-        with made(page):
-            done = write_page(found, page, source=source, weights=weights or "float16", licence=licence, runtime=runtime)
-        line = f"{page / 'index.html'}: open it in a browser; {len(done.sizes)} files, {sum(done.sizes.values()) / 1e6:.1f} MB"
-        tell(line, page=str(page), sizes=done.sizes)
+        _write_page(found, model, page, weights or "float16", licence, runtime)

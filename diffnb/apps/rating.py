@@ -68,7 +68,7 @@ class RatingChoices(Ranged):
         """How many images each side needs."""
         return self.realism * KINDS["realism"] + self.diversity * KINDS["diversity"]
 
-
+# %% ../../nbs/12_apps/16_rating.ipynb #16r13qc
 @dataclass(frozen=True, eq=False)
 class Question:
     """Images of two sides, blind."""
@@ -79,6 +79,17 @@ class Question:
     first_is_left: bool  # what is not shown before the end
 
 
+def _questions(choices, first, second):
+    """The questions of all kinds in a mixed order, each with images of its own, the sides drawn by the seed."""
+    generator, made, start = torch.Generator().manual_seed(choices.seed), [], 0
+    for kind, each in KINDS.items():
+        for _ in range(getattr(choices, kind)):
+            sides, is_left = (first[start : start + each], second[start : start + each]), bool(torch.rand((), generator=generator) < 0.5)
+            made.append(Question(kind, *(sides if is_left else sides[::-1]), is_left))
+            start += each
+    return [made[k] for k in torch.randperm(len(made), generator=generator).tolist()]
+
+# %% ../../nbs/12_apps/16_rating.ipynb #16r13sc
 @dataclass(frozen=True)
 class Share:
     """How often the first side was chosen."""
@@ -109,8 +120,47 @@ def as_csv(
     table.writerows(rows)
     return written.getvalue().encode()
 
+# %% ../../nbs/12_apps/16_rating.ipynb #16r15ac
+def _chosen(question, side):
+    """Which of the two an answer is for."""
+    return "first" if (side == "left") == question.first_is_left else "second"
+
+
+class _Answers:
+    """What was answered, as rows, shares and a file."""
+
+    choices: RatingChoices
+    questions: list[Question]  # in the order in which they are asked
+    answers: list[str]  # "left" or "right", to the first of them
+    names: tuple[str, str]  # of the two sides
+
+    def rows(self) -> list[Mapping[str, Any]]:
+        """A row for each answer."""
+        shown = zip(self.questions, self.answers)
+        names = {"first": self.names[0], "second": self.names[1], "seed": self.choices.seed}
+        return [
+            {"question": k + 1, "kind": asked.kind, **names, "first_is_left": asked.first_is_left, "answer": side, "chosen": _chosen(asked, side)}
+            for k, (asked, side) in enumerate(shown)
+        ]
+
+    def shares(self) -> list[Share]:
+        """The share of the first side, for each kind of question that has an answer."""
+        chosen = {kind: [row["chosen"] for row in self.rows() if row["kind"] == kind] for kind in KINDS}
+        counts = {kind: (one.count("first"), len(one)) for kind, one in chosen.items() if one}
+        return [Share(kind, n, wins, *wilson_interval(wins, n)) for kind, (wins, n) in counts.items()]
+
+    def csv(self) -> bytes:
+        """Write the answers as CSV.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if not self.answers:
+            raise ValueError("nothing has been answered yet")
+        return as_csv(self.rows())
+
 # %% ../../nbs/12_apps/16_rating.ipynb #16r15
-class Rating:
+class Rating(_Answers):
     """Blind comparisons, side by side."""
 
     def __init__(self):
@@ -150,13 +200,7 @@ class Rating:
             raise ValueError(f"the two sides must have images of one shape, got {these} and {those}")
         if min(len(first), len(second)) < choices.images:
             raise ValueError(f"each side needs {choices.images} images, got {len(first)} and {len(second)}; ask fewer questions, or give more images")
-        generator, made, start = torch.Generator().manual_seed(choices.seed), [], 0
-        for kind, each in KINDS.items():
-            for _ in range(getattr(choices, kind)):
-                sides, is_left = (first[start : start + each], second[start : start + each]), bool(torch.rand((), generator=generator) < 0.5)
-                made.append(Question(kind, *(sides if is_left else sides[::-1]), is_left))
-                start += each
-        self.questions = [made[k] for k in torch.randperm(len(made), generator=generator).tolist()]
+        self.questions = _questions(choices, first, second)
         self.answers, self.names = [], names
         return self
 
@@ -180,33 +224,3 @@ class Rating:
             raise ValueError("all questions are answered" if self.questions else "there is no question yet; begin with the images of both sides")
         self.answers.append(side)
         return self.question
-
-    def rows(self) -> list[Mapping[str, Any]]:
-        """A row for each answer."""
-        shown = zip(self.questions, self.answers)
-        names = {"first": self.names[0], "second": self.names[1], "seed": self.choices.seed}
-        return [
-            {"question": k + 1, "kind": asked.kind, **names, "first_is_left": asked.first_is_left, "answer": side, "chosen": _chosen(asked, side)}
-            for k, (asked, side) in enumerate(shown)
-        ]
-
-    def shares(self) -> list[Share]:
-        """The share of the first side, for each kind of question that has an answer."""
-        chosen = {kind: [row["chosen"] for row in self.rows() if row["kind"] == kind] for kind in KINDS}
-        counts = {kind: (one.count("first"), len(one)) for kind, one in chosen.items() if one}
-        return [Share(kind, n, wins, *wilson_interval(wins, n)) for kind, (wins, n) in counts.items()]
-
-    def csv(self) -> bytes:
-        """Write the answers as CSV.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        if not self.answers:
-            raise ValueError("nothing has been answered yet")
-        return as_csv(self.rows())
-
-
-def _chosen(question, side):
-    """Which of the two an answer is for."""
-    return "first" if (side == "left") == question.first_is_left else "second"

@@ -182,7 +182,7 @@ def _codec_of_file(path):
         raise ValueError(f"{path} holds a model of images, which has no codec; give one that was trained with a codec")
     return codec
 
-
+# %% ../../nbs/12_apps/00_recipes.ipynb #rcdcut01c
 def recipe_latents(
     recipe: Recipe,  # the facts
     images: ImageSet,  # to train on
@@ -376,7 +376,7 @@ def _flowers():
         note="beta scaled to T; batch, epochs and the place of attention are ours",
     )
 
-
+# %% ../../nbs/12_apps/00_recipes.ipynb #rcpcut01c
 @RECIPES.register("pets")
 def _pets():
     return _flowers().changed(

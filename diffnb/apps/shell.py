@@ -55,7 +55,7 @@ def image_files(
     """Name the files that `diffnb.apps.save_images` writes."""
     return [Path(path)] if Path(path).suffix else [Path(path) / f"{k:05d}.png" for k in range(n)]
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #sh6cut01c
 def write_picture(
     picture: Any,  # uint8 (height, width, c), c 1 or 3
     path: str | Path,  # where to write; its ending, a key of `FORMS`, chooses the form
@@ -372,7 +372,7 @@ class _Number(NamedTuple):
         wanted = f"a {'whole' if self.kind is int else 'finite'} number {self.range}".rstrip()
         raise ValueError(f"{self.option} must be {wanted}, got {text!r:.80}")
 
-
+# %% ../../nbs/12_apps/04_shell.ipynb #numcut01c
 _KINDS = {int: int, int | None: int, float: float, float | None: float}  # of number, by annotation
 
 

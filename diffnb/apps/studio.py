@@ -97,7 +97,7 @@ def setting(
     """A number of a range."""
     return field(default=default, metadata={"range": (lowest, highest)})
 
-
+# %% ../../nbs/12_apps/10_studio.ipynb #10scut01c
 @dataclass(frozen=True)
 class Ranged:
     """Settings of which some have a range: what they are a base of is a frozen dataclass whose fields are made by `setting`."""

@@ -113,7 +113,7 @@ def picture_slider(
     slider = _slider(name, values, start)
     return widgets.VBox([slider, _linked(slider, [_framed(picture, alt.format(text)) for picture, (text, _) in zip(pictures, slider.options)])])
 
-
+# %% ../../nbs/12_apps/05_tutorial_figures.ipynb #05tcut01c
 def _slider(name, values, start):
     """A slider over values, whose index is what shows a picture."""
     texts = [value if isinstance(value, str) else f"{value:g}" for value in values]
@@ -182,7 +182,7 @@ def explore(
     sliders = list(sliders.values())
     return widgets.VBox([*sliders, stacked((), sliders)])
 
-
+# %% ../../nbs/12_apps/05_tutorial_figures.ipynb #05xcut01c
 def _as_picture(figure):
     """A figure of matplotlib with few colours."""
     quiet(figure).savefig(png := BytesIO(), format="png")

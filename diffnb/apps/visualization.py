@@ -73,7 +73,7 @@ class Evolution:
     states: Tensor  # (levels, n, c, h, w) in [0, 1]: noisy images, divided by the root of alpha^2 + sigma^2
     estimates: Tensor  # (levels, n, c, h, w) in [0, 1]: what the model took for the clean image
 
-
+# %% ../../nbs/12_apps/07_visualization.ipynb #viscut01c
 def follow(
     model: Any,  # a trained `GenerativeModel`
     num_samples: int = 4,  # number of images
@@ -175,7 +175,7 @@ def animate(
     artists = [[axis.imshow(frame, interpolation="nearest", animated=True)] for frame in frames]
     return ArtistAnimation(figure, artists, interval=1000 * seconds / len(frames), blit=True, repeat_delay=2000)
 
-
+# %% ../../nbs/12_apps/07_visualization.ipynb #viscut02c
 def save_film(
     evolution: Evolution,  # what `follow` returned
     path: str | os.PathLike,  # where to write: .gif, .webp or .mp4
@@ -234,7 +234,7 @@ def save_images(
         write_atomically(file, written.getvalue())
     return files
 
-
+# %% ../../nbs/12_apps/07_visualization.ipynb #viscut03c
 def read_settings_of(
     path: str | os.PathLike,  # a PNG file
 ) -> dict | None:  # its settings; None where it has none

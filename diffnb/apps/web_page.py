@@ -58,7 +58,7 @@ def runtime_files(
         write_atomically(cache / RUNTIME[part][0], data)
     return found
 
-
+# %% ../../nbs/12_apps/08_web_page.ipynb #webcut01c
 def _found(folder, name, digest):
     """A file in a folder, or in the folder `dist` of a package in it."""
     for place in (folder, folder / "dist", folder / "package" / "dist", folder / "onnxruntime-web" / "dist"):
@@ -127,7 +127,7 @@ def _packed(name, data, comment=""):
     text = base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
     return f'{comment}window.DIFFNB.{name} = "{text}";\n'.encode()
 
-
+# %% ../../nbs/12_apps/08_web_page.ipynb #webcut02c
 def write_page(
     model: Any,  # a GenerativeModel of images with 1 or 3 channels
     folder: str | os.PathLike,  # where to write; made if it is not there

@@ -215,9 +215,11 @@ class LossProgress(Callback):
             from diffnb.printing import new_figure
 
             axes = (figure := new_figure(figsize=(6, 3))).subplots()
-            for steps, losses in graphs:
-                axes.plot(steps, losses)
-            axes.set(xlim=x_bounds, ylim=y_bounds, xlabel="step", ylabel="loss")
+            for (steps, losses), name in zip(graphs, ("training", "validation")):
+                axes.plot(steps, losses, label=name)
+            low, high = y_bounds
+            axes.set(xlim=x_bounds, ylim=(low, high + 0.05 * (high - low)), xlabel="step", ylabel="loss")  # fastai's bound is the largest loss
+            axes.legend()
             figure.savefig(drawn := io.BytesIO(), format="png", bbox_inches="tight")
             self._show("graph", Image(drawn.getvalue()))
 
