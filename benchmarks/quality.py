@@ -1,14 +1,14 @@
 """How good are the samples of a trained model? Frechet and kernel distance of n samples in at most 20 evaluations, beside their floors.
 
     python benchmarks/quality.py --weights DIR --data ROOT [--set fashion_mnist] [--n 2000] [--steps 20] [--model FILE] [--size 32]
-                                 [--guidance-scale 1]
+                                 [--guidance-scale 1] [--fast]
 
 DIR holds the weights of the FID's Inception (see `diffnb.metrics.find_fid_weights`); ROOT is laid out as torchvision does, or holds a folder
 named like the set. The reference is n test images. The floor is the distance of n training images from them: two real sets of that size. A set
 without a test split is halved at random, and n is at most a half. Where images lie class by class they are taken evenly spaced. Features of
 real images are kept in DIR, so that later runs only look at the generated ones. Inception reads some 10 images a second on one CPU core.
 Prints a table and writes benchmarks/results/quality.json (the packaged Fashion-MNIST model) or quality_SET.json; with guidance,
-which takes two evaluations a step, ..._guided_SCALE.json.
+which takes two evaluations a step, ..._guided_SCALE.json; with --fast, of the packaged companion of few evaluations, ..._fast_STEPS.json.
 """
 
 import argparse
@@ -118,11 +118,14 @@ def main():
     parser.add_argument("--n", type=int, default=2000, help="images in each set")
     parser.add_argument("--steps", type=int, default=20, help="steps of the model's sampler")
     parser.add_argument("--model", type=Path, help="model file; without it the packaged model of that name")
+    parser.add_argument("--fast", action="store_true", help="the companion that was distilled from the packaged model; --steps: its evaluations")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="strength of the class; 1: none beyond the model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--real-only", action="store_true", help="only make the features of the real images")
     args = parser.parse_args()
+    if args.model and args.fast:
+        parser.error("--fast is the companion of a packaged model; leave out --model")
     if args.threads:
         torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message="fid of", category=UserWarning)  # that n is small is why the floor stands beside it
@@ -132,7 +135,7 @@ def main():
     features = {split: real_features(extractor, images, f"{args.set}_{split}", args.weights) for split, images in real.items()}
     if args.real_only:
         return
-    model = GenerativeModel.load(args.model, verbose=False) if args.model else GenerativeModel.pretrained(args.set, verbose=False)
+    model = GenerativeModel.load(args.model, verbose=False) if args.model else GenerativeModel.pretrained(args.set, verbose=False, fast=args.fast)
     images, evaluations = generate(model, n, args.steps, args.seed, args.guidance_scale)
     features["generated"] = extract(extractor(), images, "generated")
     rows, how = distances(features, extractor())
@@ -145,7 +148,7 @@ def main():
         "weights_sha256": FID_WEIGHTS_SHA256,
         "reference": f"{args.set} test, {n} images",
         "n": n,
-        "model": args.model.name if args.model else f"{args.set} (packaged)",
+        "model": args.model.name if args.model else f"{args.set}{' fast' * args.fast} (packaged)",
         "images_seen": sum(record["images_seen"] for record in model.records),
         "records": [dict(record) for record in model.records] if args.model else None,  # of packaged ones they are in the package
         "sampler": repr(model.sampler),
@@ -158,7 +161,8 @@ def main():
         **rows,
     }
     RESULTS.mkdir(exist_ok=True)
-    name = "quality" if args.set == "fashion_mnist" and args.model is None else f"quality_{args.set}"
+    name = "quality" if args.set == "fashion_mnist" and not (args.model or args.fast) else f"quality_{args.set}"
+    name += f"_fast_{args.steps}" * args.fast
     name += "" if args.guidance_scale == 1 else f"_guided_{args.guidance_scale:g}"
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     write_png(grid(images[:40].float() / 255, 20), RESULTS / f"{name}.png", scale=2 if images.shape[-1] < 64 else 1)

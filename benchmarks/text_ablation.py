@@ -3,15 +3,18 @@
     python benchmarks/text_ablation.py [--steps 4000] [--seeds 0 1] [--only NAME ...] [--out FILE]
     python benchmarks/text_ablation.py --show      the table of what has been measured
 
-A picture of 16 x 16 pixels has a coloured square on its left and one on its right. Its caption names both in either order, such as "a red square on
-the left, blue on the right" or "blue on the right, a red square on the left", so that words have to be put together by what stands beside them.
-Two pairs of colours are in no training picture. The colours of a drawn picture are read off its halves. Asked for are
+A picture of 2 x 2 pixels has one colour on its left and one on its right; it is so small that noise soon hides it. Its caption names both, after words
+that say nothing, such as "look here left red and right blue". Their number is drawn anew for every caption, so that no word has a place of its own.
+In a quarter of the captions of training the right side comes first: a colour belongs to the side that stands before it, and words have to be put
+together. Two pairs of colours are in no training picture. The colours of a drawn picture are read off its halves, as the nearest. Asked for are
 
-seen        pairs of colours of training
-unseen      the two that are withheld: are sides and colours put together?
+usual       pairs of colours of training, the left side first
+turned      the same, the right side first: are sides and colours put together?
+unseen      the two pairs that are withheld, in either order
 synonyms    pairs of training in other words for the colours, which are in no caption: do the word vectors carry over?
 
-A cell is the share of drawn squares, two in a picture, that have the colour that was asked for; by chance it is a quarter. Variants are trained with
+A cell is the share of halves that have the colour that was asked for; by chance it is a quarter, and a half where it is known which two colours there
+are and not where. Variants are trained with
 the same pictures, captions, times and noise. Cells are written to results/text_ablation.json as soon as they are measured, and not measured again.
 """
 
@@ -34,21 +37,22 @@ COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.15, 0.25
 SYNONYMS = {"red": "crimson", "green": "olive", "blue": "navy", "yellow": "golden"}
 WITHHELD = {("red", "green"), ("yellow", "blue")}  # left and right
 PAIRS = [pair for pair in itertools.product(COLOURS, COLOURS) if pair[0] != pair[1]]
-PICTURES, EACH = 2000, 8  # in training, and drawn for each pair
+KINDS = ("usual", "turned", "unseen", "synonyms")
+PICTURES, CAPTIONS, EACH = 2000, 8, 8  # in training, for each of them, and drawn for each pair
+OPENING = "look here now you see".split()  # words that say nothing
 
 
-def caption(left, right, turned):
-    """A text for a pair of colours, by the order in which they are named."""
-    return f"{right} on the right, a {left} square on the left" if turned else f"a {left} square on the left, {right} on the right"
+def caption(left, right, turned, generator):
+    """A text for a pair of colours, the right side first or not, after any number of words that say nothing."""
+    most = int(torch.randint(len(OPENING) + 1, (1,), generator=generator))
+    opening = [OPENING[i] for i in torch.randperm(len(OPENING), generator=generator)[:most].tolist()]
+    return " ".join([*opening, " and ".join([f"left {left}", f"right {right}"][:: 1 - 2 * turned])])
 
 
 def picture(left, right, generator):
-    """Two squares on white, each somewhere in its half."""
-    image = torch.ones(3, 16, 16)
-    for start, colour in ((0, left), (8, right)):
-        x, y = (int(torch.randint(most, (1,), generator=generator)) for most in (4, 11))
-        image[:, 1 + y : 6 + y, start + x : start + x + 5] = torch.tensor(COLOURS[colour])[:, None, None]
-    return image
+    """Two halves, a little lighter or darker each time."""
+    halves = [torch.tensor(COLOURS[colour])[:, None, None].expand(3, 2, 1) for colour in (left, right)]
+    return (torch.cat(halves, 2) + 0.1 * torch.randn(1, generator=generator)).clamp(0, 1)
 
 
 def training_set():
@@ -56,16 +60,14 @@ def training_set():
     generator, pairs = torch.Generator().manual_seed(0), [pair for pair in PAIRS if pair not in WITHHELD]
     kinds = [pairs[i] for i in torch.randint(len(pairs), (PICTURES,), generator=generator).tolist()]
     images = torch.stack([picture(*pair, generator) for pair in kinds])
-    return ImageSet((images * 255).round().byte(), captions=[(caption(*pair, False), caption(*pair, True)) for pair in kinds])
+    return ImageSet((images * 255).round().byte(), captions=[tuple(caption(*pair, i % 4 == 3, generator) for i in range(CAPTIONS)) for pair in kinds])
 
 
 def colours_of(images):
     """The names of the colours in the left and right halves."""
     table = torch.tensor(list(COLOURS.values()))
-    for half in images.split(8, 3):
-        covered = 1 - half.amin(1, keepdim=True)
-        mean = (half * covered).sum((2, 3)) / covered.sum((2, 3)).clamp(min=1e-3)
-        yield [list(COLOURS)[k] for k in torch.cdist(mean, table).argmin(1).tolist()]
+    for half in images.split(1, 3):
+        yield [list(COLOURS)[k] for k in torch.cdist(half.mean((2, 3)), table).argmin(1).tolist()]
 
 
 class Nothing(nn.Module):
@@ -109,24 +111,25 @@ VARIANTS = {  # settings of the network, and what is changed in it
 
 
 def measured(name, seed, steps):
-    """A row: shares of squares that are as asked for."""
+    """A row: shares of halves that are as asked for."""
     settings, change = VARIANTS[name]
     data = training_set()
     with first_weights(seed):
-        network = TextUNet(3, (32, 64), 1, (1,), unshuffle=2, text_width=64, **({"text_depth": 2} | settings))
+        network = TextUNet(3, (64,), 1, (0,), text_width=64, length=12, **({"text_depth": 2} | settings))
         if change:
             change(network)
     model = GenerativeModel("edm", "dpm-solver++2m", network=network, device="cpu", verbose=False)
     start = time.process_time()
-    record = model.train(data, steps=steps, batch_size=48, lr=1e-3, seed=seed, precision="float32")
+    record = model.train(data, steps=steps, batch_size=64, lr=1e-3, seed=seed, precision="float32")
     row = {"variant": name, "seed": seed, "steps": steps, "seconds": time.process_time() - start, "loss": record["train_loss"][-1]}
-    asked = {"seen": [p for p in PAIRS if p not in WITHHELD], "unseen": sorted(WITHHELD), "synonyms": [p for p in PAIRS if p not in WITHHELD]}
-    for kind, pairs in asked.items():
+    seen = [pair for pair in PAIRS if pair not in WITHHELD]
+    for kind, pairs in {"usual": seen, "turned": seen, "unseen": sorted(WITHHELD), "synonyms": seen}.items():
         right = []
         for place, (left, far) in enumerate(pairs):
             said = (SYNONYMS[left], SYNONYMS[far]) if kind == "synonyms" else (left, far)
             each = EACH if len(pairs) > 2 else 4 * EACH
-            texts = [caption(*said, turned=i % 2 == 1) for i in range(each)]
+            turned = {"usual": 0, "turned": 1}.get(kind)
+            texts = [caption(*said, i % 2 if turned is None else turned, torch.Generator().manual_seed(1000 * place + i)) for i in range(each)]
             drawn = model.generate(each, 12, seed=100 + place, prompt=texts, guidance_scale=2.0)
             right += [colour == want for half, want in zip(colours_of(drawn), (left, far)) for colour in half]
         row[kind] = statistics.fmean(right)
@@ -135,13 +138,11 @@ def measured(name, seed, steps):
 
 def show(rows):
     """Print means over seeds, and the range where there are several."""
-    print(f"{'':30s}{'seeds':>6s}{'loss':>8s}" + "".join(f"{kind:>16s}" for kind in ("seen", "unseen", "synonyms")))
+    print(f"{'':30s}{'seeds':>6s}{'loss':>8s}" + "".join(f"{kind:>16s}" for kind in KINDS))
     for name in VARIANTS:
         own = [row for row in rows if row["variant"] == name]
         if own:
-            cells = [
-                (statistics.fmean(r[kind] for r in own), *(f(r[kind] for r in own) for f in (min, max))) for kind in ("seen", "unseen", "synonyms")
-            ]
+            cells = [(statistics.fmean(r[kind] for r in own), *(f(r[kind] for r in own) for f in (min, max))) for kind in KINDS]
             text = "".join(f"{mean:>6.0%} {f'({low:.0%}-{high:.0%})':>9s}" for mean, low, high in cells)
             print(f"{name:30s}{len(own):6d}{statistics.fmean(r['loss'] for r in own):8.4f}{text}")
 

@@ -327,6 +327,7 @@ def test_what_is_packaged_is_small():
 
     assert sorted(packaged_models()) == [
         "cifar10",
+        "cifar10_fast",
         "emoji",
         "fashion_mnist",
         "fashion_mnist_fast",
