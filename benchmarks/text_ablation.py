@@ -3,7 +3,7 @@
     python benchmarks/text_ablation.py [--steps 4000] [--seeds 0 1] [--only NAME ...] [--out FILE]
     python benchmarks/text_ablation.py --show      the table of what has been measured
 
-A picture of 2 x 2 pixels has one colour on its left and one on its right; it is so small that noise soon hides it. Its caption names both, after words
+A picture of 2 x 2 pixels has one colour on its left and one on its right; it is so small that noise soon hides it. Its caption names both after words
 that say nothing, such as "look here left red and right blue". Their number is drawn anew for every caption, so that no word has a place of its own.
 In a quarter of the captions of training the right side comes first: a colour belongs to the side that stands before it, and words have to be put
 together. Two pairs of colours are in no training picture. The colours of a drawn picture are read off its halves, as the nearest. Asked for are
