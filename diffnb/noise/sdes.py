@@ -366,10 +366,6 @@ class EDM(SDE):
         low, high = self._ends
         return torch.pow(low + t * (high - low), self.rho)
 
-    def half_log_snr(self, t):
-        """-log sigma, because alpha is one."""
-        return -torch.log(self.sigma(t))
-
     def time_of_half_log_snr(self, value):
         """Inverse of `sigma`."""
         low, high = self._ends
