@@ -3,9 +3,10 @@
 The emoji that come with the package; "withheld" are pictures that the model was not trained on (see make_emoji.py). Every name is drawn once from its
 caption "NAME, STYLE style", guided, and compared in the features of Inception (--weights, or DIFFNB_WEIGHTS) with the true pictures of all names in
 that style. The rank of the true picture is 1 where it is the nearest. Beside it stands what one gets without a model, by copying the picture of the
-same name in the other style. Writes results/text.json, results/text_prompts.png and results/text_copies.png:
+same name in the other style. Writes results/text.json, results/text_prompts.png and results/text_copies.png; with --steps or --fast, which is the
+companion of few evaluations (--steps of them), only the table, results/text_STEPS.json or results/text_fast_STEPS.json:
 
-    python benchmarks/text.py [--n 200] [--scale 3] [--weights DIR] [--known FILE]
+    python benchmarks/text.py [--n 200] [--scale 3] [--steps 16] [--fast] [--weights DIR] [--known FILE]
 """
 
 import argparse
@@ -70,17 +71,24 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji", help="a packaged model, or a file")
     parser.add_argument("--n", type=int, default=200, help="withheld pictures, and as many that were trained on")
-    parser.add_argument("--scale", type=float, default=3.0, help="guidance scale")
+    parser.add_argument("--scale", type=float, default=3.0, help="guidance scale; the companion has learned its own")
+    parser.add_argument("--steps", type=int, help="steps of the sampler; without it those of the model, and pictures are written too")
+    parser.add_argument("--fast", action="store_true", help="the companion that was distilled from the packaged model")
     parser.add_argument("--known", type=Path, help="file to keep the features of all true pictures in, which take most of the time")
     parser.add_argument("--weights", default=os.environ.get("DIFFNB_WEIGHTS"), help="folder with the weights of Inception")
     args = parser.parse_args()
-    model = GenerativeModel.load(args.model, verbose=False) if Path(args.model).is_file() else GenerativeModel.pretrained(args.model, verbose=False)
+    if Path(args.model).is_file():
+        model = GenerativeModel.load(args.model, verbose=False)
+    else:
+        model = GenerativeModel.pretrained(args.model, verbose=False, fast=args.fast)
+    if fast := model.distilled is not None:
+        args.scale = 1.0
     extractor, side = InceptionFeatures(args.weights), model.shape[1]
     train, held = read_emoji(), read_emoji((True,))
     names = [{own[0]: k for k, own in enumerate(images.captions)} for images in (train, held)]
 
     def draw(captions):
-        return model.generate(len(captions), seed=0, prompt=list(captions), guidance_scale=args.scale)
+        return model.generate(len(captions), args.steps, seed=0, prompt=list(captions), guidance_scale=args.scale)
 
     rows, generated, start = [], {}, time.perf_counter()
     every = read_emoji((False, True))
@@ -129,22 +137,25 @@ def main():
     nearest = (drawn @ original.T).max(1)
     among = (original @ original.T).fill_diagonal_(-1).max(1).values
     share = (nearest.values > among.quantile(0.95)).float().mean().item()
-    first = nearest.values.topk(8)
-    pairs = [generated["withheld"][first.indices], pictures[[place[list(names[0])[k]] for k in nearest.indices[first.indices].tolist()]]]
-    Image.fromarray(grid(torch.cat(pairs), 8).numpy()).resize((8 * 2 * side, 4 * side), 0).save(RESULTS / "text_copies.png")
 
     real = [features(extractor, resize_images(images.images[: args.n], side).float() / 255) for images in (held, train)]
     (distance, error), (floor, _) = (kernel_distance(real[0], one) for one in (drawn, real[1]))
-    prompts = torch.cat([model.generate(4, seed=1, prompt=prompt, guidance_scale=args.scale) for prompt in PROMPTS])
-    sheet = prompts.unflatten(0, (2, -1, 4)).transpose(0, 1).flatten(0, 2)  # two columns of prompts, four pictures each
-    Image.fromarray(grid(sheet, 8).numpy()).save(RESULTS / "text_prompts.png")
+    seconds = time.perf_counter() - start
+    if plain := args.steps is None and not fast:
+        first = nearest.values.topk(8)
+        pairs = [generated["withheld"][first.indices], pictures[[place[list(names[0])[k]] for k in nearest.indices[first.indices].tolist()]]]
+        Image.fromarray(grid(torch.cat(pairs), 8).numpy()).resize((8 * 2 * side, 4 * side), 0).save(RESULTS / "text_copies.png")
+        prompts = torch.cat([model.generate(4, seed=1, prompt=prompt, guidance_scale=args.scale) for prompt in PROMPTS])
+        sheet = prompts.unflatten(0, (2, -1, 4)).transpose(0, 1).flatten(0, 2)  # two columns of prompts, four pictures each
+        Image.fromarray(grid(sheet, 8).numpy()).save(RESULTS / "text_prompts.png")
 
     about = {"diffnb": diffnb.__version__, "torch": torch.__version__, "machine": platform.processor() or platform.machine()}
-    about |= {"scale": args.scale, "n_steps": model.n_steps, "side": side, "training": model.record, "seconds": round(time.perf_counter() - start)}
+    about |= {"scale": args.scale, "n_steps": args.steps or model.n_steps, "side": side, "training": model.record, "seconds": round(seconds)}
     stored = {"about": about, "rows": rows, "names": {style: len(k) for style, k in of_style.items()}, "prompts": PROMPTS}
     stored["copies"] = {"share_nearer_than_95_percent_of_originals": share}
     stored["kernel_distance"] = {"drawn": distance, "error": error, "floor": floor}
-    (RESULTS / "text.json").write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+    name = "text" + "_fast" * fast + ("" if plain else f"_{about['n_steps']}")
+    (RESULTS / f"{name}.json").write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
     print(f"{'':42} {'n':>4} {'first':>7} {'top 10':>7} {'median':>7}")
     for one in rows:
         print(f"{one['what']:42} {one['n']:4d} {one['first']:7.1%} {one['top_10']:7.1%} {one['median']:7.0f}")

@@ -3,19 +3,20 @@
     python benchmarks/text_ablation.py [--steps 4000] [--seeds 0 1] [--only NAME ...] [--out FILE]
     python benchmarks/text_ablation.py --show      the table of what has been measured
 
-A picture of 2 x 2 pixels has one colour on its left and one on its right; it is so small that noise soon hides it. Its caption names both after words
-that say nothing, such as "look here left red and right blue". Their number is drawn anew for every caption, so that no word has a place of its own.
-In a quarter of the captions of training the right side comes first: a colour belongs to the side that stands before it, and words have to be put
-together. Two pairs of colours are in no training picture. The colours of a drawn picture are read off its halves, as the nearest. Asked for are
+A picture of 2 x 2 pixels has one thing on its left and one on its right, each a patch of one colour; it is so small that noise soon hides it. Its
+caption names both after words that say nothing, such as "look here left dog and right tree". Their number is drawn anew for every caption, so that
+no word has a place of its own. In a quarter of the captions of training the right side comes first: a thing belongs to the side that stands before
+it, and words have to be put together. Two pairs of things are in no training picture. What a drawn picture shows is read off the colours of its
+halves, as the nearest. Asked for are
 
-usual       pairs of colours of training, the left side first
-turned      the same, the right side first: are sides and colours put together?
+usual       pairs of things of training, the left side first
+turned      the same, the right side first: are sides and things put together?
 unseen      the two pairs that are withheld, in either order
-synonyms    pairs of training in other words for the colours, which are in no caption: do the word vectors carry over?
+similar     pairs of training in other words, such as puppy for dog, which are in no caption: do the word vectors carry over?
 
-A cell is the share of halves that have the colour that was asked for; by chance it is a quarter, and a half where it is known which two colours there
-are and not where. Variants are trained with
-the same pictures, captions, times and noise. Cells are written to results/text_ablation.json as soon as they are measured, and not measured again.
+A cell is the share of halves that show what was asked for; by chance it is a quarter, and a half where it is known which two things there are and
+not where. Variants are trained with the same pictures, captions, times and noise. Rows are written to results/text_ablation.json as soon as they
+are measured, and not measured again.
 """
 
 import argparse
@@ -33,17 +34,17 @@ from diffnb.model import GenerativeModel
 from diffnb.networks import TextUNet, first_weights
 
 RESULT = Path(__file__).parent / "results" / "text_ablation.json"
-COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.15, 0.25, 0.95), "yellow": (0.95, 0.85, 0.1)}
-SYNONYMS = {"red": "crimson", "green": "olive", "blue": "navy", "yellow": "golden"}
-WITHHELD = {("red", "green"), ("yellow", "blue")}  # left and right
-PAIRS = [pair for pair in itertools.product(COLOURS, COLOURS) if pair[0] != pair[1]]
-KINDS = ("usual", "turned", "unseen", "synonyms")
+THINGS = {"car": (0.9, 0.1, 0.1), "tree": (0.1, 0.7, 0.2), "fish": (0.15, 0.25, 0.95), "dog": (0.95, 0.85, 0.1)}
+SIMILAR = {"car": "truck", "tree": "pine", "fish": "salmon", "dog": "puppy"}
+WITHHELD = {("car", "tree"), ("dog", "fish")}  # left and right
+PAIRS = [pair for pair in itertools.product(THINGS, THINGS) if pair[0] != pair[1]]
+KINDS = ("usual", "turned", "unseen", "similar")
 PICTURES, CAPTIONS, EACH = 2000, 8, 8  # in training, for each of them, and drawn for each pair
 OPENING = "look here now you see".split()  # words that say nothing
 
 
 def caption(left, right, turned, generator):
-    """A text for a pair of colours, the right side first or not, after any number of words that say nothing."""
+    """A text for a pair of things, the right side first or not, after any number of words that say nothing."""
     most = int(torch.randint(len(OPENING) + 1, (1,), generator=generator))
     opening = [OPENING[i] for i in torch.randperm(len(OPENING), generator=generator)[:most].tolist()]
     return " ".join([*opening, " and ".join([f"left {left}", f"right {right}"][:: 1 - 2 * turned])])
@@ -51,23 +52,23 @@ def caption(left, right, turned, generator):
 
 def picture(left, right, generator):
     """Two halves, a little lighter or darker each time."""
-    halves = [torch.tensor(COLOURS[colour])[:, None, None].expand(3, 2, 1) for colour in (left, right)]
+    halves = [torch.tensor(THINGS[thing])[:, None, None].expand(3, 2, 1) for thing in (left, right)]
     return (torch.cat(halves, 2) + 0.1 * torch.randn(1, generator=generator)).clamp(0, 1)
 
 
 def training_set():
-    """Pictures with two captions each."""
+    """Pictures with several captions each."""
     generator, pairs = torch.Generator().manual_seed(0), [pair for pair in PAIRS if pair not in WITHHELD]
     kinds = [pairs[i] for i in torch.randint(len(pairs), (PICTURES,), generator=generator).tolist()]
     images = torch.stack([picture(*pair, generator) for pair in kinds])
     return ImageSet((images * 255).round().byte(), captions=[tuple(caption(*pair, i % 4 == 3, generator) for i in range(CAPTIONS)) for pair in kinds])
 
 
-def colours_of(images):
-    """The names of the colours in the left and right halves."""
-    table = torch.tensor(list(COLOURS.values()))
+def seen_in(images):
+    """What the left and right halves show."""
+    table = torch.tensor(list(THINGS.values()))
     for half in images.split(1, 3):
-        yield [list(COLOURS)[k] for k in torch.cdist(half.mean((2, 3)), table).argmin(1).tolist()]
+        yield [list(THINGS)[k] for k in torch.cdist(half.mean((2, 3)), table).argmin(1).tolist()]
 
 
 class Nothing(nn.Module):
@@ -123,15 +124,15 @@ def measured(name, seed, steps):
     record = model.train(data, steps=steps, batch_size=64, lr=1e-3, seed=seed, precision="float32")
     row = {"variant": name, "seed": seed, "steps": steps, "seconds": time.process_time() - start, "loss": record["train_loss"][-1]}
     seen = [pair for pair in PAIRS if pair not in WITHHELD]
-    for kind, pairs in {"usual": seen, "turned": seen, "unseen": sorted(WITHHELD), "synonyms": seen}.items():
+    for kind, pairs in {"usual": seen, "turned": seen, "unseen": sorted(WITHHELD), "similar": seen}.items():
         right = []
         for place, (left, far) in enumerate(pairs):
-            said = (SYNONYMS[left], SYNONYMS[far]) if kind == "synonyms" else (left, far)
+            said = (SIMILAR[left], SIMILAR[far]) if kind == "similar" else (left, far)
             each = EACH if len(pairs) > 2 else 4 * EACH
             turned = {"usual": 0, "turned": 1}.get(kind)
             texts = [caption(*said, i % 2 if turned is None else turned, torch.Generator().manual_seed(1000 * place + i)) for i in range(each)]
             drawn = model.generate(each, 12, seed=100 + place, prompt=texts, guidance_scale=2.0)
-            right += [colour == want for half, want in zip(colours_of(drawn), (left, far)) for colour in half]
+            right += [thing == want for half, want in zip(seen_in(drawn), (left, far)) for thing in half]
         row[kind] = statistics.fmean(right)
     return row
 

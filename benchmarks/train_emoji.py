@@ -4,6 +4,7 @@
     python benchmarks/train_emoji.py --data DATA --out RUN [--time-limit 8] [--resume]
     python benchmarks/train_emoji.py --data DATA --out RUN --resume --pack diffnb/assets/emoji.safetensors
     python benchmarks/train_emoji.py --data DATA --out RUN --from diffnb/assets/emoji.safetensors [--time-limit 8]
+    python benchmarks/train_emoji.py --data DATA --out RUN --from diffnb/assets/emoji.safetensors --distill diffnb/assets/emoji_fast.safetensors
 
 --time-limit is in hours of computing: CPU time of training steps, of all sittings together. The learning rate falls over the last quarter of them.
 RUN gets
@@ -14,8 +15,11 @@ RUN gets
 
 Every step draws its pictures, captions, times and noise from generators seeded with the number of the step. A run that was killed and resumed is
 the run that was not, up to the last quarter, where the rate follows the clock. A longer --time-limit can be given to a run that has not yet reached
-it. Where the state is lost, --from begins with the weights, steps and hours of a packed model; the optimizer and the average begin anew, and the
-rate rises again.
+it. With --distill, a model of few evaluations is made from the packed one, guided by --guidance-scale, on the same pictures, each with CAPTIONS
+captions; it goes on with --resume, too.
+
+Where the state is lost, --from begins with the weights, steps and hours of a packed model; the optimizer and the average begin anew, and the rate
+rises again.
 """
 
 import argparse
@@ -33,7 +37,7 @@ import torch
 from PIL import Image
 
 from diffnb.core import NoiseSource, expand, to_unit
-from diffnb.data import resize_images
+from diffnb.data import ImageSet, resize_images
 from diffnb.denoise import Denoiser
 from diffnb.guidance import ClassifierFree
 from diffnb.model import GenerativeModel
@@ -51,6 +55,7 @@ NETWORK = dict(widths=(48, 96, 96), blocks=1, attention_levels=(1, 2), unshuffle
 BATCH, LR, WARMUP, DECAY = 32, 1e-3, 500, 0.25  # images, peak rate, steps until it is reached, part of the training over which it falls
 TIMES = LogNormal(mean=-0.4, std=1.4)  # emoji are smooth and of high contrast: what they show is decided at more noise than in photographs
 TEXT_DROPOUT = 0.1
+CAPTIONS = 16  # of a picture, while a model is distilled
 STYLE_WORDS = {"en": ("{}, {} style", "{} in {} style", "{}, {}"), "es": ("{}, estilo {}", "{} estilo {}"), "zh": ("{}，{}风格", "{} {}")}
 STYLES = ("noto", "blob", "fluent", "flat")
 PROMPTS = [f"{what}, {style} style" for what in ("green heart", "red apple", "blue heart", "grinning face") for style in STYLES]
@@ -103,6 +108,13 @@ class Emoji:
             said = rng.choice(STYLE_WORDS[language]).format(text, style)
             text = said if len(split_words(said)) <= longest else text
         return text if len(split_words(text)) <= longest else name
+
+    def image_set(self, longest: int) -> ImageSet:
+        """The pictures of training with several captions each, as everything in diffnb takes them."""
+        images = torch.stack([self.sheets[style][place] for place, style in self.train])
+        generators = ([random.Random(f"{pair} {i}") for i in range(CAPTIONS)] for pair in self.train)
+        captions = [tuple(self.caption(pair, one, longest) for one in own) for pair, own in zip(self.train, generators)]
+        return ImageSet(images, captions=captions)
 
 
 class Training:
@@ -228,6 +240,17 @@ class Training:
         return sum(losses) / len(pairs)
 
 
+def distill(emoji: Emoji, args):
+    """Make a model of few evaluations from the packed one."""
+    teacher = GenerativeModel.load(args.model, device="cpu")
+    pictures = emoji.image_set(NETWORK["length"] - 1)
+    try:
+        teacher.distill(pictures, args.time_limit * 3600, args.guidance_scale, checkpoints=args.out, resume=args.resume)
+    finally:  # an interrupt, too, leaves what was learned until then
+        if teacher.last_student is not None and teacher.last_student.record:
+            teacher.last_student.save(args.distill)
+
+
 def main():
     """Train until the time is used up or somebody says stop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -239,9 +262,13 @@ def main():
     parser.add_argument("--steps", type=int, help="stop after so many steps in all")
     parser.add_argument("--grid-every", type=float, default=20.0, help="minutes of computing between two looks")
     parser.add_argument("--pack", type=Path, help="write the model as it stands to this file, and train nothing")
+    parser.add_argument("--distill", type=Path, help="write a model of few evaluations, made from that of --from, to this file")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="of the teacher, while it is distilled")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.distill is not None:
+        return distill(Emoji(args.data), args)
     training = Training(Emoji(args.data), args.out)
     if training.file.exists():
         if not args.resume:

@@ -34,10 +34,10 @@ EMOJI_STYLES = ("noto", "blob", "fluent", "flat")  # in the captions that the pa
 
 def _check_style(style, model):
     """Check a style of the packaged model, which is known without it."""
-    if style is None or model != "emoji" or Path(model).exists():
+    if style is None or model not in ("emoji", "emoji_fast") or Path(model).exists():
         return
     if style.strip().casefold() not in EMOJI_STYLES:
-        raise ValueError(f"unknown style {style!r:.60}; the styles of the packaged model emoji are {', '.join(EMOJI_STYLES)}")
+        raise ValueError(f"unknown style {style!r:.60}; the styles of the packaged model {model} are {', '.join(EMOJI_STYLES)}")
 
 
 def _check_known(style, artist, model):
@@ -63,10 +63,13 @@ def draw(
         typer.Option("--out", "-o", help="A file ending in .png, .jpg or .webp, or a folder; named after the text if not given.", show_default=False),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A model that takes text: a file, the folder of a training, or a packaged one.")
+        str, typer.Option("--model", "-m", help="A model that takes text: a file, the folder of a training, or a packaged one: emoji, or emoji_fast of few steps.")
     ] = "emoji",
     negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.", show_default=False)] = None,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="How much the text is exaggerated; 1: not at all.")] = 3.0,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(min=0, help="How much the text is exaggerated; 1: not at all; 3 if not given, or what a fast model has learned.", show_default=False),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same pictures; a fresh one if not given.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampler; its own default if not given.", show_default=False)] = None,
     scale: Annotated[int, typer.Option(min=1, help="Repeat every pixel so many times.")] = 1,
@@ -84,6 +87,8 @@ def draw(
 
     from diffnb.apps.visualization import save_images
 
+    if guidance_scale is None:
+        guidance_scale = 1.0 if artist.distilled else 3.0
     seed = secrets.randbits(32) if seed is None else seed
     start = time.perf_counter()
     settings = {"n_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}

@@ -404,8 +404,10 @@ class _Choice(_Shelf):
     ) -> tuple[str, ...]:  # fields of `Settings`
         """Name the settings that say what the images of the chosen model show."""
         takes_text = self.model is not None and self.model.takes_text
-        text = ("prompt", "negative")[: 2 if task == "generate" else 1] if takes_text else ()
-        return (*(("label",) if self.labels else ()), *text, *(("guidance",) if self.labels or text else ()))
+        told = (*(("label",) if self.labels else ()), *(("prompt",) if takes_text else ()))
+        if not told or self.model.distilled:  # which has learned its guidance
+            return told
+        return (*told, *(("negative",) if takes_text and task == "generate" else ()), "guidance")
 
     @property
     def labels(self) -> list[str]:
@@ -473,7 +475,7 @@ class Studio(_Choice):
 
     def _at_once(self, task):
         """Images of a step, each counted as often as the network looks at it."""
-        return getattr(self.settings, TASKS[task].count) * (2 if self.conditions(task) and self.settings.guidance != 1 else 1)
+        return getattr(self.settings, TASKS[task].count) * (2 if "guidance" in self.conditions(task) and self.settings.guidance != 1 else 1)
 
     def condition(
         self,
