@@ -29,6 +29,7 @@ from diffnb.model import GenerativeModel
 
 RESULTS = Path(__file__).parent / "results"
 COMPOSITIONS = ("blue heart", "green square", "yellow circle")  # colour and shape were both seen, together they were not
+LANGUAGES = {"in Spanish": ", estilo {}", "in Chinese": "，{}风格"}  # how captions end in them
 PROMPTS = ("red apple", "green heart", "blue heart", "a blue square", "yellow circle", "cat", "dog face", "grinning face", "pizza", "house")
 PROMPTS += (
     "corazón verde",
@@ -53,6 +54,12 @@ def ranks(found, true, at):
     """The place of the true picture among all, by cosine similarity: 1 is the nearest."""
     similarity = found @ true.T
     return 1 + (similarity > similarity.gather(1, at[:, None])).sum(1)
+
+
+def in_language(captions, ending):
+    """The first caption of a picture in another language; None without one."""
+    style = captions[0].split()[-2]  # NAME, STYLE style
+    return next((caption for caption in captions if caption.endswith(ending.format(style))), None)
 
 
 def told(values):
@@ -127,6 +134,11 @@ def main():
         if what == "withheld":
             wrong = features(extractor, draw([captions[(k + 1) % len(captions)] for k in range(len(captions))]))
             row("withheld, drawn from another's caption", captions, wrong)
+            continue
+        for language, ending in LANGUAGES.items():  # the same pictures, as far as they have a name in it
+            named = {captions[i]: in_language(where.captions[k], ending) for i, k in enumerate(pick)}
+            named = {english: other for english, other in named.items() if other}
+            row(f"{what}, drawn {language}", list(named), features(extractor, draw(named.values())))
     captions = [f"{what}, {style} style" for what in COMPOSITIONS for style in every.names]
     captions = [caption for caption in captions if caption in place]
     row("compositions, drawn", captions, features(extractor, draw(captions)))

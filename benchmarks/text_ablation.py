@@ -79,6 +79,14 @@ class Nothing(nn.Module):
         return x
 
 
+class Silence(nn.Module):
+    """A layer that adds nothing to the embedding."""
+
+    def forward(self, text):
+        """Return zero, which is added to every channel."""
+        return text.new_zeros(len(text), 1)
+
+
 def without_vectors(network):
     """Random vectors in the place of those that are known for words, of the same size."""
     frozen = network.text.frozen
@@ -86,8 +94,10 @@ def without_vectors(network):
 
 
 def without_positions(network):
-    """Words without their places."""
-    network.text.position = nn.Parameter(torch.zeros_like(network.text.position), requires_grad=False)
+    """Words without their places; as a buffer, since fastai trains every parameter."""
+    zero = torch.zeros_like(network.text.position)
+    del network.text.position
+    network.text.register_buffer("position", zero)
 
 
 def without_cross(network):
@@ -97,8 +107,7 @@ def without_cross(network):
 
 def without_summary(network):
     """The text by cross-attention alone."""
-    nn.init.zeros_(network.embed_text.weight).requires_grad_(False)
-    nn.init.zeros_(network.embed_text.bias).requires_grad_(False)
+    network.embed_text = Silence()
 
 
 VARIANTS = {  # settings of the network, and what is changed in it

@@ -155,7 +155,7 @@ def _plan_only(plan, device, workers):
     every, open_ones = (Counter((cell.data, cell.task) for own, cell in plan.cells.items() if own in chosen) for chosen in (plan.cells, missing))
     rows = [(data, task, n, n - open_ones[data, task], open_ones[data, task]) for (data, task), n in every.items()]
     table = Table({"data": "", "task": "", "cells": ",d", "finished": ",d", "missing": ",d"}, rows)
-    line = f"{len(missing):,} of {counted(len(told), 'cell')} are missing, and {counted(models, 'model')} to train: about {_duration(seconds)}"
+    line = f"{len(missing):,} of {counted(len(told), 'cell')} are to be done, and {counted(models, 'model')} to train: about {_duration(seconds)}"
     line += f" with {counted(workers, 'worker')}; --print-jobs lists the cells"
     tell(*str(table).split("\n"), line, cells=told, missing=len(missing), models_to_train=models, seconds=seconds)
 
@@ -211,7 +211,11 @@ def compare(
         told = (f"{line}  # {_told(plan.cells[line.rsplit(maxsplit=1)[1]])}" for line in lines)  # shells pass over what follows a #
         return tell(*told, jobs=lines)
     with made(out):
-        plan, failed = run_comparison(settings, folder, root=root, only=chosen, workers=workers, device=device)
+        try:
+            plan, failed = run_comparison(settings, folder, root=root, only=chosen, workers=workers, device=device)
+        except KeyboardInterrupt:
+            warn("what is finished is kept, and the same command goes on")
+            raise
         if launched()[0] == 0:
             _finish(WorkPlan(settings, folder, root) if chosen else plan, failed)
 

@@ -9,7 +9,7 @@ __all__ = ['distill']
 
 # %% ../../nbs/12_apps/06_distill_command.ipynb #dis03
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,12 @@ def distill(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the student, NAME.safetensors.", show_default=False)],
     time_limit: Annotated[float, typer.Option(min=0, help="Seconds after which to stop, at least 10.")] = 3600.0,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="How much the student exaggerates a class that is asked for; 1: not at all.")] = 1.0,
+    condition: Annotated[
+        str | None, typer.Option(help="Second images, for a model that takes them: grey, small:2, ..., or a folder.", show_default=False)
+    ] = None,
+    guidance_scale: Annotated[
+        float, typer.Option(min=0, help="How much the student exaggerates the class or text that is asked for; 1: not at all.")
+    ] = 1.0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images, at most.", show_default=False)] = None,
     max_steps: Annotated[int | None, typer.Option("--steps", min=1, help="Stop after so many steps.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a step; 32 if not given.", show_default=False)] = None,
@@ -47,18 +52,21 @@ def distill(
     device: Device = None,
 ):
     """Distill a model into one that needs one to four evaluations an image, two if not asked otherwise."""
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; give a file, such as {out / 'student.safetensors'}")
-    check_absent([out], overwrite)
+    if out.is_dir() or out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} is no place for a model; give a file NAME.safetensors, such as {out.with_suffix('') / 'student.safetensors'}")
+    check_absent([out], overwrite or resume)  # what an interrupted distillation has left there is replaced
     check_there("DATA", data, "a folder of pictures, or the name of a known set", names=True)
+    if condition is not None and ":" not in condition:
+        check_there("--condition", condition, "a folder of second images, or a degradation such as grey", names=True)
     model_file(model)
     ready_to_compute()
-    from diffnb.data.loaders import image_set
+    from diffnb.model.translation import training_images
     from diffnb.training.plans import ForecastCallback
 
     teacher = load_model(model, device)
-    size = tuple(teacher.shape[1:]) if Path(data).is_dir() else None
-    images = image_set(data, size=size, classes=comma_list(classes), root=root, limit=limit, verbose=False)  # `distill` says what they are
+    height, width = teacher.shape[1:]
+    chosen: dict[str, Any] = {"classes": comma_list(classes), "root": root, "limit": limit}
+    images = training_images(data, condition, size=(height, width), **chosen, verbose=False)  # `distill` says what they are
     plan = {"epochs": epochs, "steps": max_steps, "batch_size": batch_size, "lr": lr, "method": method, "precision": precision, "seed": seed}
     with made(out.parent):
         try:
@@ -69,5 +77,8 @@ def distill(
             if student is not None and student.record:
                 student.save(out)
                 done, facts = student.record, {"file": str(out), "record": student.record}
-                line = f"{out}: {counted(done['steps'], 'step')} in {done['seconds']:.0f} s, stopped by {done['stopped']}"
-                tell(f"{line}; try: diffnb generate {typed(out)} --steps 2 --out pictures.png", **facts)
+                line = f"{out}: {counted(done['steps'], 'step')} in {done['seconds']:.0f} s"
+                further = f"try: diffnb generate {typed(out)} --steps 2 --out pictures.png"
+                if done["stopped"] == "interrupted":
+                    further = "interrupted; " + ("the same command with --resume goes on" if checkpoints else "with --checkpoints it could go on")
+                tell(f"{line}; {further}", **facts)

@@ -188,6 +188,12 @@ def _print(lines, file):
         print(*(printable(line, None) for line in lines), sep="\n", file=file)
 
 # %% ../../nbs/12_apps/04_shell.ipynb #11208987
+def _warned(message, category, *where):
+    """Say a warning in a line; what a library tells programmers about its next version is no concern of who types a command."""
+    if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):
+        warn(f"diffnb: {' '.join(str(message).split())}")
+
+
 @contextlib.contextmanager
 def reporting(
     place: str | None,  # a file for JSON, "-" for the output, in place of text; None: text alone
@@ -204,7 +210,7 @@ def reporting(
     token = _REPORT.set(report)
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.showwarning = lambda message, *where: warn(f"diffnb: {' '.join(str(message).split())}")
+            warnings.showwarning = _warned
             yield
         has_ended = True
     finally:
@@ -508,6 +514,7 @@ class OneLineErrors(TyperGroup):
             warn(f"diffnb: {_sentence(error)}")
             code = 2
         except typer.Abort:
+            warn("diffnb: interrupted")
             code = 130
         if standalone_mode:
             sys.exit(code or 0)

@@ -280,7 +280,8 @@ def _read_item(item, size):
     x = to_bytes(channels_second(x, [3]))
     x = x[None] if x.ndim == 2 else x
     if x.ndim != 3:
-        raise ValueError(f"items must be images (c, h, w) or (h, w), got shape {tuple(x.shape)}")
+        pairs = "; diffnb.data.paired(images, others) makes a set of two sets of images" if x.ndim == 4 else ""
+        raise ValueError(f"items must be images (c, h, w) or (h, w), got shape {tuple(x.shape)}{pairs}")
     return (x if size is None else resize_images(x[None], size)[0]), y
 
 # %% ../../nbs/07_data/01_readers.ipynb #3e97d30e

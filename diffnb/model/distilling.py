@@ -24,6 +24,8 @@ from .latents import encoded
 from .learning import teach
 from .shards import digest_of_model
 from .trained import Trained, aligned
+from .translation import training_images
+from ..printing import announce, counted
 from ..samplers.consistency import Consistency
 
 # %% ../../nbs/11_model/06_distilling.ipynb #dis07
@@ -42,6 +44,7 @@ class Distilling:
         time_limit: float | None = 3600.0,  # seconds after which to stop, at least 10; None: no limit
         guidance_scale: float = 1.0,  # how much the student exaggerates a class that is asked for; 1: not at all
         *,
+        condition=None,  # as in `train`, for a model that takes second images
         epochs: int | None = None,  # passes over the images, at most; None: as many as `steps` or `time_limit` take, or 100
         steps: int | None = None,  # steps after which to stop; None: no limit
         batch_size: int | None = None,  # images in a step; None: 32, or fewer where there are fewer images than 320
@@ -64,6 +67,18 @@ class Distilling:
     ):  # a new `GenerativeModel`; this one stays what it is
         """Distil a model of one to four evaluations from this one.
 
+        The student begins with the weights of this model and learns, from images with noise, where this model would go from there in many
+        evaluations. Its pictures are at best those of its teacher: a teacher that draws noise has a student that draws noise.
+
+        `guidance_scale` is learned, and cannot be chosen any more when the student draws. `method` is how this model is followed from one noise
+        level to a lower one: "heun" is more exact, "euler" takes half the time. `gap` says how far apart the two levels are, in the first steps
+        and in the last; the further, the sooner something is learned, and the coarser. `matching` compares what the student draws with the
+        images as sets, which makes one evaluation sharper.
+
+        The student is a `GenerativeModel`: `generate` draws with two evaluations where `n_steps` says nothing, and one to four are what it was
+        made for; `edit`, `reconstruct`, `translate` and `save` work as usual. What needs more than the end of the flow is refused: other
+        samplers, guidance, restoration, likelihoods, further training.
+
         What is interrupted ends with a whole step, and the interrupt goes on; `last_student` is what was made until then.
 
         Raises:
@@ -74,10 +89,11 @@ class Distilling:
         References:
             Song et al. (2023), "Consistency models"; Geng et al. (2024), "Consistency models made easy".
         """
-        from diffnb.data.loaders import image_loaders, image_set
+        from diffnb.data.loaders import image_loaders
         from diffnb.training.distillation import ConsistencyCallback, Gap, check_end
         from diffnb.training.losses import ConsistencyTimes
         from diffnb.training.matching import Matching
+        from diffnb.training.plans import FEW
 
         _check(self.trained, time_limit, guidance_scale)
         check_end(self.trained.sde)
@@ -87,14 +103,17 @@ class Distilling:
         if len(gap) != 2:
             raise ValueError(f"gap must hold two numbers, for the beginning and the end of the training, got {gap!r}")
         matching = _matching(matching, guidance_scale)
-        images = encoded(aligned(image_set(dataset, size=size, classes=classes, verbose=self.verbose), self.trained), self.trained.codec, flip)
+        images = training_images(dataset, condition, size=size, classes=classes, verbose=self.verbose)
+        images = encoded(aligned(images, self.trained), self.trained.codec, flip)
         if self.trained.labels and images.labels is None:
             raise ValueError("this model has classes, and its student learns each of them from images of it; give (images, labels)")
         if epochs is None and steps is None and time_limit is not None:
             epochs = 10_000
         teacher = self.trained.denoiser()
-        about = {"teacher": digest_of_model(self), "teacher_steps": sum(r.get("steps", 0) for r in self.trained.records)}
-        about["guidance_scale"] = float(guidance_scale)
+        taught = sum(record.get("steps", 0) for record in self.trained.records)
+        about = {"teacher": digest_of_model(self), "teacher_steps": taught, "guidance_scale": float(guidance_scale)}
+        if self.verbose and 0 < taught < FEW:
+            announce(f"the teacher has had {counted(taught, 'step')} of training, which leaves noise or grain; its student cannot be better")
         diffusion = ConsistencyCallback(
             teacher if guidance_scale == 1 else ClassifierFree(teacher, guidance_scale),
             teacher.parametrization,

@@ -38,7 +38,6 @@ from .pipelines import FromDiffusers
 from .restoration import Restoration
 from .saved import contents_of, from_file
 from diffnb.model.trained import (
-    TRAIN_HINT,
     Trained,
     aligned,
     begin,
@@ -165,6 +164,10 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, 
         - a pair `(images, labels)` of such images and n integers or texts;
         - a `Dataset` or `DataLoader` of torch, `DataLoaders` of fastai, a list of Pillow images, or a `diffnb.data.ImageSet`.
 
+        With `condition`, the model learns to answer a second image, and `translate` asks it. "grey", "small:4" and others of `diffnb.data.paired`
+        make the second image from the first, a folder has second images under the same file names, and "image" takes those of a set of pairs,
+        such as `diffnb.data.paired(images, others)`.
+
         How long it takes is said by `epochs`, passes over the images; `steps`, each of which looks at `batch_size` images; and `time_limit`, in
         seconds. Whichever ends first ends the training, and without any of them there are 100 epochs. A few hundred steps leave noise, some
         thousand make pictures; after its first steps a training says how long it will take. The learning rate rises to `lr` in the first 300
@@ -208,7 +211,7 @@ class GenerativeModel(ModelFacts, InLatents, Restoration, Editing, Translating, 
             images = encoded(images, self._codec, flip)
             trained = begin(self._network, self._sde, self._parametrization, images, seed)
         else:
-            trained, images = self._trained, encoded(aligned(images, self._trained, TRAIN_HINT), self._trained.codec, flip)
+            trained, images = self._trained, encoded(aligned(images, self._trained), self._trained.codec, flip)
         if trained.sde != self._sde:
             raise ValueError(f"this model samples with {self._sde!r}, but learned under {trained.sde!r}; train the model that under() was called on")
         # a copy is trained, so that a run that fails leaves the model as it was

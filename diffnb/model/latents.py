@@ -179,7 +179,6 @@ def chunk_of(
 def check_pairs(
     network: nn.Module,  # the network to train
     images: ImageSet,  # to train on
-    hint: str = "",  # what else the caller lets a person do who has no second images, such as ", or give condition="
     codec: Codec = IdentityCodec(),  # that stands between the images and the network
 ) -> None:
     """Check that second images come to a network that takes them, in the form that it takes.
@@ -189,7 +188,7 @@ def check_pairs(
     """
     name, taken = type(network).__name__, "image" in getattr(network, "condition_names", ())
     if images.second is None and taken:
-        raise ValueError(f"{name} takes a second image, and the data has none: make pairs by diffnb.data.paired{hint}")
+        raise ValueError(f"{name} takes a second image, and the data has none: make pairs by diffnb.data.paired, or give condition=")
     if images.second is None:
         return
     if not taken:

@@ -28,14 +28,23 @@ from .base import NETWORKS, embed, first_weights
 from .unet import GroupNorm, SelfAttention, UNet, network_settings, pad_to_multiple
 
 # %% ../../nbs/06_networks/03_text.ipynb #f8d6266c
+_FILLING = re.compile(r"\b(?:HEAVY|MEDIUM|BLACK|WHITE) (?!.*(?:CIRCLE|SQUARE|CHESS|FLAG))")
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
+
+
+def _name(symbol):
+    """The name of a pictorial symbol, as people mean it."""
+    if symbol == "\u2764":
+        return "RED HEART"
+    name = unicodedata.name(symbol, "")
+    return _FILLING.sub("", name) if "\u2600" <= symbol <= "\u2bff" else name
 
 
 def split_words(
     text: str,  # in any language
 ) -> list[str]:  # in lower case, without accents and apostrophes; each Chinese character by itself
     """Cut a text into words; a pictorial symbol, such as an emoji, is read by the name that Unicode gives it."""
-    spelled = "".join(f" {unicodedata.name(c, '')} " if unicodedata.category(c) == "So" else c for c in text)
+    spelled = "".join(f" {_name(c)} " if unicodedata.category(c) == "So" else c for c in text)
     plain = unicodedata.normalize("NFKD", spelled.casefold())
     return _WORD.findall("".join(c for c in plain if not unicodedata.combining(c) and c not in "'’"))
 
@@ -145,7 +154,10 @@ class Vocabulary:
         if unknown := [word for word in words if word not in self.number]:
             symbols = {word: c for c in text if unicodedata.category(c) == "So" for word in split_words(c)}
             named = {word: f"{word!r}" + (f" (in the name of {symbols[word]})" if word in symbols else "") for word in unknown}
-            alike = [told + (f" (known: {', '.join(found)})" if (found := self.alike(word)) else "") for word, told in named.items()]
+            alike = [
+                told + f" ({'known: ' + ', '.join(found) if (found := self.alike(word)) else 'no known word is spelled like it'})"
+                for word, told in named.items()
+            ]
             raise ValueError(f"unknown words in the text: {'; '.join(alike)}")
         if len(words) >= self.length:
             raise ValueError(f"a text may have {self.length - 1} words, got {len(words)}: {text[:60]!r}")

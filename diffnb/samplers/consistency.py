@@ -22,7 +22,7 @@ from .stochastic import add_noise
 
 # %% ../../nbs/03_samplers/08_consistency.ipynb #con06
 REFUSAL = (
-    "a distilled model knows where the flow ends and not the mean that other samplers, guidance, likelihoods and restoration need: "
+    "a distilled model jumps to where the flow ends, and has lost the mean that other samplers, guidance, likelihoods and restoration need: "
     "sample it by 'consistency' without guidance, and use the model that it was distilled from for everything else"
 )
 

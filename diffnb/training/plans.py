@@ -103,9 +103,9 @@ def forecast(
     """Say how long a training takes, and whether it is long enough."""
     within = planned if limit is None else min(planned, int(limit / each))
     steps = f"{within:,} more steps, {before + within:,} in all" if before else counted(within, "step")
-    line = f"{steps} (epochs of {an_epoch:,}), in about {duration(planned * each)}"
+    line = f"{steps} ({counted(an_epoch, 'step')} an epoch), in about {duration(planned * each)}"
     if within < planned:
-        line = f"about {steps} within the time limit of {duration(limit)} (epochs of {an_epoch:,})"
+        line = f"about {steps} within the time limit of {duration(limit)} ({counted(an_epoch, 'step')} an epoch)"
     if before + within >= few:
         return line
     lacking = enough - before

@@ -438,7 +438,7 @@ def test_what_a_student_can_do_it_does_right(student):
 
 
 PICTURE = torch.full((1, 1, 8, 8), 0.5)
-NO_MEAN = "knows where the flow ends and not the mean"
+NO_MEAN = "has lost the mean that other samplers"
 REFUSED = {
     "another sampler": (lambda s: s.sampler("ddim").generate(1), NO_MEAN),
     "a sampler by itself": (lambda s: Heun()(s().denoiser(), shape=(1, 1, 8, 8), condition={"label": torch.tensor([0])}), NO_MEAN),

@@ -260,12 +260,12 @@ def test_the_batch_heeds_the_number_of_images(n, batch):
 @pytest.mark.parametrize(
     "plan, words",
     [
-        ({"planned": 300, "an_epoch": 3, "each": 1.0}, "300 steps (epochs of 3), in about 5.0 min. So few"),
-        ({"planned": 300, "an_epoch": 3, "each": 1.0, "before": 700}, "300 more steps, 1,000 in all (epochs of 3), in about 5.0 min"),
-        ({"planned": 2500, "an_epoch": 25, "each": 0.01}, "2,500 steps (epochs of 25), in about 25 s"),
+        ({"planned": 300, "an_epoch": 3, "each": 1.0}, "300 steps (3 steps an epoch), in about 5.0 min. So few"),
+        ({"planned": 300, "an_epoch": 3, "each": 1.0, "before": 700}, "300 more steps, 1,000 in all (3 steps an epoch), in about 5.0 min"),
+        ({"planned": 2500, "an_epoch": 25, "each": 0.01}, "2,500 steps (25 steps an epoch), in about 25 s"),
         ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 50}, "about 500 steps within the time limit of 50 s"),
         ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 50}, "time_limit=200"),
-        ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 500}, "2,500 steps (epochs of 25), in about 4.2 min"),
+        ({"planned": 2500, "an_epoch": 25, "each": 0.1, "limit": 500}, "2,500 steps (25 steps an epoch), in about 4.2 min"),
     ],
 )
 def test_training_says_how_long_it_takes_and_what_would_do(plan, words):
@@ -289,10 +289,10 @@ def test_a_training_that_goes_on_says_how_many_steps_are_left(tmp_path):
     GenerativeModel("edm", network="tiny", device="cpu", verbose=False).train(
         IMAGES, epochs=3, batch_size=22, callbacks=[ForecastCallback(tell=said.append)]
     )  # fewer steps an epoch than are timed
-    assert said[3].startswith("3 steps (epochs of 1)"), said[3]
-    assert said[0].startswith("10 steps (epochs of 10)") and said[0].endswith("steps=2000")
-    assert said[1].startswith("15 more steps, 25 in all (epochs of 10)") and said[1].endswith("steps=2000")
-    assert said[2].startswith("12 more steps, 37 in all (epochs of 10)") and said[2].endswith("steps=1975")
+    assert said[3].startswith("3 steps (1 step an epoch)"), said[3]
+    assert said[0].startswith("10 steps (10 steps an epoch)") and said[0].endswith("steps=2000")
+    assert said[1].startswith("15 more steps, 25 in all (10 steps an epoch)") and said[1].endswith("steps=2000")
+    assert said[2].startswith("12 more steps, 37 in all (10 steps an epoch)") and said[2].endswith("steps=1975")
 
 
 class Constant(torch.nn.Module):

@@ -30,13 +30,13 @@ def test_the_forecast_of_a_training_that_goes_on_counts_what_is_left(epoch, done
     callback.told, callback.times, callback.first = False, [0.0, 1.0, 2.0], epoch
     callback.after_train()
     steps = f"{left} more steps, {apart + done + left} in all" if apart + done else f"{left} steps"
-    assert told == [f"{steps} (epochs of 10), in about {left} s"]
+    assert told == [f"{steps} (10 steps an epoch), in about {left} s"]
 
 
 def test_a_time_limit_that_is_long_makes_no_steps():
     """A hundred steps within a day are still a hundred, and too few; a limit that ends the training earlier says how long would do."""
     long, short = (forecast(100, 10, 10, 1.0, limit=limit) for limit in (86400.0, 50.0))
-    assert long.startswith("100 steps (epochs of 10), in about 1.7 min. So few steps") and long.endswith("steps=2000")
+    assert long.startswith("100 steps (10 steps an epoch), in about 1.7 min. So few steps") and long.endswith("steps=2000")
     assert short.startswith("about 50 steps within the time limit of 50 s") and short.endswith("time_limit=2000")
     assert forecast(2500, 100, 25, 0.2, limit=60.0, before=200).endswith("would do, in 6.0 min: time_limit=360")  # for the 1,800 that are lacking
     assert "So few" not in forecast(1000, 10, 100, 1.0, limit=86400.0)
@@ -68,7 +68,7 @@ def test_a_step_that_was_held_up_does_not_change_the_forecast():
     )
     callback.told, callback.times, callback.first = False, [0.0, 1.0, 2.0, 99.0, 100.0], 0
     callback.after_train()
-    assert told == ["10 steps (epochs of 10), in about 10 s"]
+    assert told == ["10 steps (10 steps an epoch), in about 10 s"]
 
 
 def test_the_bar_of_a_limited_training_ends_where_the_limit_will_be():
