@@ -57,7 +57,7 @@ local function parted(line)
 end
 
 -- Arguments with a space behind the colon of a type, and around the sign of a default value that has a type before it.
-local function spaced(code)
+local function spaced(code, alone) -- alone: each has a line of its own
   local out, depth, quote, kind = {}, 0, nil, nil -- kind: what the argument has had: nil, a type, or a value
   for sign in code:gmatch(utf8.charpattern) do
     if quote then
@@ -69,7 +69,7 @@ local function spaced(code)
     elseif sign:match("[%]%)}>]") then
       depth = depth - 1
     elseif depth == 0 and sign == "," then
-      kind = nil
+      sign, kind = alone and ",\n   " or ",", nil
     elseif depth == 0 and sign == ":" and not kind then
       sign, kind = ": ", "type"
     elseif depth == 0 and sign == "=" and kind ~= "value" then
@@ -77,14 +77,20 @@ local function spaced(code)
     end
     table.insert(out, sign)
   end
-  local shown = table.concat(out):gsub(": NoneType = None", "=None")
+  local shown = table.concat(out):gsub(": NoneType = None", "=None"):gsub("%s+$", "")
   return (shown:gsub(" = (%u%w*)(%b())", function(name, settings) -- an object by default, which its own class documents
     return #settings > 60 and " = " .. name .. "(...)" or nil
   end))
 end
 
+-- Arguments without remarks have a line each if several of them make a line of this length or more.
+local MANY = 60
+
 local function signature(text)
-  local lines = {}
+  local lines, alone = {}, false
+  for line in text:gmatch("[^\n]+") do
+    alone = alone or #line >= MANY and line:match("^    ") ~= nil and not line:find(" # ", 1, true)
+  end
   for line in text:gmatch("[^\n]+") do
     local code, remark = parted(line)
     code = code:gsub("[%l_]+:NoneType=None,? ?", function(argument) -- fastai's callbacks take a function for each event, as documented there
@@ -96,7 +102,8 @@ local function signature(text)
     elseif #lines == 0 then
       code = code:gsub("^def (%u)", "class %1")
     elseif code ~= "):" then
-      code = spaced((short_type(code)))
+      code = short_type(code)
+      code = spaced(code, alone and remark == "")
     end
     if code:match("%S") then
       table.insert(lines, code .. remark)
@@ -154,7 +161,8 @@ local function documented(div)
   return div:walk({
     Para = section,
     Str = function(str) -- the two dashes of an option are no dash
-      return pandoc.Str((str.text:gsub("^(%(?)–(%l)", "%1--%2")))
+      local text, options = str.text:gsub("^(%(?)–(%l)", "%1--%2")
+      return options > 0 and pandoc.Span({ pandoc.Str(text) }, pandoc.Attr("", { "held" })) or nil
     end,
     CodeBlock = function(block)
       if block.text:match("^def [%w_%.]+%(") then
