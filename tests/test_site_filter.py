@@ -26,7 +26,8 @@ DOCUMENTED = """::: {{.cell}}
 
 def made(text):
     """What pandoc makes of a text with the filter, as Markdown."""
-    return pypandoc.convert_text(text, "markdown", format="markdown", extra_args=["--lua-filter", str(FILTER), "--columns", "200"]).replace(
+    shown = pypandoc.convert_text(text, "markdown", format="markdown", extra_args=["--lua-filter", str(FILTER), "--columns", "200"])
+    return shown.replace("\xa0", " ")  # behind "al." is a space that does not break
         "\xa0", " "
     )  # behind "al." is a space that does not break
 
