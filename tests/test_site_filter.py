@@ -28,8 +28,6 @@ def made(text):
     """What pandoc makes of a text with the filter, as Markdown."""
     shown = pypandoc.convert_text(text, "markdown", format="markdown", extra_args=["--lua-filter", str(FILTER), "--columns", "200"])
     return shown.replace("\xa0", " ")  # behind "al." is a space that does not break
-        "\xa0", " "
-    )  # behind "al." is a space that does not break
 
 
 @pytest.fixture(autouse=True)
