@@ -63,12 +63,17 @@ def draw(
         typer.Option("--out", "-o", help="A file ending in .png, .jpg or .webp, or a folder; named after the text if not given.", show_default=False),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A model that takes text: a file, the folder of a training, or a packaged one: emoji, or emoji_fast of few steps.")
+        str,
+        typer.Option(
+            "--model", "-m", help="A model that takes text: a file, the folder of a training, or a packaged one: emoji, or emoji_fast of few steps."
+        ),
     ] = "emoji",
     negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.", show_default=False)] = None,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(min=0, help="How much the text is exaggerated; 1: not at all; 3 if not given, or what a fast model has learned.", show_default=False),
+        typer.Option(
+            min=0, help="How much the text is exaggerated; 1: not at all; 3 if not given, or what a fast model has learned.", show_default=False
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same pictures; a fresh one if not given.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampler; its own default if not given.", show_default=False)] = None,
