@@ -6,7 +6,7 @@ Docs: https://diffnb.github.io/diffnb/printing.html.md"""
 
 # %% auto #0
 __all__ = ['printable', 'escaped', 'numbered', 'invisible', 'typed', 'counted', 'announce', 'in_notebook', 'progress_bar',
-           'warn_caller', 'in_markdown', 'Table', 'show_table', 'new_figure']
+           'warn_caller', 'in_markdown', 'Table', 'show_table', 'Measured', 'new_figure']
 
 # %% ../nbs/00_printing.ipynb #printt03
 import functools
@@ -222,6 +222,15 @@ def show_table(
     from IPython.display import display
 
     display(table)
+
+# %% ../nbs/00_printing.ipynb #meas0002
+class Measured(dict[str, float]):
+    """Numbers by name, as checks return them: a dict that shows three digits of each."""
+
+    def __repr__(self):
+        """Write whole numbers as they are, others with three digits."""
+        shown = (f"{name!r}: {value:.3g}" if isinstance(value, float) else f"{name!r}: {value!r}" for name, value in self.items())
+        return "{" + ", ".join(shown) + "}"
 
 # %% ../nbs/00_printing.ipynb #fig00002
 def new_figure(

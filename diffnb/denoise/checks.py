@@ -21,6 +21,7 @@ from .denoisers import BaseDenoiser, Denoiser
 from .foreign import Foreign, Velocity
 from ..noise.parametrizations import PARAMETRIZATIONS, Parametrization
 from ..noise.sdes import SDE, Discrete, FlowMatching
+from ..printing import Measured
 
 # %% ../../nbs/02_denoise/03_checks.ipynb #chk07
 class Errors(NamedTuple):
@@ -213,7 +214,7 @@ def _keeps_rules(denoiser, shape, condition, tolerance, dtype):
     """Check shape, dtype, finite values, independence of samples, and a time for each sample as for all."""
     sde, who = denoiser.sde, type(denoiser).__name__
     z = NoiseSource.of(0, shape[0]).normal(tuple(shape[1:]), "probe", dtype=dtype)
-    worst = {"batch": 0.0, "time": 0.0}
+    worst = Measured({"batch": 0.0, "time": 0.0})
     for time in torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64):
         x = z * torch.hypot(sde.alpha(time) / 2, sde.sigma(time))
         x0 = denoiser(x, time, condition).x0

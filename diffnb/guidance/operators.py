@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..arguments import reading, reading_settings
 from ..core import NoiseSource, check_counts
+from ..printing import Measured
 
 # %% ../../nbs/04_guidance/01_operators.ipynb #19222e4e
 def dot(
@@ -180,7 +181,7 @@ def check_operator(
     for name, error in errors.items():
         if not error <= tolerance:
             raise AssertionError(f"{type(operator).__name__}: {name} fails by {error:.3g}, more than {tolerance:g}")
-    return errors
+    return Measured(errors)
 
 # %% ../../nbs/04_guidance/01_operators.ipynb #ff25d78e
 @dataclass(frozen=True, eq=False)

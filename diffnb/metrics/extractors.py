@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import NoiseSource, Registry
+from ..printing import Measured
 
 # %% ../../nbs/08_metrics/01_extractors.ipynb #6e096717
 def _check_images(images):
@@ -335,7 +336,7 @@ def check_extractor(
         raise AssertionError(f"{extractor.name}: float32 (4, {extractor.n_features}) expected, got {together.dtype} {tuple(together.shape)}")
     size = together.abs().max().clamp(min=1e-12)
     alone = torch.cat([extractor(images[i : i + 1]) for i in range(4)])
-    errors = {"repeat": ((extractor(images) - together).abs().max() / size).item(), "batch": ((alone - together).abs().max() / size).item()}
+    errors = Measured({"repeat": ((extractor(images) - together).abs().max() / size).item(), "batch": ((alone - together).abs().max() / size).item()})
     if getattr(extractor, "has_logits", hasattr(extractor, "probabilities")):
         errors["sum"] = (extractor.probabilities(images).sum(1) - 1).abs().max().item()
     if not torch.equal(before, torch.get_rng_state()):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..arguments import reading_settings
 from ..core import Registry
 from ..denoise.denoisers import null_of
+from ..printing import Measured
 
 # %% ../../nbs/06_networks/00_base.ipynb #86fd4b78
 @reading_settings
@@ -177,7 +178,7 @@ def check_network(
     batch = ((together - alone).abs().max() / together.abs().max().clamp(min=1)).item()
     if not batch < 0.02:
         raise ValueError(f"{name} answers a sample differently when it is in a batch (relative difference {batch:.3g}): samples must not mix")
-    return {"parameters": sum(p.numel() for p in network.parameters()), "batch": batch}
+    return Measured({"parameters": sum(p.numel() for p in network.parameters()), "batch": batch})
 
 
 def _check_output(name, out, x):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..arguments import as_tensor, whole_number
 from ..core import Registry, to_model
+from ..printing import Measured
 
 # %% ../../nbs/06_networks/05_codecs.ipynb #cod06
 CODECS = Registry("codec")
@@ -411,7 +412,7 @@ def check_codec(
         z = codec.encode(x)
         back, alone = codec.decode(z), codec.encode(x[:1])
         shapes = z.shape[1:] == codec.shape(image_shape) and back.shape == x.shape
-        errors = {"shape": 0.0 if shapes else math.inf, "batch": (alone - z[:1]).abs().max().item()}
+        errors = Measured({"shape": 0.0 if shapes else math.inf, "batch": (alone - z[:1]).abs().max().item()})
         if codec.exact:
             errors["round trip"] = (back - x).abs().max().item() if shapes else math.inf
         if codec.is_linear:

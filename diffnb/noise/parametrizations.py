@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core import Registry
 from .sdes import SDE
+from ..printing import Measured
 
 # %% ../../nbs/01_noise/02_parametrizations.ipynb #c31fef32
 PARAMETRIZATIONS = Registry("parametrization")
@@ -244,4 +245,4 @@ def check_parametrization(
     error = (a * (alpha * x0 + sigma * epsilon) + b * (p * x0 + q * epsilon) - x0).abs()
     if not bool((error <= tolerance).all()):
         raise AssertionError(f"{who}: the inversion is off by {error.max():.3g} at t = {t[error.argmax()]:.4g}, more than {tolerance:g}")
-    return {"sine": sine.abs().min().item(), "round trip": error.max().item()}
+    return Measured({"sine": sine.abs().min().item(), "round trip": error.max().item()})

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import Registry
+from ..printing import Measured
 
 # %% ../../nbs/01_noise/00_schedules.ipynb #fcacd42b
 def bisect(
@@ -429,4 +430,4 @@ def check_schedule(
         if not bool((error <= tolerance).all()):
             worst = int(error.argmax())
             raise AssertionError(f"{schedule!r}: {name} is off by {error[worst]:.3g} of B(1) at t = {t[worst]:.4g}, more than {tolerance:g}")
-    return {name: error.max().item() for name, error in errors.items()}
+    return Measured({name: error.max().item() for name, error in errors.items()})

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core import NoiseSource, Registry, expand
 from .schedules import Betas, Linear, NoiseSchedule, bisect, cosine_betas, linear_betas, of_time
+from ..printing import Measured
 
 # %% ../../nbs/01_noise/01_sdes.ipynb #caabf592
 def _derivative(
@@ -554,4 +555,4 @@ def check_sde(
     for name, error in errors.items():
         if not error <= tolerance:
             raise AssertionError(f"{sde!r}: {name} off by {error:.3g}, more than {tolerance:g}")
-    return errors
+    return Measured(errors)
