@@ -155,7 +155,7 @@ def _plan_only(plan, device, workers):
     every, open_ones = (Counter((cell.data, cell.task) for own, cell in plan.cells.items() if own in chosen) for chosen in (plan.cells, missing))
     rows = [(data, task, n, n - open_ones[data, task], open_ones[data, task]) for (data, task), n in every.items()]
     table = Table({"data": "", "task": "", "cells": ",d", "finished": ",d", "missing": ",d"}, rows)
-    line = f"{len(missing):,} of {counted(len(told), 'cell')} are to be done, and {counted(models, 'model')} to train: about {_duration(seconds)}"
+    line = f"{len(missing):,} of {counted(len(told), 'cell')} to do, and {counted(models, 'model')} to train: about {_duration(seconds)}"
     line += f" with {counted(workers, 'worker')}; --print-jobs lists the cells"
     tell(*str(table).split("\n"), line, cells=told, missing=len(missing), models_to_train=models, seconds=seconds)
 

@@ -53,7 +53,8 @@ def distill(
 ):
     """Distill a model into one that needs one to four evaluations an image, two if not asked otherwise."""
     if out.is_dir() or out.suffix != ".safetensors":
-        raise ValueError(f"--out {out} is no place for a model; give a file NAME.safetensors, such as {out.with_suffix('') / 'student.safetensors'}")
+        instead = out / "student.safetensors" if out.is_dir() else out.with_suffix(".safetensors")
+        raise ValueError(f"--out {out} is no model file; give a file NAME.safetensors, such as {instead}")
     check_absent([out], overwrite or resume)  # what an interrupted distillation has left there is replaced
     check_there("DATA", data, "a folder of pictures, or the name of a known set", names=True)
     if condition is not None and ":" not in condition:

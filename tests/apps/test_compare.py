@@ -305,7 +305,7 @@ def test_the_command_goes_from_a_look_to_tables(diffnb, tmp_path, monkeypatch, w
     monkeypatch.chdir(tmp_path)
     Path("c.json").write_text(json.dumps(TINY))
     code, out, err = diffnb("compare", "c.json", "--out", "res", "--dry-run")
-    assert code == 0 and "4 of 4 cells are to be done, and 2 models to train: about" in out and not Path("res").exists(), err
+    assert code == 0 and "4 of 4 cells to do, and 2 models to train: about" in out and not Path("res").exists(), err
     code, out, err = diffnb("compare", "c.json", "--out", "res", "--print-jobs", "--only", "process=ve")
     jobs = out.splitlines()
     assert code == 0 and len(jobs) == 2 and all(job.startswith("diffnb compare c.json --out res --cell ") for job in jobs)

@@ -227,6 +227,8 @@ AT_ONCE = [  # what the arguments alone tell: a file that is not there, one that
     "distill fashion_mnist photos/none --out out.safetensors",
     "distill nowhere.safetensors photos --out out.safetensors",
     "distill fashion_mnist photos --out photos",
+    "distill fashion_mnist photos --out student.png",
+    "distill fashion_mnist photos --out out.safetensors --condition sketches/none",
     "export nowhere.safetensors model.onnx",
     "export fashion_mnist small.safetensors",
     "score photos/none photos",
@@ -321,7 +323,7 @@ def test_a_plan_is_a_summary_and_jobs_are_the_list(diffnb):
     code, out, err = diffnb("compare", "comparison.json", "--out", "out", "--dry-run")
     head, row, last = out.splitlines()
     assert code == 0 and head.split() == ["data", "task", "cells", "finished", "missing"] and row.split() == ["packaged", "generation", "1", "0", "1"]
-    assert last.startswith("1 of 1 cell are missing, and 1 model to train: about ") and last.endswith("--print-jobs lists the cells"), last
+    assert last.startswith("1 of 1 cell to do, and 1 model to train: about ") and last.endswith("--print-jobs lists the cells"), last
     code, out, err = diffnb("compare", "comparison.json", "--out", "out", "--print-jobs")
     (line,) = out.splitlines()
     job, _, settings = line.partition("  # ")
@@ -331,9 +333,9 @@ def test_a_plan_is_a_summary_and_jobs_are_the_list(diffnb):
 
 def test_a_training_that_was_stopped_by_its_steps_says_how_it_goes_on(diffnb, no_pictures):
     code, out, err = diffnb(*"train photos --size 8 --network tiny --steps 3 --out out".split())
-    assert code == 0 and "3 steps (epochs of" in err and "go on by: diffnb train --resume out --steps N, for N in all" in out
+    assert code == 0 and "3 steps (1 step an epoch)" in err and "go on by: diffnb train --resume out --steps N, for N in all" in out
     code, out, err = diffnb(*"train --resume out --steps 11".split())
-    assert code == 0 and "8 more steps, 11 in all (epochs of" in err, err
+    assert code == 0 and "8 more steps, 11 in all (1 step an epoch" in err, err
 
 
 def test_pairs_are_learned_and_answered_through_a_codec(diffnb, no_pictures):

@@ -259,7 +259,8 @@ def test_bad_input_is_told_in_a_sentence(models, photos):
         (lambda: plain.train(photos, condition="small:3"), "needs sides that 3 divides"),
         (lambda: plain.train(photos, condition=photos.images[:3]), "40 images but 3 second images"),
         (lambda: grey.train(photos), "takes a second image, and the data has none: make pairs by diffnb.data.paired, or give condition="),
-        (lambda: grey.distill(photos), "takes a second image, and the data has none: make pairs by diffnb.data.paired"),
+        (lambda: grey.distill(photos), "takes a second image, and the data has none: make pairs by diffnb.data.paired, or give condition="),
+        (lambda: plain.train((photos.unit(slice(9)), photos.unit(slice(9))), condition="image"), "diffnb.data.paired(images, others) makes a set"),
         (lambda: grey.train(photos, condition="jpeg"), "takes second images of 1 x 8 x 8, these are 3 x 8 x 8"),
         (lambda: untrained(paired(photos, "grey", verbose=False), MLP(192, num_classes=10)), "MLP takes none"),
     ]
@@ -300,10 +301,16 @@ def test_trained_says_what_it_was_trained_on():
     assert Trained(MLP(2), EDM(), None, (2,), records=({"pairing": "grey"}, {"pairing": "jpeg:10"}, {})).pairing == "jpeg:10"
 
 
-def test_a_distillation_does_not_speak_of_an_argument_that_it_has_not(models, photos):
-    with pytest.raises(ValueError, match="the data has none") as told:
-        models["grey"].distill(photos)
-    assert "condition=" not in str(told.value)
+def test_pairs_are_made_for_a_distillation_as_for_a_training(models, photos):
+    """The same student by condition= as from pairs."""
+    teacher = models["grey"]
+    settings = {"time_limit": None, "steps": 1, "batch_size": 8}
+    grey = Grayscale().A(photos.unit(slice(0, 2)))
+    answers = [
+        student.translate(grey, n_steps=1, seed=0)
+        for student in (teacher.distill(photos, condition="grey", **settings), teacher.distill(paired(photos, "grey", verbose=False), **settings))
+    ]
+    torch.testing.assert_close(*answers, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape, factor, wanted", [((3, 8, 6), 2, (4, 3)), ((3, 9, 7), 2, (5, 4)), ((1, 9, 7), 4, (3, 2)), ((1, 9, 7), 1, (9, 7))])
