@@ -20,9 +20,11 @@ NOT_MISSPELT = "autor,clases,pares,titel,nd,theis,hart,oclock,whats,caf,smal,edn
 ALSO_SPELT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "tests", "benchmarks", ".ci")
 WIDEST = 112  # characters of a table's row that a page shows with little scrolling
 ROW = re.compile(r"\S {2,}\S.*\S {2,}\S")  # what the site's filter (nbs/pages.lua) takes for a row of a table; other lines wrap
-# what tells a reader nothing: the name of an object in the place of its picture or of nothing at all, and a warning with the file of a kernel
+# what tells a reader nothing: the name of an object in the place of its picture or of nothing at all, a warning with the file of a kernel, and a font
+# that was not found
 EMPTY_WORDS = re.compile(
-    r"<Figure size|^\(?<(?:IPython|diffnb|function|class|Axes)\b|^\(None(?:, None)*\)$|torch\.autograd\.grad_mode|ipykernel_\d|\bat 0x[0-9a-f]{6}",
+    r"<Figure size|^\(?<(?:IPython|diffnb|function|class|Axes)\b|^\(None(?:, None)*\)$|torch\.autograd\.grad_mode"
+    r"|ipykernel_\d|^findfont:|\bat 0x[0-9a-f]{6}",
     re.MULTILINE,
 )
 LIBRARIES = re.compile(r"/\S*/site-packages/")  # where a machine keeps them

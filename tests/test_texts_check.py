@@ -57,6 +57,7 @@ def pages(*cells):
         ),
         ("outputs", ("code", "plot()", [{"output_type": "execute_result", "data": {"text/plain": "(None, None)"}}]), "tells nothing"),
         ("outputs", ("code", "f()", [{"output_type": "stream", "text": "/tmp/ipykernel_28853/39.py:2: UserWarning: far"}]), "tells nothing"),
+        ("outputs", ("code", "f()", [{"output_type": "stream", "text": "findfont: Font family ['STIXGeneral'] not found."}]), "tells nothing"),
         ("outputs", ("code", "f()", [{"output_type": "stream", "text": "a figure <b> of None (None of it)"}]), None),
         ("outputs", ("code", "show()", [{"output_type": "stream", "text": "a sentence of many words " * 10}]), None),  # it wraps
     ],
