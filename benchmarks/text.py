@@ -3,7 +3,7 @@
 The emoji that come with the package; "withheld" are pictures that the model was not trained on (see make_emoji.py). Every name is drawn once from its
 caption "NAME, STYLE style", guided, and compared in the features of Inception (--weights, or DIFFNB_WEIGHTS) with the true pictures of all names in
 that style. The rank of the true picture is 1 where it is the nearest. Beside it stands what one gets without a model, by copying the picture of the
-same name in the other style. Writes results/text.json, results/text_prompts.png and results/text_copies.png; with --steps or --fast, which is the
+same name in the other style. Writes results/text.json, and text_prompts.png and text_copies.png for the pages; with --steps or --fast, which is the
 companion of few evaluations (--steps of them), only the table, results/text_STEPS.json or results/text_fast_STEPS.json:
 
     python benchmarks/text.py [--n 200] [--scale 3] [--steps 16] [--fast] [--weights DIR] [--known FILE]
@@ -28,6 +28,7 @@ from diffnb.metrics import InceptionFeatures, kernel_distance
 from diffnb.model import GenerativeModel
 
 RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parents[1] / "nbs" / "images"  # of the pages
 COMPOSITIONS = ("blue heart", "green square", "yellow circle")  # colour and shape were both seen, together they were not
 LANGUAGES = {"in Spanish": ", estilo {}", "in Chinese": "，{}风格"}  # how captions end in them
 PROMPTS = ("red apple", "green heart", "blue heart", "a blue square", "yellow circle", "cat", "dog face", "grinning face", "pizza", "house")
@@ -156,10 +157,10 @@ def main():
     if plain := args.steps is None and not fast:
         first = nearest.values.topk(8)
         pairs = [generated["withheld"][first.indices], pictures[[place[list(names[0])[k]] for k in nearest.indices[first.indices].tolist()]]]
-        Image.fromarray(grid(torch.cat(pairs), 8).numpy()).resize((8 * 2 * side, 4 * side), 0).save(RESULTS / "text_copies.png")
+        Image.fromarray(grid(torch.cat(pairs), 8).numpy()).resize((8 * 2 * side, 4 * side), 0).save(IMAGES / "text_copies.png")
         prompts = torch.cat([model.generate(4, seed=1, prompt=prompt, guidance_scale=args.scale) for prompt in PROMPTS])
         sheet = prompts.unflatten(0, (2, -1, 4)).transpose(0, 1).flatten(0, 2)  # two columns of prompts, four pictures each
-        Image.fromarray(grid(sheet, 8).numpy()).save(RESULTS / "text_prompts.png")
+        Image.fromarray(grid(sheet, 8).numpy()).save(IMAGES / "text_prompts.png")
 
     about = {"diffnb": diffnb.__version__, "torch": torch.__version__, "machine": platform.processor() or platform.machine()}
     about |= {"scale": args.scale, "n_steps": args.steps or model.n_steps, "side": side, "training": model.record, "seconds": round(seconds)}
