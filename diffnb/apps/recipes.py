@@ -398,18 +398,17 @@ def _celeba():
 
 # %% ../../nbs/12_apps/00_recipes.ipynb #24
 def recipe_table() -> str:  # Markdown
-    """Describe all recipes, a row each."""
-    rows = [
-        "| recipe | data | validated on | size | flip | network | process | predicts | rate | average | batch | epochs | score |",
-        "|" + "---|" * 13,
-    ]
+    """Describe all recipes, a column each."""
+    columns = [["", *"data, validated on, size, flip, network, process, predicts, rate, average, batch, epochs, score".split(", ")]]
     for name in RECIPES.names():
         r = RECIPES[name]()
         valid = f"{r.valid} split" if isinstance(r.valid, str) else f"{r.valid:.0%}"
         network = r.network if isinstance(r.network, str) else f"{r.network['widths'][0]} to {r.network['widths'][-1]}, {r.network['blocks']} blocks"
+        process = r.process if isinstance(r.process, str) and r.schedule is None else recipe_process(r)
         score = f"{r.metric}, every {r.metric_every}"
         data = r.data + (f", {r.split} splits" if r.split != "train" else "") + ("" if r.labels else ", no labels")
-        cells = [name, data, valid, r.size or "as it is", "yes" if r.flip else "no", network, recipe_process(r), r.parametrization]
+        cells = [name, data, valid, r.size or "as it is", "yes" if r.flip else "no", network, process, r.parametrization]
         cells += [f"{r.training.lr:g}, {r.training.rate}", r.training.ema, r.batch_size, r.epochs, score]
-        rows.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(rows)
+        columns.append([str(cell) for cell in cells])
+    head, *rows = [f"| {' | '.join(row)} |" for row in zip(*columns)]
+    return "\n".join([head, "|" + "---|" * len(columns), *rows])
