@@ -21,7 +21,6 @@ from .compare_runs import WorkPlan
 from .comparisons import AXES, NONE
 from ..core import write_atomically
 from ..printing import Table, counted, new_figure
-from ..training.plans import FEW
 
 # %% ../../nbs/12_apps/21_compare_results.ipynb #cmpc0006
 _COSTS = ("nfe", "seconds", "n_generated", "n_real")  # of one image; how many images
@@ -169,6 +168,8 @@ def report(
     cells: int,  # how many cells there are in all
 ) -> str:  # Markdown
     """Write all tables, scores first and times last."""
+    from diffnb.training.plans import FEW
+
     seeds = len({row["seed"] for row in rows})
     lines = ["# Comparison", "", f"{len(rows)} of {counted(cells, 'cell')} are finished. An entry is the mean ± the standard deviation over seeds"]
     lines[-1] += f" ({seeds} at most; fewer are in brackets); the floor is the same score of real images against real ones, of as many images."
