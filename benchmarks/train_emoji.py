@@ -6,6 +6,12 @@
     python benchmarks/train_emoji.py --data DATA --out RUN --from diffnb/assets/emoji.safetensors [--time-limit 8]
     python benchmarks/train_emoji.py --data DATA --out RUN --from diffnb/assets/emoji.safetensors --distill diffnb/assets/emoji_fast.safetensors
 
+and one that draws them in the latents of a codec, at 128 x 128 pixels:
+
+    python benchmarks/make_emoji.py --npm node_modules --out DATA128 --styles noto blob fluent flat --effort 0 --size 128
+    python benchmarks/train_codec.py --emoji DATA128 --out CODEC --size 128 --width 20 --minutes 30
+    python benchmarks/train_emoji.py --data DATA128 --out RUN --codec CODEC/codec.safetensors [--from diffnb/assets/emoji.safetensors]
+
 --time-limit is in hours of computing: CPU time of training steps, of all sittings together. The learning rate falls over the last quarter of them.
 RUN gets
 
@@ -19,7 +25,9 @@ it. With --distill, a model of few evaluations is made from the packed one, guid
 captions; it goes on with --resume, too.
 
 Where the state is lost, --from begins with the weights, steps and hours of a packed model; the optimizer and the average begin anew, and the rate
-rises again.
+rises again. A model of latents can begin with a model of pixels, too. They differ in the first and the last layer alone. A small picture is nearly a
+linear function of the latent of the large one, colour by colour, and the other way round, so the first layer of the new network is that of the old one
+after the best linear function, and the last one that of the old before it. The channels of detail begin with what the colours tell of them.
 """
 
 import argparse
@@ -42,6 +50,7 @@ from diffnb.denoise import Denoiser
 from diffnb.guidance import ClassifierFree
 from diffnb.model import GenerativeModel
 from diffnb.model.trained import Trained
+from diffnb.networks import Codec, ConvCodec, IdentityCodec
 from diffnb.networks.text import TextUNet, Vocabulary, split_words, word_vectors
 from diffnb.noise import EDM, Karras
 from diffnb.samplers import DPMSolverPP2M
@@ -50,7 +59,7 @@ from diffnb.training.checkpoints import load_state, optimizer_state, save_state,
 from diffnb.training.losses import Equal, LogNormal, stratified, weighted_mse
 from diffnb.training.steps import training_dtype
 
-SIDE = 32  # of the pictures; at 64 a step costs about four times as much
+SIDE = 32  # of what the network sees; at 64 a step costs about four times as much
 NETWORK = dict(widths=(48, 96, 96), blocks=1, attention_levels=(1, 2), unshuffle=2, embedding_width=192, text_width=128, text_depth=2, length=24)
 BATCH, LR, WARMUP, DECAY = 32, 1e-3, 500, 0.25  # images, peak rate, steps until it is reached, part of the training over which it falls
 TIMES = LogNormal(mean=-0.4, std=1.4)  # emoji are smooth and of high contrast: what they show is decided at more noise than in photographs
@@ -66,24 +75,32 @@ PROMPTS += ["corazón azul", "红苹果", "puppy, noto style", "purple car, flue
 class Emoji:
     """The pictures of a folder that make_emoji.py has made, and captions for them."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, side: int = SIDE):
         packed = (folder / "emoji.jsonl.gz").read_bytes()
         self.digest = hashlib.sha256(packed).hexdigest()
         self.records = [json.loads(line) for line in gzip.decompress(packed).decode().splitlines()]
         sheets = {}
         for style in {style for record in self.records for style in record["styles"]}:
             sheet = np.asarray(Image.open(folder / f"emoji_{style}.webp").convert("RGB"))
-            side = sheet.shape[1] // 32
-            cells = torch.from_numpy(sheet.reshape(-1, side, 32, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side).copy())
-            sheets[style] = resize_images(cells, SIDE)
+            own = sheet.shape[1] // 32
+            cells = torch.from_numpy(sheet.reshape(-1, own, 32, own, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, own, own).copy())
+            sheets[style] = resize_images(cells, side)
         pairs = [(place, style) for place, record in enumerate(self.records) for style in record["styles"]]
         self.train = [(place, style) for place, style in pairs if style not in self.records[place]["withheld"]]
         self.withheld = [(place, style) for place, style in pairs if style in self.records[place]["withheld"]]
-        self.sheets = sheets
+        self.sheets, self.latents, self.codec = sheets, sheets, None
 
-    def pictures(self, pairs: list[tuple[int, str]]) -> torch.Tensor:  # (n, 3, side, side) in [-1, 1]
-        """Look pictures up."""
-        return torch.stack([self.sheets[style][place] for place, style in pairs]).float() / 127.5 - 1
+    @torch.no_grad()
+    def encode(self, codec: Codec):
+        """Let the network see latents, each of whose channels has mean 0 and variance 1 on the pictures of training."""
+        self.codec = codec.standardise(torch.stack([self.sheets[style][place] for place, style in self.train]))
+        parts = {style: sheet.split(64) for style, sheet in self.sheets.items()}
+        self.latents = {style: torch.cat([codec.encode(part / 127.5 - 1) for part in own]) for style, own in parts.items()}
+
+    def pictures(self, pairs: list[tuple[int, str]]) -> torch.Tensor:  # (n, 3, side, side) in [-1, 1], or latents of such pictures
+        """Look up what the network sees."""
+        seen = torch.stack([self.latents[style][place] for place, style in pairs])
+        return seen.float() / 127.5 - 1 if self.codec is None else seen
 
     def vocabulary(self, length: int) -> Vocabulary:
         """Collect the words of all captions."""
@@ -123,13 +140,15 @@ class Training:
     def __init__(self, emoji: Emoji, out: Path):
         self.emoji, self.out, self.file = emoji, out, out / "train.safetensors"
         torch.manual_seed(0)
-        self.network = TextUNet(3, **NETWORK, further=emoji.vocabulary(NETWORK["length"]).further).to(memory_format=torch.channels_last)
+        channels = 3 if emoji.codec is None else emoji.codec.channels
+        self.network = TextUNet(channels, **NETWORK, further=emoji.vocabulary(NETWORK["length"]).further).to(memory_format=torch.channels_last)
         sigma_data = round(emoji.pictures(emoji.train).square().mean().sqrt().item(), 3)
         self.sde, self.parametrization, self.weight = EDM(), Karras(sigma_data=sigma_data), Equal()
         self.opt = torch.optim.AdamW(self.network.parameters(), LR, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.average = Average(list(self.network.parameters()), HalfLife(30_000))
         self.dtype = training_dtype(self.network, "cpu")
-        self.step, self.seconds, self.losses, self.first = 0, 0.0, [], 0  # the first step, from which the rate rises
+        self.step, self.seconds, self.losses = 0, 0.0, []
+        self.first, self.begun = 0, ""  # the step from which the rate rises, and what came before
         words = hashlib.sha256(word_vectors().vectors.numpy().tobytes()).hexdigest()
         self.facts = {
             "data": emoji.digest,
@@ -137,11 +156,13 @@ class Training:
             "network": repr({key: value for key, value in self.network.config.items() if key != "num_classes"}),
         }
         self.facts |= {"side": SIDE, "sigma_data": sigma_data, "batch": BATCH, "times": repr(TIMES)}
+        if emoji.codec is not None:
+            self.facts["codec"] = hashlib.sha256(emoji.codec.encode(torch.ones(1, 3, 8, 8)).numpy().tobytes()).hexdigest()
 
     def write(self):
         """Keep the state."""
         state = {"network": self.network.state_dict(), "optimizer": optimizer_state(self.opt), "average": self.average.state_dict()}
-        save_state(self.file, state | {"step": self.step, "seconds": self.seconds, "facts": self.facts, "first": self.first})
+        save_state(self.file, state | {"step": self.step, "seconds": self.seconds, "facts": self.facts, "first": self.first, "begun": self.begun})
 
     def read(self):
         """Go on from the state that was kept."""
@@ -151,16 +172,21 @@ class Training:
         self.network.load_state_dict(state["network"])
         set_optimizer_state(self.opt, state["optimizer"])
         self.average.load_state_dict(state["average"])
-        self.step, self.seconds, self.first = state["step"], state["seconds"], state["first"]
+        self.step, self.seconds, self.first, self.begun = state["step"], state["seconds"], state["first"], state.get("begun", "")
 
     def begin(self, path: Path):
         """Begin where a packed model ended."""
         model = GenerativeModel.load(path, device="cpu", verbose=False)
-        self.network.load_state_dict(model.trained.network.state_dict())
+        weights, spent = model.trained.network.state_dict(), model.trained.records[-1]
+        if other := weights["stem.weight"].shape != self.network.stem.weight.shape:
+            weights |= bridged(weights, self.emoji)
+        self.network.load_state_dict(weights)
         self.average = Average(list(self.network.parameters()), HalfLife(30_000))
-        spent = model.trained.records[-1]
-        self.step = self.first = spent["steps"]
-        self.seconds = float(spent["seconds"])
+        if other:
+            self.begun = f", begun with a model of pixels that had seen {spent['images_seen']} pictures in {spent['seconds'] / 3600:.1f} hours"
+        else:
+            self.step = self.first = spent["steps"]
+            self.seconds = float(spent["seconds"])
 
     @torch.no_grad()
     def pack(self, path: Path):
@@ -171,10 +197,11 @@ class Training:
             "seconds": round(self.seconds),
             "images_seen": self.step * BATCH,
             "batch_size": BATCH,
-            "data": f"emoji in four styles, {SIDE} x {SIDE}",
         }
-        shape = tuple(self.emoji.pictures(self.emoji.train[:1]).shape[1:])
-        trained = Trained(self.network, self.sde, self.parametrization, shape, records=(spent,))
+        shape = tuple(next(iter(self.emoji.sheets.values())).shape[1:])
+        spent["data"] = f"emoji in four styles, {shape[1]} x {shape[2]}{self.begun}"
+        codec = self.emoji.codec or IdentityCodec()
+        trained = Trained(self.network, self.sde, self.parametrization, shape, records=(spent,), codec=codec)
         GenerativeModel.of(trained, sampler="dpm-solver++2m", device="cpu", n_steps=16).save(path, torch.float16)
 
     def loss(self, pairs, captions, generator) -> torch.Tensor:
@@ -233,11 +260,43 @@ class Training:
         text = self.network.vocabulary.encode(PROMPTS)
         shape = len(text), *self.emoji.pictures(pairs[:1]).shape[1:]
         images = DPMSolverPP2M()(denoiser, shape=shape, n_steps=n_steps, seeds=NoiseSource.of(0, len(text)), condition={"text": text}).x
+        if self.emoji.codec is not None:
+            images = self.emoji.codec.decode(images)
         rows = (to_unit(images) * 255).round().byte().unflatten(0, (-1, 8)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
         Image.fromarray(rows.numpy()).save(self.out / f"grid_{self.step:07d}.png")
         torch._foreach_copy_(weights, raw)
         self.network.train()
         return sum(losses) / len(pairs)
+
+
+def bridged(weights: dict, emoji: Emoji) -> dict:  # first and last layer of a network of latents
+    """Put the best linear functions from latents to small pictures and back before the first layer and behind the last of a network of pixels."""
+    pairs, side = emoji.train[::8], emoji.latents[emoji.train[0][1]].shape[-1]
+    small = resize_images(torch.stack([emoji.sheets[style][place] for place, style in pairs]), side).double() / 127.5 - 1
+    z, rgb = (images.double().transpose(0, 1).flatten(1).mT for images in (emoji.pictures(pairs), small))
+
+    def fit(a, b):
+        found = torch.linalg.lstsq(torch.cat([a, torch.ones_like(a[:, :1])], 1), b).solution.float()
+        return found[:-1], found[-1]
+
+    (into, shift), (out, _) = fit(z, rgb), fit(rgb, z)
+    stem = weights["stem.weight"].unflatten(1, (3, -1))  # (width, colour, place, 3, 3)
+    head = weights["head.weight"].unflatten(0, (3, -1))  # (colour, place, width, 3, 3)
+    bias = weights["head.bias"].unflatten(0, (3, -1))
+    return {
+        "stem.weight": torch.einsum("wcphi,kc->wkphi", stem, into).flatten(1, 2),
+        "stem.bias": weights["stem.bias"] + torch.einsum("wcphi,c->w", stem, shift),
+        "head.weight": torch.einsum("cpwhi,ck->kpwhi", head, out).flatten(0, 1),
+        "head.bias": (out.mT @ bias).flatten(),
+    }
+
+
+def read_codec_run(path: Path) -> ConvCodec:
+    """Give the codec that train_codec.py has made, from the state that it keeps."""
+    state = load_state(path)
+    codec = ConvCodec(**json.loads(state["facts"]["settings"]))
+    codec.load_state_dict(state["training"]["network"])
+    return codec.eval().requires_grad_(False)
 
 
 def distill(emoji: Emoji, args):
@@ -256,6 +315,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that make_emoji.py has made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the state, progress and pictures")
+    parser.add_argument("--codec", type=Path, help="state of a codec that train_codec.py has made: draw its latents, of pictures four times as large")
     parser.add_argument("--time-limit", type=float, default=8.0, help="hours of computing, of all sittings together")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out, if there is one")
     parser.add_argument("--from", dest="model", type=Path, help="begin with the weights of this packed model")
@@ -269,7 +329,11 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     if args.distill is not None:
         return distill(Emoji(args.data), args)
-    training = Training(Emoji(args.data), args.out)
+    codec = IdentityCodec() if args.codec is None else read_codec_run(args.codec)
+    emoji = Emoji(args.data, SIDE * codec.patch)
+    if args.codec is not None:
+        emoji.encode(codec)
+    training = Training(emoji, args.out)
     if training.file.exists():
         if not args.resume:
             raise SystemExit(f"{training.file} holds a training already; go on with --resume, or give another folder")

@@ -970,7 +970,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024, slowes
     paths = sorted(str(path) for path in tmp_path.iterdir())
     _, out, err = program(script, *paths)
     memory, slowest = map(float, out.split())
-    assert memory < 200 and slowest < 1, out + err
+    assert memory < 200 and slowest < 3, out + err  # a third of a second on a quiet machine
 
 
 AUDIT = """
