@@ -26,7 +26,7 @@ captions; it goes on with --resume, too.
 
 Where the state is lost, --from begins with the weights, steps and hours of a packed model; the optimizer and the average begin anew, and the rate
 rises again. A model of latents can begin with a model of pixels, too. They differ in the first and the last layer alone. A small picture is nearly a
-linear function of the latent of the large one, colour by colour, and the other way round, so the first layer of the new network is that of the old one
+linear function of the latent of the large one, place by place, and the other way round. So the first layer of the new network is that of the old one
 after the best linear function, and the last one that of the old before it. The channels of detail begin with what the colours tell of them.
 """
 
