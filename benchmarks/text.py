@@ -4,9 +4,11 @@ The emoji that come with the package; "withheld" are pictures that the model was
 caption "NAME, STYLE style", guided, and compared in the features of Inception (--weights, or DIFFNB_WEIGHTS) with the true pictures of all names in
 that style. The rank of the true picture is 1 where it is the nearest. Beside it stands what one gets without a model, by copying the picture of the
 same name in the other style. Writes results/text.json, and text_prompts.png and text_copies.png for the pages; with --steps or --fast, which is the
-companion of few evaluations (--steps of them), only the table, results/text_STEPS.json or results/text_fast_STEPS.json:
+companion of few evaluations (--steps of them), only the table, results/text_STEPS.json or results/text_fast_STEPS.json. Another model's files have
+its name in theirs. Pictures are compared at the size that the model draws, and those of more than 64 pixels at 64, which is the size of the packaged
+ones; --side sets another for a comparison of models, and then, too, only the table is written:
 
-    python benchmarks/text.py [--n 200] [--scale 3] [--steps 16] [--fast] [--weights DIR] [--known FILE]
+    python benchmarks/text.py [--model emoji_128] [--n 200] [--scale 3] [--steps 16] [--fast] [--side 32] [--weights DIR] [--known FILE]
 """
 
 import argparse
@@ -51,6 +53,11 @@ def features(extractor, images):
     return F.normalize(torch.cat([extractor(part).flatten(1) for part in images.split(64)]).float(), dim=1)
 
 
+def resized(images, side):
+    """Images in [0, 1], brought to another size."""
+    return resize_images((images * 255).round().byte(), side).float() / 255
+
+
 def ranks(found, true, at):
     """The place of the true picture among all, by cosine similarity: 1 is the nearest."""
     similarity = found @ true.T
@@ -82,6 +89,7 @@ def main():
     parser.add_argument("--scale", type=float, default=3.0, help="guidance scale; the companion has learned its own")
     parser.add_argument("--steps", type=int, help="steps of the sampler; without it those of the model, and pictures are written too")
     parser.add_argument("--fast", action="store_true", help="the companion that was distilled from the packaged model")
+    parser.add_argument("--side", type=int, help="side in pixels at which pictures are compared; without it that of the model, at most 64")
     parser.add_argument("--known", type=Path, help="file to keep the features of all true pictures in, which take most of the time")
     parser.add_argument("--weights", default=os.environ.get("DIFFNB_WEIGHTS"), help="folder with the weights of Inception")
     args = parser.parse_args()
@@ -91,12 +99,12 @@ def main():
         model = GenerativeModel.pretrained(args.model, verbose=False, fast=args.fast)
     if fast := model.distilled is not None:
         args.scale = 1.0
-    extractor, side = InceptionFeatures(args.weights), model.shape[1]
+    extractor, side = InceptionFeatures(args.weights), args.side or min(model.shape[1], 64)
     train, held = read_emoji(), read_emoji((True,))
     names = [{own[0]: k for k, own in enumerate(images.captions)} for images in (train, held)]
 
     def draw(captions):
-        return model.generate(len(captions), args.steps, seed=0, prompt=list(captions), guidance_scale=args.scale)
+        return resized(model.generate(len(captions), args.steps, seed=0, prompt=list(captions), guidance_scale=args.scale), side)
 
     rows, generated, start = [], {}, time.perf_counter()
     every = read_emoji((False, True))
@@ -154,20 +162,23 @@ def main():
     real = [features(extractor, resize_images(images.images[: args.n], side).float() / 255) for images in (held, train)]
     (distance, error), (floor, _) = (kernel_distance(real[0], one) for one in (drawn, real[1]))
     seconds = time.perf_counter() - start
-    if plain := args.steps is None and not fast:
+    name = "text" + ("" if args.model == "emoji" else f"_{Path(args.model).stem}") + "_fast" * fast
+    if args.steps is None and args.side is None and not fast:
         first = nearest.values.topk(8)
         pairs = [generated["withheld"][first.indices], pictures[[place[list(names[0])[k]] for k in nearest.indices[first.indices].tolist()]]]
-        Image.fromarray(grid(torch.cat(pairs), 8).numpy()).resize((8 * 2 * side, 4 * side), 0).save(IMAGES / "text_copies.png")
-        prompts = torch.cat([model.generate(4, seed=1, prompt=prompt, guidance_scale=args.scale) for prompt in PROMPTS])
-        sheet = prompts.unflatten(0, (2, -1, 4)).transpose(0, 1).flatten(0, 2)  # two columns of prompts, four pictures each
-        Image.fromarray(grid(sheet, 8).numpy()).save(IMAGES / "text_prompts.png")
+        Image.fromarray(grid(torch.cat(pairs), 8).numpy()).resize((8 * 2 * side, 4 * side), 0).save(IMAGES / f"{name}_copies.png")
+        variants = 4 if model.shape[1] <= 64 else 2
+        prompts = torch.cat([model.generate(variants, seed=1, prompt=prompt, guidance_scale=args.scale) for prompt in PROMPTS])
+        sheet = prompts.unflatten(0, (8 // variants, -1, variants)).transpose(0, 1).flatten(0, 2)  # columns of prompts, so many pictures each
+        Image.fromarray(grid(sheet, 8).numpy()).quantize(256).save(IMAGES / f"{name}_prompts.png", optimize=True)
 
     about = {"diffnb": diffnb.__version__, "torch": torch.__version__, "machine": platform.processor() or platform.machine()}
     about |= {"scale": args.scale, "n_steps": args.steps or model.n_steps, "side": side, "training": model.record, "seconds": round(seconds)}
     stored = {"about": about, "rows": rows, "names": {style: len(k) for style, k in of_style.items()}, "prompts": PROMPTS}
     stored["copies"] = {"share_nearer_than_95_percent_of_originals": share}
     stored["kernel_distance"] = {"drawn": distance, "error": error, "floor": floor}
-    name = "text" + "_fast" * fast + ("" if plain else f"_{about['n_steps']}")
+    name += "" if args.steps is None and not fast else f"_{about['n_steps']}"
+    name += "" if args.side is None else f"_at_{side}"
     (RESULTS / f"{name}.json").write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
     print(f"{'':42} {'n':>4} {'first':>7} {'top 10':>7} {'median':>7}")
     for one in rows:

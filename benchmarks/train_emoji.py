@@ -11,6 +11,7 @@ and one that draws them in the latents of a codec, at 128 x 128 pixels:
     python benchmarks/make_emoji.py --npm node_modules --out DATA128 --styles noto blob fluent flat --effort 0 --size 128
     python benchmarks/train_codec.py --emoji DATA128 --out CODEC --size 128 --width 20 --minutes 30
     python benchmarks/train_emoji.py --data DATA128 --out RUN --codec CODEC/codec.safetensors [--from diffnb/assets/emoji.safetensors]
+    python benchmarks/train_emoji.py --data DATA128 --out RUN --side 128     for comparison: pixels, folded so that a step costs about as much
 
 --time-limit is in hours of computing: CPU time of training steps, of all sittings together. The learning rate falls over the last quarter of them.
 RUN gets
@@ -59,7 +60,7 @@ from diffnb.training.checkpoints import load_state, optimizer_state, save_state,
 from diffnb.training.losses import Equal, LogNormal, stratified, weighted_mse
 from diffnb.training.steps import training_dtype
 
-SIDE = 32  # of what the network sees; at 64 a step costs about four times as much
+SIDE = 32  # of what the network sees, latents or pixels; larger pictures are folded further, which costs no more
 NETWORK = dict(widths=(48, 96, 96), blocks=1, attention_levels=(1, 2), unshuffle=2, embedding_width=192, text_width=128, text_depth=2, length=24)
 BATCH, LR, WARMUP, DECAY = 32, 1e-3, 500, 0.25  # images, peak rate, steps until it is reached, part of the training over which it falls
 TIMES = LogNormal(mean=-0.4, std=1.4)  # emoji are smooth and of high contrast: what they show is decided at more noise than in photographs
@@ -140,8 +141,9 @@ class Training:
     def __init__(self, emoji: Emoji, out: Path):
         self.emoji, self.out, self.file = emoji, out, out / "train.safetensors"
         torch.manual_seed(0)
-        channels = 3 if emoji.codec is None else emoji.codec.channels
-        self.network = TextUNet(channels, **NETWORK, further=emoji.vocabulary(NETWORK["length"]).further).to(memory_format=torch.channels_last)
+        channels, side = emoji.pictures(emoji.train[:1]).shape[1:3]
+        settings = NETWORK | {"unshuffle": NETWORK["unshuffle"] * side // SIDE}
+        self.network = TextUNet(channels, **settings, further=emoji.vocabulary(NETWORK["length"]).further).to(memory_format=torch.channels_last)
         sigma_data = round(emoji.pictures(emoji.train).square().mean().sqrt().item(), 3)
         self.sde, self.parametrization, self.weight = EDM(), Karras(sigma_data=sigma_data), Equal()
         self.opt = torch.optim.AdamW(self.network.parameters(), LR, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -155,7 +157,7 @@ class Training:
             "words": words,
             "network": repr({key: value for key, value in self.network.config.items() if key != "num_classes"}),
         }
-        self.facts |= {"side": SIDE, "sigma_data": sigma_data, "batch": BATCH, "times": repr(TIMES)}
+        self.facts |= {"side": side, "sigma_data": sigma_data, "batch": BATCH, "times": repr(TIMES)}
         if emoji.codec is not None:
             self.facts["codec"] = hashlib.sha256(emoji.codec.encode(torch.ones(1, 3, 8, 8)).numpy().tobytes()).hexdigest()
 
@@ -315,6 +317,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that make_emoji.py has made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the state, progress and pictures")
+    parser.add_argument("--side", type=int, default=SIDE, help="of pictures without a codec: 32, 64 or 128 pixels, if the data has them")
     parser.add_argument("--codec", type=Path, help="state of a codec that train_codec.py has made: draw its latents, of pictures four times as large")
     parser.add_argument("--time-limit", type=float, default=8.0, help="hours of computing, of all sittings together")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out, if there is one")
@@ -330,7 +333,7 @@ def main():
     if args.distill is not None:
         return distill(Emoji(args.data), args)
     codec = IdentityCodec() if args.codec is None else read_codec_run(args.codec)
-    emoji = Emoji(args.data, SIDE * codec.patch)
+    emoji = Emoji(args.data, SIDE * codec.patch if args.codec else args.side)
     if args.codec is not None:
         emoji.encode(codec)
     training = Training(emoji, args.out)
