@@ -71,7 +71,7 @@ def _size(text):
 Model = Annotated[
     str,
     typer.Argument(
-        help="A file, a training's folder, or a packaged model: fashion_mnist, cifar10, emoji, emoji_fast, ...", metavar="MODEL", show_default=False
+        help="A file, a training's folder, or a packaged model: fashion_mnist, cifar10, emoji, emoji_128, ...", metavar="MODEL", show_default=False
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]

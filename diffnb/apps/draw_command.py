@@ -34,7 +34,7 @@ EMOJI_STYLES = ("noto", "blob", "fluent", "flat")  # in the captions that the pa
 
 def _check_style(style, model):
     """Check a style of the packaged model, which is known without it."""
-    if style is None or model not in ("emoji", "emoji_fast") or Path(model).exists():
+    if style is None or model not in ("emoji", "emoji_fast", "emoji_128") or Path(model).exists():
         return
     if style.strip().casefold() not in EMOJI_STYLES:
         raise ValueError(f"unknown style {style!r:.60}; the styles of the packaged model {model} are {', '.join(EMOJI_STYLES)}")
@@ -65,7 +65,7 @@ def draw(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="A model that takes text: a file, the folder of a training, or a packaged one: emoji, or emoji_fast of few steps."
+            "--model", "-m", help="A model that takes text: a file, the folder of a training, or a packaged one: emoji, emoji_fast of few steps, emoji_128 of larger pictures."
         ),
     ] = "emoji",
     negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.", show_default=False)] = None,

@@ -329,6 +329,7 @@ def test_what_is_packaged_is_small():
         "cifar10",
         "cifar10_fast",
         "emoji",
+        "emoji_128",
         "emoji_fast",
         "fashion_mnist",
         "fashion_mnist_fast",
