@@ -196,9 +196,28 @@ local function printed(div)
   })
 end
 
+-- Exported code is shown open. A cell that asks for it, by `#| folded: "what it is"`, has it folded under these words: a long class that only puts widgets
+-- together, which the text around it explains.
+local function folded(div)
+  local words = div.attributes.folded
+  div.attributes.folded = nil
+  return div:walk({
+    CodeBlock = function(block)
+      if block.attributes["code-fold"] then
+        block.attributes["code-fold"] = "true"
+        block.attributes["code-summary"] = "Exported source: " .. words
+        return block
+      end
+    end,
+  })
+end
+
 function Div(div)
   if line_of(div) then
     return documented(div)
+  end
+  if div.attributes.folded then
+    return folded(div)
   end
   return div.classes:includes("cell-output") and printed(div) or nil
 end

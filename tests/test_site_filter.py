@@ -100,3 +100,12 @@ def test_printed_table_scrolls_alone():
     assert "``` wrapped\n" + sentence.strip() in shown
     assert "    name    first  second\n    longer     1       2\n" in shown
     assert "def f(\n    a:int, # code\n):" in shown and "signature" not in shown
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_cell_that_asks_for_it_has_its_code_folded_under_its_words(asks):
+    """Others stay open, as nbdev has written them."""
+    option = ' folded="the canvas"' if asks else ""
+    shown = made(f'::: {{.cell{option}}}\n\n``` {{.python .cell-code code-fold="show" code-summary="Exported source"}}\nx = 1\n```\n\n:::\n')
+    assert ('code-fold="true"' in shown) == asks and ('code-summary="Exported source: the canvas"' in shown) == asks
+    assert "folded=" not in shown

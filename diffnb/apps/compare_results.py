@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -199,53 +200,77 @@ def quality_figure(
 ):  # a figure
     """Draw a score against what an image costs, a panel for each group."""
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
     groups = {heading: own for heading, own in grouped(rows).items() if any(score in row for row in own)}
     if not groups:
         raise ValueError(f"no row has the score {score!r}; there are {', '.join(score_names(rows))}")
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
-    figure = new_figure(figsize=(4.2 * columns, 3.2 * lines + 0.8), dpi=100, layout="constrained")
     labels, samplers = (list(dict.fromkeys(map(key, rows))) for key in (configuration, lambda row: row["sampler"]))
+    legend = 0.2 * -(-max(len(labels), len(samplers) + 1) // columns) + 0.5
+    figure = new_figure(figsize=(4.4 * columns, 3.2 * lines + legend), dpi=100, layout="constrained")
     for number, (heading, own) in enumerate(groups.items(), 1):
-        axes = figure.add_subplot(lines, columns, number)
+        axes, costs = figure.add_subplot(lines, columns, number), set()
         for i, label in enumerate(labels):
             for j, sampler in enumerate(samplers):
                 here = [row for row in own if configuration(row) == label and row["sampler"] == sampler and score in row]
                 if here:
                     cost, value = (statistics.fmean(row[key] for row in here) for key in (against, score))
+                    costs.add(cost)
                     bar = statistics.stdev(row[score] for row in here) if len(here) > 1 else None
                     axes.errorbar(cost, value, bar, fmt=_SHAPES[j % 12], color=f"C{i % 10}", markersize=6, alpha=0.8, elinewidth=1)
         if floors := [row[f"{score} floor"] for row in own if f"{score} floor" in row]:
             axes.axhline(statistics.fmean(floors), color="grey", linestyle=":", linewidth=1)
-        axes.set(title=heading, xlabel="evaluations an image" if against == "nfe" else "seconds an image", ylabel=score, xscale="log")
-        axes.title.set_fontsize(9)
-        low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    marks = [Line2D([], [], color=f"C{i % 10}", marker="o", linestyle="", label=label) for i, label in enumerate(labels)]
-    marks += [Line2D([], [], color="grey", marker=_SHAPES[j % 12], linestyle="", label=sampler) for j, sampler in enumerate(samplers)]
-    marks += [Line2D([], [], color="grey", linestyle=":", label="floor")]
-    figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+        axes.set(xscale="log")
+        axes.set_title(textwrap.fill(heading, 54), fontsize=9)
+        axes.set_xlabel("evaluations an image" if against == "nfe" else "seconds an image", fontsize=9)
+        axes.set_ylabel(score, fontsize=9)
+        axes.tick_params(labelsize=9)
+        few = sorted(costs)
+        if len(few) < 7 and all(high > 1.3 * low for low, high in zip(few, few[1:])):  # each has room for its own number
+            axes.xaxis.set_major_locator(FixedLocator(few))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xlim(few[0] / 1.5, few[-1] * 1.5)
+        else:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if few[-1] < 10 * few[0] else (1, 2, 5)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter("{x:.3g}")
+    colours = [Line2D([], [], color=f"C{i % 10}", marker="o", linestyle="", label=label) for i, label in enumerate(labels)]
+    shapes = [Line2D([], [], color="grey", marker=_SHAPES[j % 12], linestyle="", label=sampler) for j, sampler in enumerate(samplers)]
+    shapes += [Line2D([], [], color="grey", linestyle=":", label="floor")]
+    for handles, title, place in ((colours, "process", "outside lower left"), (shapes, "sampler", "outside lower right")):
+        figure.legend(handles=handles, title=title, loc=place, ncols=columns, fontsize=9, title_fontsize=9, frameon=False)
     return figure
 
 # %% ../../nbs/12_apps/21_compare_results.ipynb #1ea5debb
 def time_figure(
     rows: Sequence[dict],  # of `result_rows`
 ):  # a figure
-    """Draw the time of an image, a bar for each process and sampler, over all groups."""
+    """Draw the time of an image: a panel for each group, in it a bar for each process and sampler."""
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    groups = grouped(rows)
     labels, samplers = (list(dict.fromkeys(map(key, rows))) for key in (configuration, lambda row: row["sampler"]))
-    figure = new_figure(figsize=(7.2, 3.2), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    for j, sampler in enumerate(samplers):
-        times = [[1000 * row["seconds"] for row in rows if (configuration(row), row["sampler"]) == (label, sampler)] for label in labels]
-        places = [i + (j - (len(samplers) - 1) / 2) * 0.8 / len(samplers) for i in range(len(labels))]
-        axes.bar(places, [statistics.fmean(own) if own else 0 for own in times], 0.8 / len(samplers), label=sampler)
-    axes.set_xticks(range(len(labels)), labels, fontsize=9)
-    axes.set_ylabel("milliseconds an image")
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    columns = min(2, len(groups))
+    lines, each = -(-len(groups) // columns), 0.8 / len(samplers)
+    tall = 0.16 * len(labels) * (len(samplers) + 1) + 0.9
+    figure = new_figure(figsize=(4.4 * columns, tall * lines + 0.2 * -(-len(samplers) // (2 * columns)) + 0.3), dpi=100, layout="constrained")
+    for number, (heading, own) in enumerate(groups.items(), 1):
+        axes = figure.add_subplot(lines, columns, number)
+        for j, sampler in enumerate(samplers):
+            times = [[1000 * row["seconds"] for row in own if (configuration(row), row["sampler"]) == (label, sampler)] for label in labels]
+            bars = [(i + (j - (len(samplers) - 1) / 2) * each, statistics.fmean(one)) for i, one in enumerate(times) if one]
+            axes.barh([place for place, _ in bars], [mean for _, mean in bars], each, color=f"C{j % 10}")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_ylim(len(labels) - 0.5, -0.5)  # the first process above
+        axes.tick_params(labelsize=9)
+        axes.set_xlabel("milliseconds an image", fontsize=9)
+        axes.set_title(textwrap.fill(heading, 54), fontsize=9)
+    marks = [Patch(color=f"C{j % 10}", label=sampler) for j, sampler in enumerate(samplers)]
+    figure.legend(handles=marks, loc="outside lower center", ncols=2 * columns, fontsize=9, frameon=False)
     return figure
 
 # %% ../../nbs/12_apps/21_compare_results.ipynb #c5880f94

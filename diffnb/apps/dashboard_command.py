@@ -69,7 +69,7 @@ QUIET = {"version": 1, "loggers": {"tornado": {"level": "ERROR"}, "asyncio": {"l
 
 def server_settings(
     host: str,  # address to listen on
-    port: int,
+    port: int,  # to listen at
     token: str,  # what a visitor must know; empty: nothing
     browser: bool,  # whether to open one
 ) -> dict:  # as Voila reads it
@@ -176,7 +176,7 @@ def free_port(
 # %% ../../nbs/12_apps/12_dashboard_command.ipynb #46babe36
 def address_of(
     host: str,  # address to listen on
-    port: int,
+    port: int,  # at which it listens
 ) -> str:
     """Write the address under which a browser finds the page."""
     name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host

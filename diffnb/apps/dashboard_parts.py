@@ -94,7 +94,7 @@ def figure_of(
     link = "" if name is None else f'<figcaption><a download="{html.escape(name)}" href="data:image/png;base64,{data}">PNG</a></figcaption>'
     return f'<figure><img alt="{html.escape(alt)}" width="{width}" src="data:image/png;base64,{data}">{link}</figure>'
 
-
+# %% ../../nbs/12_apps/14_dashboard_parts.ipynb #274b780c
 def said(
     sentence: str,  # what there is to say; empty: nothing
     kind: str = "note",  # "note" or "fault"

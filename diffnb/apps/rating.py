@@ -110,7 +110,7 @@ class Share:
         """What the interval says: "first" or "second" where it lies on one side of a half, "open" where it holds it."""
         return "first" if self.low > 0.5 else "second" if self.high < 0.5 else "open"
 
-
+# %% ../../nbs/12_apps/16_rating.ipynb #d80498b0
 def as_csv(
     rows: Sequence[Mapping[str, Any]],  # all with the keys of the first
 ) -> bytes:  # a file; what is unknown is empty
@@ -125,7 +125,7 @@ def _chosen(question, side):
     """Which of the two an answer is for."""
     return "first" if (side == "left") == question.first_is_left else "second"
 
-
+# %% ../../nbs/12_apps/16_rating.ipynb #1ab61c14
 class _Answers:
     """What was answered, as rows, shares and a file."""
 

@@ -49,6 +49,8 @@ PLACES = {  # folders under the data root by which a known set is recognised
     "pets": ("oxford-iiit-pet",),
     "celeba": ("celeba",),
 }
+
+# %% ../../nbs/12_apps/15_workshop.ipynb #d0fda6bf
 LOOKED_AT = 1000  # files of a folder among which a picture must be for the folder to be offered
 
 
@@ -143,7 +145,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "thorough": {"network": "base", "batch_size": 128, "lr": 5e-4, "minutes": 480.0},
 }
 
-
+# %% ../../nbs/12_apps/15_workshop.ipynb #8e89bfe5
 @reading_settings
 @dataclass(frozen=True)
 class TrainingChoices(Ranged):
@@ -345,7 +347,7 @@ class Training(WorkshopJob):
         self.kept = self.studio.keep(model, choices.name, choices.data)
         return self.kept
 
-
+# %% ../../nbs/12_apps/15_workshop.ipynb #1e5fe2ba
 def _in_turn(model, n):
     """The classes in turn; None for a model without."""
     return [model.labels[k % len(model.labels)] for k in range(n)] if model.labels else None
@@ -392,7 +394,7 @@ def score_rows(
             rows.append({"metric": f"{result.name} {key}".strip(), "value": value, "floor": below, **errors, **counts})
     return rows
 
-
+# %% ../../nbs/12_apps/15_workshop.ipynb #9c92e13f
 def watched(
     model: GenerativeModel,  # what generates
     total: int,  # how many images it will make in all
@@ -505,7 +507,7 @@ class Workshop:
             pools.append(made)
         return self.rating.begin(pools[0], pools[1], (name, choices.second))
 
-
+# %% ../../nbs/12_apps/15_workshop.ipynb #3d766897
 def _share(watch, before, of, part):
     """Tell how far all has come, where one of several parts has come so far."""
     watch((before + part) / of)

@@ -27,7 +27,7 @@ from ..printing import new_figure
 LABELS = {"seed": "fixed_seed", "realism": "of_realism", "diversity": "of_diversity"}  # keys of texts that are not the name of the choice
 SAVED_BYTES = 2**24  # a model file up to this size can be saved from a page
 
-
+# %% ../../nbs/12_apps/17_workshop_pages.ipynb #8223aa77
 class WorkshopPage(Work):
     """What the pages of the workshop have in common."""
 
@@ -90,12 +90,17 @@ def curve_of(
     text: Callable[[str], str],  # gives the text of a key of `TRANSLATIONS`
 ) -> bytes:  # PNG, transparent, in greys that can be read on light and on dark
     """Draw the losses of a training."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(figsize=(5.2, 2.6), dpi=110, layout="constrained")
     axes, grey = figure.subplots(), "#808080"
-    axes.plot(*zip(*progress.losses), color="#5b8fc7", lw=1.2, label="train")
+    axes.plot(*zip(*progress.losses), color="#5b8fc7", lw=1.2, label=text("line_train"))
     if progress.valid:
-        axes.plot(*zip(*progress.valid), "o-", color="#d98032", ms=3, lw=1.2, label="valid")
+        axes.plot(*zip(*progress.valid), "o-", color="#d98032", ms=3, lw=1.2, label=text("line_valid"))
         axes.legend(frameon=False, labelcolor=grey, fontsize=9)
+    axes.set_xlabel(text("axis_step"), color=grey, fontsize=9)
+    axes.set_ylabel(text("axis_loss"), color=grey, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(colors=grey, labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -348,5 +353,5 @@ class RatingPage(WorkshopPage):
         told = said(self.text("share_is").format(first=first, second=second)) + table_of(head, rows) + "".join(map(said, words))
         self.result.value = told + link_to(self.job.csv(), "answers.csv", "CSV", "text/csv")
 
-
+# %% ../../nbs/12_apps/17_workshop_pages.ipynb #ebbddef1
 WORKSHOP_PAGES = {"train": TrainingPage, "evaluate": EvaluationPage, "rate": RatingPage}
