@@ -65,7 +65,9 @@ def draw(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="A model that takes text: a file, the folder of a training, or a packaged one: emoji, emoji_fast of few steps, emoji_128 of larger pictures."
+            "--model",
+            "-m",
+            help="A model of text: a file, the folder of a training, or packaged: emoji, emoji_fast of few steps, emoji_128 for larger pictures.",
         ),
     ] = "emoji",
     negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.", show_default=False)] = None,
