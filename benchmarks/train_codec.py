@@ -2,6 +2,7 @@
 
     python benchmarks/train_codec.py --out RUN [--data emoji] [--size 64] [--channels 8] [--minutes 180] [--resume]
     python benchmarks/train_codec.py --out RUN --emoji FOLDER --size 128 --width 20     for train_emoji.py --codec, of what make_emoji.py has drawn
+    python benchmarks/train_codec.py --out RUN2 --from RUN/codec.safetensors --noise 0.25 --emoji ... a decoder for latents that are less exact
     python benchmarks/codecs.py --codecs "ConvCodec, 8 channels" --train-minutes 180 --run RUN     measures it, and trains what is missing
 
 --minutes are of computing: CPU time of training steps, of all sittings together. The learning rate falls over the second half of them. A tenth of the
@@ -29,12 +30,24 @@ from diffnb.training.steps import training_dtype
 
 
 def trained(
-    images, channels: int, minutes: float, out: Path, resume: bool = True, width: int = 32, precision: str = "auto", rate: float = 1e-3
+    images,
+    channels: int,
+    minutes: float,
+    out: Path,
+    resume: bool = True,
+    width: int = 32,
+    precision: str = "auto",
+    rate: float = 1e-3,
+    noise: float = 0.05,
+    encoder: Path | None = None,
 ) -> tuple[CodecTraining, float]:  # and the minutes it took
     """Train until the minutes are used up, or somebody says stop."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    training = CodecTraining(images, channels=channels, width=width, rate=rate)
+    training = CodecTraining(images, channels=channels, width=width, rate=rate, noise=noise)
+    if encoder is not None:
+        training.network.load_state_dict(load_state(encoder)["training"]["network"])
+        training.network.encoder.requires_grad_(False)
     file, seconds, stop, losses = out / "codec.safetensors", 0.0, [], []
     dtype = training_dtype(training.network, "cpu", precision)
     facts = {"images": list(training.images.shape), "settings": json.dumps(training.network.config)}
@@ -86,6 +99,8 @@ def main():
     parser.add_argument("--emoji", type=Path, help="folder that make_emoji.py has made, in place of --data")
     parser.add_argument("--width", type=int, default=32, help="channels of the convolutions at half the side of the images")
     parser.add_argument("--channels", type=int, default=8, help="channels of the latents, each of 4 x 4 pixels")
+    parser.add_argument("--noise", type=float, default=0.05, help="on latents, in units of the standard deviation of each channel")
+    parser.add_argument("--from", dest="encoder", type=Path, help="state of a codec to begin with, whose encoder stays as it is")
     parser.add_argument("--minutes", type=float, default=180.0, help="minutes of computing, of all sittings together")
     parser.add_argument("--rate", type=float, default=1e-3, help="the largest learning rate; with 2e-3, a network of width 32 lost its way")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"], help="of the layers while training")
@@ -96,7 +111,8 @@ def main():
         kept, aside = (torch.stack([emoji.sheets[style][place] for place, style in own]) for own in (emoji.train, emoji.withheld))
     else:
         kept, aside = (own.images for own in image_set(options.data, size=options.size, verbose=False).split(0.1, seed=0))
-    training, minutes = trained(kept, options.channels, options.minutes, options.out, options.resume, options.width, options.precision, options.rate)
+    settings = (options.width, options.precision, options.rate, options.noise, options.encoder)
+    training, minutes = trained(kept, options.channels, options.minutes, options.out, options.resume, *settings)
     linear = PatchPCA.fit(kept, training.network.patch, options.channels)
     learned, simple = decibels(training.codec(), aside), decibels(linear, aside)
     print(f"{learned:.1f} dB on {len(aside)} pictures held out after {minutes:.0f} minutes; principal components {simple:.1f}")
