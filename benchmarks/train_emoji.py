@@ -11,6 +11,8 @@ and one that draws them in the latents of a codec, at 128 x 128 pixels:
     python benchmarks/make_emoji.py --npm node_modules --out DATA128 --styles noto blob fluent flat --effort 0 --size 128
     python benchmarks/train_codec.py --emoji DATA128 --out CODEC --size 128 --width 20 --minutes 30
     python benchmarks/train_emoji.py --data DATA128 --out RUN --codec CODEC/codec.safetensors [--from diffnb/assets/emoji.safetensors]
+    python benchmarks/train_codec.py --emoji DATA128 --out CODEC2 --size 128 --width 20 --minutes 9 --from CODEC/codec.safetensors --noise 0.25
+    python benchmarks/train_emoji.py --data DATA128 --out RUN --codec CODEC2/codec.safetensors --resume --pack diffnb/assets/emoji_128.safetensors
     python benchmarks/train_emoji.py --data DATA128 --out RUN --side 128     for comparison: pixels, folded so that a step costs about as much
 
 --time-limit is in hours of computing: CPU time of training steps, of all sittings together. The learning rate falls over the last quarter of them.
